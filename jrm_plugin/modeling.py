@@ -1,0 +1,269 @@
+"""The reward model: a vision-language backbone, one reward token, and a small head that scores its hidden state.
+
+Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions, V vocabulary, T critique tokens of the batch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+
+from jrm_plugin.configuration import JRMConfig, check_backbone_family
+from jrm_plugin.errors import JRMError
+from jrm_plugin.kernels import pool_reward_tokens
+
+if TYPE_CHECKING:
+    from jrm_plugin.processing import JRMProcessor
+
+
+@dataclass
+class JRMOutput(ModelOutput):
+    """What one forward pass gives.
+
+    `mu_SD`, `log_sigma_SD`: the Gaussian score of every sample and dimension, float32 (paper eq. 2 and 4).
+    `hidden_BH`: the reward token's hidden state of every sequence, the paper's shared representation h (eq. 1).
+    `critique_loss_T`: the cross-entropy of every critique token, float32 (paper eq. 6); absent without labels.
+    """
+
+    mu_SD: torch.Tensor | None = None
+    log_sigma_SD: torch.Tensor | None = None
+    hidden_BH: torch.Tensor | None = None
+    critique_loss_T: torch.Tensor | None = None
+
+
+class RewardHead(nn.Module):
+    """`[B, H]` hidden states to `(mu, log_sigma)`, each `[B, D]`: one RankNet-style MLP per dimension, in float32.
+
+    Paper section 3.2 (eq. 2) and appendix B.1; each MLP ends in two outputs, mu and log sigma.
+    """
+
+    def __init__(self, config: JRMConfig):
+        super().__init__()
+        self.bound = config.log_sigma_bound
+        hidden = config.get_text_config().hidden_size
+        self.heads = nn.ModuleList(self._mlp(hidden, config) for _ in config.dimensions)
+
+    @staticmethod
+    def _mlp(width: int, config: JRMConfig) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for k, next_width in enumerate(config.reward_head_widths):
+            layers += [nn.Linear(width, next_width), ACT2FN[config.reward_head_activation]]
+            if k == 0:
+                layers.append(nn.Dropout(config.reward_head_dropout))
+            width = next_width
+        return nn.Sequential(*layers, nn.Linear(width, 2))
+
+    def forward(self, hidden_BH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Scores are compared with each other: rounding them to bfloat16 would tie candidates that are not equal.
+        with torch.autocast(hidden_BH.device.type, enabled=False):
+            score_BD2 = torch.stack([head(hidden_BH.float()) for head in self.heads], dim=1)
+        mu_BD, log_sigma_BD = score_BD2.unbind(-1)
+        if self.bound is not None:
+            centre, half_range = self.bound
+            log_sigma_BD = centre + half_range * torch.tanh(log_sigma_BD)
+        return mu_BD, log_sigma_BD
+
+
+class JRMForRewardModeling(PreTrainedModel):
+    """Joint Reward Modeling (paper section 3.2) over a Hugging Face image-text-to-text backbone.
+
+    Start one from a pretrained backbone with [`~JRMForRewardModeling.from_backbone`]; load a trained one with
+    `from_pretrained(folder)`. A weight that is missing, unexpected or misshapen is an error that names it.
+    """
+
+    config_class = JRMConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["reward_head"]
+    # The loss is made in `jrm_plugin.losses`, from the per-token losses that `forward` returns.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: JRMConfig):
+        super().__init__(config)
+        self.backbone = AutoModelForImageTextToText.from_config(config.backbone_config)
+        self._no_split_modules = self.backbone._no_split_modules
+        self.reward_head = RewardHead(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module):
+        # The backbone initialises its own modules; what is left is the head, in torch's default initialisation.
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        dimension_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **_: Any,
+    ) -> JRMOutput:
+        """Scores sequences as [`JRMProcessor`] makes them.
+
+        Args:
+            input_ids, attention_mask: `[B, L]`, one reward token in each row.
+            pixel_values, image_grid_thw: the patches and grids of all images, in the order of their placeholders.
+            dimension_ids: `[B]`, absent in the `joint` layout. In `per_dimension`, the dimension of each sequence;
+                the D sequences of a sample stand next to each other.
+            labels: `[B, L]`, critique tokens where they stand and -100 elsewhere; gives `critique_loss_T`.
+
+        Raises:
+            ValueError: a sequence has no reward token or more than one.
+        """
+        hidden_BLH = self.backbone.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            mm_token_type_ids=(input_ids == self.config.backbone_config.image_token_id).int(),
+            use_cache=False,
+        ).last_hidden_state
+        hidden_BH = pool_reward_tokens(hidden_BLH, input_ids, self.config.reward_token_id).squeeze(1)
+        mu, log_sigma = self.reward_head(hidden_BH)
+        if dimension_ids is not None:  # each sequence is scored in its own dimension: [B, D] -> [S, D]
+            own = dimension_ids.unsqueeze(1)
+            mu, log_sigma = (x.gather(1, own).view(-1, len(self.config.dimensions)) for x in (mu, log_sigma))
+        return JRMOutput(
+            mu_SD=mu,
+            log_sigma_SD=log_sigma,
+            hidden_BH=hidden_BH,
+            critique_loss_T=None if labels is None else self.critique_loss(hidden_BLH, labels),
+        )
+
+    def critique_loss(self, hidden_BLH: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
+        """-log p of every critique token given all before it (paper eq. 6), `[T]` float32.
+
+        The hidden states that predict a critique token are selected before they are projected to the vocabulary, so
+        no `[B, L, V]` tensor is ever made.
+        """
+        target_BL = labels_BL[:, 1:]
+        is_critique_BL = target_BL != -100
+        logits_TV = self.get_output_embeddings()(hidden_BLH[:, :-1][is_critique_BL])
+        return nn.functional.cross_entropy(logits_TV.float(), target_BL[is_critique_BL], reduction="none")
+
+    @torch.no_grad()
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        """The backbone's own `generate`, for critiques: the language head continues after the reward token."""
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.config.backbone_config.image_token_id).int()
+        return self.backbone.generate(**inputs)
+
+    @classmethod
+    def from_backbone(
+        cls, name_or_path: str | Path, *, processor: "JRMProcessor", config: dict[str, Any] | None = None, **kwargs: Any
+    ) -> "JRMForRewardModeling":
+        """A reward model over a pretrained backbone, with a fresh reward token and head.
+
+        Args:
+            name_or_path: a hub name or local folder of one of `BACKBONE_FAMILIES`.
+            processor: from `JRMProcessor.from_backbone(name_or_path, ...)`; names the dimensions and the reward token.
+            config: further fields of [`JRMConfig`] (`reward_head_widths`, `log_sigma_bound`, ...).
+            kwargs: go to the backbone's `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+
+        The rows of tokens that the processor added start as the mean of the backbone's trained rows. Call
+        `torch.manual_seed` before for a reproducible head.
+        """
+        backbone_config = load_config(name_or_path, **{k: v for k, v in kwargs.items() if k == "revision"})
+        check_backbone_family(backbone_config.model_type)
+        kwargs.setdefault("dtype", torch.float32)
+        backbone, info = AutoModelForImageTextToText.from_pretrained(
+            name_or_path, config=backbone_config, output_loading_info=True, **kwargs
+        )
+        check_loading_info(info, name_or_path)
+        vocabulary = len(processor.tokenizer)
+        if backbone.get_input_embeddings().num_embeddings < vocabulary:
+            backbone.resize_token_embeddings(vocabulary, mean_resizing=False)
+        with torch.no_grad():
+            for embeddings in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+                old = embeddings.weight[: min(processor.added_token_ids)]
+                embeddings.weight[processor.added_token_ids] = old.float().mean(0).to(old.dtype)
+        model = cls._over(backbone, processor, config or {})
+        return model
+
+    @classmethod
+    def _over(cls, backbone: PreTrainedModel, processor: "JRMProcessor", fields: dict) -> "JRMForRewardModeling":
+        config = JRMConfig(
+            backbone_config=backbone.config,
+            dimensions=processor.dimensions,
+            reward_token_id=processor.reward_token_id,
+            dtype=backbone.dtype,
+            **fields,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        model.backbone = backbone
+        model.reward_head = RewardHead(config).to(backbone.device)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "JRMForRewardModeling":
+        """Loads what `save_pretrained` wrote.
+
+        Raises:
+            JRMError: the folder is no JRM checkpoint, or a weight is missing, unexpected or misshapen.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        if "config" not in kwargs:
+            config = load_config(folder, **{k: v for k, v in kwargs.items() if k in ("revision", "token")})
+            if config.model_type != JRMConfig.model_type:
+                raise JRMError(
+                    f"{folder} holds a model of type {config.model_type!r}, not a JRM checkpoint; "
+                    "train one from it with `jrm train`, or give a folder that `jrm train` wrote."
+                )
+        try:
+            model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        except OSError as error:
+            raise JRMError(f"the checkpoint {folder} cannot be loaded: {first_line(error)}") from error
+        except RuntimeError as error:  # transformers raises on misshapen weights, and names them
+            raise JRMError(f"the weights in {folder} do not fit its config: {first_line(error)}") from error
+        check_loading_info(info, folder)
+        return (model, info) if wants_info else model
+
+
+def load_config(folder: str | Path, **kwargs: Any):
+    """`AutoConfig.from_pretrained`, with one clear error for a folder that holds no model."""
+    try:
+        return AutoConfig.from_pretrained(folder, **kwargs)
+    except (OSError, ValueError) as error:
+        raise JRMError(
+            f"{folder} is neither a model folder nor a model that can be fetched ({first_line(error)}); "
+            "give a folder with a config.json, or a hub name."
+        ) from error
+
+
+def check_loading_info(info: dict[str, Any], folder: str | Path) -> None:
+    """Raises [`JRMError`] that names every weight that did not load as saved."""
+    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        named = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
+        raise JRMError(
+            f"the weights in {folder} do not fit the model ({named}); "
+            "the checkpoint is damaged or was made by another version, so nothing was loaded."
+        )
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+AutoModel.register(JRMConfig, JRMForRewardModeling)
