@@ -58,8 +58,8 @@ def accuracy_difference(correct_first_N, correct_second_N) -> dict:
 
     The pairs are the same, so only those count on which the models disagree: with b pairs right in the first model
     alone and c in the second alone, value = (b - c)/n and SE² = (b + c - (b - c)²/n) / n² (McNemar 1947; interval
-    value ± 1.96·SE). One disagreement is added to each side (Agresti & Min 2005: b + 0.5, c + 0.5, n + 2 in the
-    interval), so that few disagreements do not give an interval of width zero.
+    value ± 1.96·SE). For the interval half a pair is added to each of the four outcomes (b + 0.5, c + 0.5, n + 2;
+    Agresti & Min 2005), so that few disagreements do not give an interval of width zero.
     """
     first_N, second_N = _vector(correct_first_N, "correct_first_N"), _vector(correct_second_N, "correct_second_N")
     if len(first_N) != len(second_N) or not len(first_N):
@@ -187,6 +187,8 @@ def effective_rank(hidden_NH, *, bootstrap: int = 200, group_size: int = 1, seed
             f"group_size={group_size} and hidden states of shape {hidden_NH.shape}."
         )
     groups = len(hidden_NH) // group_size
+    if groups < 8:  # fewer, and a resample may hold one group only, which has no centred spectrum
+        raise JRMError(f"The effective rank needs at least 8 groups of samples, got {groups}; score more samples.")
     rows_GS = np.arange(len(hidden_NH)).reshape(groups, group_size)
     result = {"n": len(hidden_NH), "features": hidden_NH.shape[1]}
     for name, centred in (("raw", False), ("centred", True)):
@@ -194,7 +196,7 @@ def effective_rank(hidden_NH, *, bootstrap: int = 200, group_size: int = 1, seed
         entropy = spectral_entropy(values)
         rng = np.random.default_rng(seed)
         resampled = []
-        while len(resampled) < bootstrap:
+        for _ in range(bootstrap):
             rows = rows_GS[rng.integers(0, groups, groups)].ravel()
             resampled.append(np.exp(spectral_entropy(singular_values(hidden_NH[rows], centred=centred))))
         value, half = float(np.exp(entropy)), float(Z95 * np.std(resampled, ddof=1))
