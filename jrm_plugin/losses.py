@@ -21,7 +21,7 @@ def with_overall(mu_ND: torch.Tensor, log_sigma_ND: torch.Tensor) -> tuple[torch
     return torch.cat([mu_ND, overall_mu_N], -1), torch.cat([log_sigma_ND, overall_log_sigma_N], -1)
 
 
-def ranking_loss(
+def ranking_loss_per_label(
     mu_chosen_ND: torch.Tensor,
     log_sigma_chosen_ND: torch.Tensor,
     mu_rejected_ND: torch.Tensor,
@@ -31,31 +31,38 @@ def ranking_loss(
     tie_threshold: float = 0.0,
     objective: str = "marginal",
 ) -> torch.Tensor:
-    """L_rank (paper eq. 5): a pair's loss is the mean over what it is labelled in; the result the mean over pairs.
+    """-log P of every label (paper eq. 4-5), `[N, C]`, zero where there is none.
 
     Args:
         mu_*, log_sigma_*: `[N, D]` scores of both samples of each pair.
         label_NC: 1 where the chosen sample is better, 0 for a tie, -1 where the rejected one is better, and NaN where
-            the pair has no label; the last column is the overall label. A pair without any label has loss zero.
+            the pair has no label; the last column is the overall label.
         tie_threshold, objective: see [`uncertainty_ranking_loss`].
     """
     mu_i, log_sigma_i = with_overall(mu_chosen_ND, log_sigma_chosen_ND)
     mu_j, log_sigma_j = with_overall(mu_rejected_ND, log_sigma_rejected_ND)
-    labelled_NC = ~label_NC.isnan()
     # A preference for j over i is the loss of the swapped pair.
     swap_NC = label_NC < 0
-    loss_NC = uncertainty_ranking_loss(
+    return uncertainty_ranking_loss(
         torch.where(swap_NC, mu_j, mu_i),
         torch.where(swap_NC, log_sigma_j, log_sigma_i),
         torch.where(swap_NC, mu_i, mu_j),
         torch.where(swap_NC, log_sigma_i, log_sigma_j),
         tie=label_NC == 0,
         tie_threshold=tie_threshold,
-        weight=labelled_NC.to(mu_i.dtype),
+        weight=(~label_NC.isnan()).to(mu_i.dtype),
         objective=objective,
         reduction="none",
     )
-    return (loss_NC.sum(-1) / labelled_NC.sum(-1).clamp(min=1)).mean()
+
+
+def ranking_loss(loss_NC: torch.Tensor, label_NC: torch.Tensor) -> torch.Tensor:
+    """L_rank: the mean over pairs of each pair's mean over what it is labelled in.
+
+    Args: as [`ranking_loss_per_label`] gives and takes them. A pair labelled only overall trains the overall score.
+    """
+    labels_N = (~label_NC.isnan()).sum(-1)
+    return (loss_NC.sum(-1) / labels_N.clamp(min=1)).mean()
 
 
 def joint_loss(rank_loss: torch.Tensor, critique_loss: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -1,0 +1,67 @@
+"""Hyperparameters of joint reward training; the defaults are the paper's (appendix B.1)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import RewardConfig
+
+
+@dataclass
+class JointRewardConfig(RewardConfig):
+    r"""Configuration of [`JointRewardTrainer`]: TRL's `RewardConfig` with the paper's defaults and the joint loss.
+
+    The paper's global batch of 64 pairs is 2 a device, 4 accumulation steps and 8 devices.
+
+    Parameters:
+        alpha (`float`, defaults to `0.7`):
+            Weight of the language loss in `(1 - alpha) * L_rank + alpha * L_LM` (eq. 7). 1 trains on critiques alone,
+            0 on preferences alone.
+        objective (`str`, defaults to `"marginal"`):
+            `marginal`: -log E[sigmoid] as eq. (4)-(5) say; `expected`: E[-log sigmoid], as HPSv3's and EditReward's
+            code computes.
+        tie_threshold (`float`, defaults to `0.0`):
+            Threshold of the Rao-Kupper model of ties; with 0 a tie is half a win each way.
+        max_length (`int`, defaults to `8192`):
+            Longest sequence in tokens, images and critiques included. A longer pair is an error, never cut.
+        max_pixels (`int`, defaults to `200704`):
+            Larger images are scaled down to this many pixels.
+        muon_learning_rate (`float`, *optional*):
+            If given, the matrices inside the transformer blocks are updated by Muon at this rate, all else by AdamW
+            at `learning_rate`. For small models that are trained from scratch.
+    """
+
+    alpha: float = field(default=0.7, metadata={"help": "Weight of the language loss, 0 to 1 (eq. 7)."})
+    objective: str = field(default="marginal", metadata={"help": "`marginal` or `expected`."})
+    tie_threshold: float = field(default=0.0, metadata={"help": "Rao-Kupper threshold of ties, >= 0."})
+    max_length: int | None = field(default=8192, metadata={"help": "Longest sequence; a longer pair is an error."})
+    max_pixels: int = field(default=200_704, metadata={"help": "Larger images are scaled down to this many pixels."})
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of Muon for the matrices inside the transformer blocks."}
+    )
+
+    # The paper's hyperparameters, appendix B.1.
+    learning_rate: float = field(default=2e-6, metadata={"help": "Peak learning rate of AdamW."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's beta 1."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's beta 2."})
+    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or a share of them if below 1."})
+    num_train_epochs: float = field(default=10, metadata={"help": "Epochs."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Pairs a device and step."})
+    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Steps accumulated for one update."})
+    gradient_checkpointing_kwargs: dict | str | None = field(
+        default_factory=lambda: {"use_reentrant": False}, metadata={"help": "Non-reentrant checkpointing."}
+    )
+    # TRL switches dropout off; the reward head's is part of the method.
+    disable_dropout: bool = field(default=False, metadata={"help": "Whether to switch off all dropout."})
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
+        if self.objective not in ("marginal", "expected"):
+            raise ValueError(f"objective must be 'marginal' or 'expected', got {self.objective!r}.")
+        if self.tie_threshold < 0:
+            raise ValueError(f"tie_threshold must not be negative, got {self.tie_threshold}.")

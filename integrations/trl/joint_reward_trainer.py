@@ -1,0 +1,325 @@
+"""Joint reward training on TRL's `RewardTrainer`: preferences and critiques at once (paper section 3.2).
+
+Shape suffixes: N pairs, B sequences, L length, D dimensions, C = D + 1 (the dimensions and the overall score).
+"""
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from trl import RewardTrainer
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
+from jrm_plugin.kernels import win_probability
+from jrm_plugin.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
+from jrm_plugin.metrics import brier_score, calibration_bins, expected_calibration_error
+from jrm_plugin.modeling import JRMForRewardModeling
+from jrm_plugin.optimization import MuonWithAdamW, muon_groups
+from jrm_plugin.processing import JRMProcessor
+from jrm_plugin.samples import OVERALL, CritiqueExample, PreferencePair, example_from_record, example_to_record
+
+Example = PreferencePair | CritiqueExample
+
+# The one column of a training dataset: an example as JSON text. Images stay paths until the collator opens them.
+COLUMN = "example"
+STAGING_DIR = ".saving"
+
+
+def to_dataset(examples: Sequence[Example]) -> Dataset:
+    """Examples as a `datasets.Dataset` with the one column that [`JointRewardTrainer`] reads."""
+    return Dataset.from_dict({COLUMN: [json.dumps(example_to_record(example)) for example in examples]})
+
+
+def from_row(row: dict[str, str]) -> Example:
+    """The example that a row of [`to_dataset`]'s holds."""
+    return example_from_record(json.loads(row[COLUMN]))
+
+
+@dataclass
+class JointRewardCollator:
+    """Makes a batch of rows: the N chosen samples and then the N rejected ones, with critiques and `preference_NC`.
+
+    `preference_NC` holds 1, 0 or -1 (see [`PreferencePair`]) and NaN where there is no label; it is absent in a batch
+    of [`CritiqueExample`]s.
+    """
+
+    processor: JRMProcessor
+
+    def __call__(self, rows: list[dict[str, str]]) -> dict[str, torch.Tensor]:
+        examples = [from_row(row) for row in rows]
+        if isinstance(examples[0], CritiqueExample):
+            return self.processor([e.sample for e in examples], [e.text for e in examples])
+        batch = self.processor(
+            [e.chosen for e in examples] + [e.rejected for e in examples],
+            [e.chosen_critiques for e in examples] + [e.rejected_critiques for e in examples],
+        )
+        columns = [*self.processor.dimensions, OVERALL]
+        labels = [[e.labels.get(column, float("nan")) for column in columns] for e in examples]
+        return batch | {"preference_NC": torch.tensor(labels, dtype=torch.float32)}
+
+
+class JointRewardTrainer(RewardTrainer):
+    """Trains a [`JRMForRewardModeling`] on preference pairs, critiques, or both.
+
+    Args:
+        model: the reward model, or a peft model around one.
+        processor: its processor, saved with every checkpoint.
+        args: hyperparameters; by default the paper's.
+        train_dataset: preference pairs, or `CritiqueExample`s (language warm start, with `alpha=1`), as a sequence or
+            as [`to_dataset`] makes them.
+        eval_dataset: preference pairs, or several sets of them by name.
+        kwargs: further arguments of TRL's `RewardTrainer` (`callbacks`, `peft_config`, ...).
+
+    Logs, per dimension and overall, the accuracy on pairs that are no tie, mean sigma, the Brier score and expected
+    calibration error of the predicted preference, both component losses, and the same for every evaluation set.
+
+    Raises:
+        JRMError: a sequence is longer than `max_length`, or the examples do not fit `alpha`.
+    """
+
+    _tag_names = ["trl", "joint-reward-trainer", "jrm"]
+    _name = "Joint Reward"
+
+    def __init__(
+        self,
+        model: JRMForRewardModeling,
+        processor: JRMProcessor,
+        args: JointRewardConfig | None = None,
+        *,
+        train_dataset: Dataset | Sequence[Example],
+        eval_dataset: Dataset | Sequence[Example] | dict[str, Dataset | Sequence[Example]] | None = None,
+        **kwargs: Any,
+    ):
+        args = args or JointRewardConfig("jrm-joint-reward")
+        self.processor = processor
+        processor.max_pixels = args.max_pixels
+        # Sums over what was seen since the last log, by mode; see `_record`.
+        self._outcomes: dict[str, defaultdict[str, list]] = {m: defaultdict(list) for m in ("train", "eval")}
+        self._staging = False
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: _as_dataset(dataset) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = _as_dataset(eval_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processor.tokenizer,
+            data_collator=JointRewardCollator(processor),
+            train_dataset=_as_dataset(train_dataset),
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+
+    # -- data
+
+    def _prepare_dataset(self, dataset: Dataset | IterableDataset, processing_class, args, dataset_name: str):
+        """Checks every example before training starts: its kind, its images' headers, and its length in tokens."""
+        if isinstance(dataset, IterableDataset):
+            raise JRMError(f"the {dataset_name} set is a stream, whose lengths cannot be checked; give a Dataset.")
+        rows = tqdm(dataset, desc=f"Checking {dataset_name}", unit="example", disable=args.disable_tqdm, leave=False)
+        too_long = []
+        for number, row in enumerate(rows):
+            example = from_row(row)
+            if isinstance(example, CritiqueExample) and args.alpha < 1:
+                raise JRMError(
+                    f"example {number} of the {dataset_name} set has no preference; a language warm start needs alpha: 1."
+                )
+            length = self._length(example)
+            if args.max_length is not None and length > args.max_length:
+                too_long.append((number, length))
+        if too_long:
+            number, length = too_long[0]
+            raise JRMError(
+                f"{len(too_long)} of {len(dataset)} examples of the {dataset_name} set are longer than max_length="
+                f"{args.max_length} tokens, the first is example {number} with {length}; "
+                "raise max_length, lower max_pixels, or leave those examples out."
+            )
+        return dataset
+
+    def _length(self, example: Example) -> int:
+        if isinstance(example, CritiqueExample):
+            return self.processor.sequence_length(example.sample, 0, example.text)
+        sides = ((example.chosen, example.chosen_critiques), (example.rejected, example.rejected_critiques))
+        return max(
+            self.processor.sequence_length(sample, sequence, critiques)
+            for sample, critiques in sides
+            for sequence in range(self.processor.sequences_per_sample)
+        )
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = [COLUMN]
+
+    # -- the loss
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """Also counts the critique tokens of the whole update, over accumulation steps and ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [_critique_tokens(batch["labels"]) for batch in batches]
+        total = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
+        return batches, self.accelerator.gather(total).sum()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mode = "train" if self.model.training else "eval"
+        label_NC = inputs.pop("preference_NC", None)
+        if self.args.alpha == 0:
+            inputs.pop("labels")
+        outputs = model(**inputs)
+
+        rank_loss = critique_loss = outputs.mu_SD.new_zeros(())
+        if label_NC is not None:
+            chosen, rejected = zip(*(x.chunk(2) for x in (outputs.mu_SD, outputs.log_sigma_SD)), strict=True)
+            loss_NC = ranking_loss_per_label(
+                *chosen,
+                *rejected,
+                label_NC,
+                tie_threshold=self.args.tie_threshold,
+                objective=self.args.objective,
+            )
+            rank_loss = ranking_loss(loss_NC, label_NC)
+            self._record(mode, chosen, rejected, label_NC, loss_NC)
+        if outputs.critique_loss_T is not None:
+            critique_loss = self._mean_critique_loss(outputs.critique_loss_T, mode, num_items_in_batch)
+        if self.args.alpha == 1:  # the scores take no part, but DDP expects a gradient for the reward head
+            rank_loss = rank_loss.detach() + 0 * (outputs.mu_SD + outputs.log_sigma_SD).sum()
+        loss = joint_loss(rank_loss, critique_loss, self.args.alpha)
+        return (loss, outputs) if return_outputs else loss
+
+    def _mean_critique_loss(self, loss_T: torch.Tensor, mode: str, total: torch.Tensor | None) -> torch.Tensor:
+        outcomes = self._outcomes[mode]
+        sums = torch.stack([loss_T.detach().sum(), loss_T.new_tensor(float(len(loss_T)))]).unsqueeze(0)
+        outcomes["critique_sum_and_count"].append(self.accelerator.gather(sums).sum(0).cpu())
+        if mode == "eval" or total is None:
+            return loss_T.sum() / max(len(loss_T), 1)
+        # The mean over the whole update: Trainer divides by the accumulation steps, DDP by the ranks.
+        share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        return loss_T.sum() * share / total.clamp(min=1)
+
+    # -- what is logged
+
+    @torch.no_grad()
+    def _record(self, mode: str, chosen, rejected, label_NC: torch.Tensor, loss_NC: torch.Tensor) -> None:
+        """Keeps each pair's outcome, so that what is logged is a mean over pairs and not over batches."""
+        (mu_i, log_sigma_i), (mu_j, log_sigma_j) = with_overall(*chosen), with_overall(*rejected)
+        per_pair_NCK = torch.stack(
+            [
+                label_NC,
+                mu_i - mu_j,
+                win_probability(mu_i, log_sigma_i, mu_j, log_sigma_j),
+                (log_sigma_i.exp() + log_sigma_j.exp()) / 2,
+                loss_NC.masked_fill(label_NC.isnan(), float("nan")),
+            ],
+            dim=-1,
+        )
+        self._outcomes[mode]["pairs_NCK"].append(self.accelerator.gather_for_metrics(per_pair_NCK).float().cpu().numpy())
+
+    def _metrics_since_last_log(self, mode: str) -> dict[str, float]:
+        outcomes, metrics = self._outcomes[mode], {}
+        if outcomes["critique_sum_and_count"]:
+            total, count = torch.stack(outcomes["critique_sum_and_count"]).sum(0).tolist()
+            if count:
+                metrics["critique_loss"] = total / count
+        if outcomes["pairs_NCK"]:
+            label_NC, margin_NC, probability_NC, sigma_NC, loss_NC = np.moveaxis(
+                np.concatenate(outcomes["pairs_NCK"]), -1, 0
+            )
+            metrics["rank_loss"] = float(np.nanmean(np.nanmean(loss_NC, axis=1)))
+            for c, name in enumerate([*self.processor.dimensions, OVERALL]):
+                metrics[f"sigma/{name}"] = float(sigma_NC[:, c].mean())
+                decided = np.abs(label_NC[:, c]) == 1
+                if decided.any():
+                    won = label_NC[decided, c] > 0
+                    metrics[f"accuracy/{name}"] = float((label_NC[decided, c] * margin_NC[decided, c] > 0).mean())
+                    bins = calibration_bins(probability_NC[decided, c], won)
+                    metrics[f"brier/{name}"] = brier_score(probability_NC[decided, c], won)
+                    metrics[f"calibration_error/{name}"] = expected_calibration_error(bins)
+        outcomes.clear()
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            logs.update(self._metrics_since_last_log("train"))
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
+        self._outcomes["eval"].clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self._metrics_since_last_log("eval")
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    # -- the optimizer
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.args.muon_learning_rate is not None:
+            model = self.model if model is None else model
+            self.optimizer = MuonWithAdamW(
+                muon_groups(
+                    model,
+                    set(self.get_decay_parameter_names(model)),
+                    muon_lr=self.args.muon_learning_rate,
+                    weight_decay=self.args.weight_decay,
+                ),
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                weight_decay=self.args.weight_decay,
+            )
+        return super().create_optimizer(model)
+
+    # -- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        super()._save(output_dir, state_dict)
+        folder = output_dir or self.args.output_dir
+        self.processor.save_pretrained(folder)
+        self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, STAGING_DIR) if self._staging else folder
+
+    def _save_checkpoint(self, model, trial):
+        """Writes the checkpoint beside its place and then renames it, so that a half-written one is never found."""
+        run_folder = Path(super()._get_output_dir(trial))
+        staging = run_folder / STAGING_DIR
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if self.state.best_global_step:
+                best = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+                self.state.best_model_checkpoint = str(best)
+                self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            shutil.rmtree(run_folder / name, ignore_errors=True)
+            os.replace(staging / name, run_folder / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(
+                str(run_folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        self.accelerator.wait_for_everyone()
+
+
+def _as_dataset(examples: Dataset | IterableDataset | Sequence[Example]) -> Dataset | IterableDataset:
+    return examples if isinstance(examples, Dataset | IterableDataset) else to_dataset(examples)
+
+
+def _critique_tokens(labels_BL: torch.Tensor) -> torch.Tensor:
+    return (labels_BL[:, 1:] != -100).sum()
