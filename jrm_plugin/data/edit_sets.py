@@ -1,0 +1,249 @@
+"""What the two made-up edit sets share: how an edit can go wrong, what that is worth, and how a set is written.
+
+An edit has two candidates. Each candidate has one failure in following the instruction (or none) and one flaw of the
+picture (or none); the scores of 1 to 4 follow from those two, and the overall score is their sum.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from jrm_plugin.data.edit_reward import write_edit_reward, write_language, write_text
+from jrm_plugin.errors import JRMError
+from jrm_plugin.samples import DIMENSIONS, OVERALL, Critique, CritiqueExample, EditRegion, PreferencePair, Sample
+
+FAILURE_SCORES = {"none": 4, "partial": 3, "over_edit": 3, "wrong_value": 2, "wrong_object": 2, "ignored": 1}
+QUALITY_SCORES = {"clean": 4, "mild_noise": 3, "blur": 2, "seam": 2, "heavy_noise": 1}
+FAILURE_WEIGHTS = {
+    "none": 0.36,
+    "ignored": 0.16,
+    "wrong_object": 0.16,
+    "wrong_value": 0.16,
+    "partial": 0.08,
+    "over_edit": 0.08,
+}
+QUALITY_WEIGHTS = {"clean": 0.60, "mild_noise": 0.10, "blur": 0.10, "seam": 0.10, "heavy_noise": 0.10}
+QUALITY_WORDS = {
+    "clean": "the image is clean",
+    "mild_noise": "there is mild noise",
+    "heavy_noise": "there is heavy noise",
+    "blur": "the image is blurred",
+    "seam": "there is a seam",
+}
+PLACES = ("top-left", "top", "top-right", "left", "middle", "right", "bottom-left", "bottom", "bottom-right")
+
+# What the language warm start asks for: what is in one image, and what an edit changed, told in two orders.
+LANGUAGE_PROMPTS = {"caption": "list objects", "diff": "list changes by place", "objdiff": "list changes by object"}
+_CAPTIONS = 0.14  # share of captions among the language rows; the changes halve the rest
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One edited image and everything that is true of it."""
+
+    image: np.ndarray  # [height, width, 3] uint8
+    failure: str
+    quality: str
+    critiques: dict[str, Critique]
+    changes: dict[str, str]  # "diff" and "objdiff": the texts of the language warm start
+
+    @property
+    def scores(self) -> dict[str, int]:
+        return dict(zip(DIMENSIONS, (FAILURE_SCORES[self.failure], QUALITY_SCORES[self.quality]), strict=True))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One source image, one instruction and two candidates, the better one first."""
+
+    kind: str
+    instruction: str
+    scene: str  # what of the source image decides the split
+    source: np.ndarray
+    caption: str
+    candidates: tuple[Candidate, Candidate]
+
+
+def pick(rng: np.random.Generator, items):
+    """One item at random; of a dict, one key with its value as weight."""
+    if not isinstance(items, dict):
+        return items[int(rng.integers(len(items)))]
+    level = rng.random() * sum(items.values())
+    for item, weight in items.items():
+        level -= weight
+        if level < 0:
+            return item
+    return item
+
+
+def draw_outcomes(rng: np.random.Generator, *, tie: bool, failures: dict[str, float] = FAILURE_WEIGHTS):
+    """Two different (failure, quality): equal in overall score for a tie, else the better one first."""
+    while True:
+        one, two = ((pick(rng, failures), pick(rng, QUALITY_WEIGHTS)) for _ in range(2))
+        difference = overall_score(*one) - overall_score(*two)
+        if one != two and (difference == 0) == tie:
+            return (one, two) if difference >= 0 else (two, one)
+
+
+def overall_score(failure: str, quality: str) -> int:
+    """The sum of both scores, 2 to 8."""
+    return FAILURE_SCORES[failure] + QUALITY_SCORES[quality]
+
+
+def spoil(image: np.ndarray, quality: str, rng: np.random.Generator) -> np.ndarray:
+    """Give an image `[height, width, 3]` of uint8 one of the flaws of `QUALITY_SCORES`."""
+    side = image.shape[1]
+    if quality == "clean":
+        return image
+    if quality == "blur":
+        return np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(side / 32)))
+    if quality == "seam":  # an upright strip of the image, inverted and shifted
+        width, shift = side // 16, side // 6
+        left = int(rng.integers(shift, side - shift))
+        spoiled = image.copy()
+        spoiled[:, left : left + width] = 255 - np.roll(image[:, left : left + width], shift, axis=0)
+        return spoiled
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * {"mild_noise": 18, "heavy_noise": 60}[quality]
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def make_critiques(label: str, box, finding: str, rest: str, quality: str) -> dict[str, Critique]:
+    """The critiques of a candidate: what became of the thing asked for, then of the rest; and the picture's flaw."""
+    following = Critique(f"<|bbox_0|> {finding} <|global|> {rest}", (EditRegion(0, label, box),))
+    return dict(zip(DIMENSIONS, (following, Critique(QUALITY_WORDS[quality])), strict=True))
+
+
+# --- writing a set ----------------------------------------------------------------------------------------------------
+
+
+def write_edit_set(
+    folder,
+    draw: Callable[..., Edit],
+    *,
+    name: str,
+    train: int,
+    heldout: int,
+    language: int,
+    seed: int,
+    tie_rate: float,
+    label_noise: float,
+    progress: bool,
+) -> Path:
+    """Write `images/`, `train.json`, `heldout.json`, their critiques, `language.jsonl` and, at last, `meta.json`.
+
+    `draw(rng, heldout=..., tie=...)` makes an `Edit`. Each split has its own random stream, so that the held-out edits
+    do not depend on how many are trained on. The options are those of `write_shape_edits`.
+    """
+    options = {"train": train, "heldout": heldout, "language": language, "seed": seed}
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise JRMError(f"{option} must be a whole number of 0 or more, not {value!r}.")
+    for option, value in (("tie_rate", tie_rate), ("label_noise", label_noise)):
+        if not 0 <= value <= 1:
+            raise JRMError(f"{option} is a probability between 0 and 1, not {value!r}.")
+    if language and not train:
+        raise JRMError("language rows are made from the training edits: give train=1 or more, or language=0.")
+    folder = Path(os.path.abspath(folder))
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").unlink(missing_ok=True)  # it says that a set is complete
+    except OSError as error:
+        raise JRMError(f"{folder} cannot be written: {error.strerror}.") from None
+
+    texts: list[_Texts] = []
+    for number, (split, count) in enumerate((("train", train), ("heldout", heldout))):
+        rng = np.random.default_rng([seed, number])
+        pairs = []
+        for index in _bar(range(count), f"{name}: {split}", progress):
+            edit = draw(rng, heldout=split == "heldout", tie=rng.random() < tie_rate)
+            source, one, two = _save_images(edit, folder / "images", f"{split}_{index:06d}")
+            if split == "train":
+                texts.append(_Texts(source, (one, two), edit.caption, tuple(c.changes for c in edit.candidates)))
+            flipped = split == "train" and rng.random() < label_noise
+            pairs.append(_to_pair(edit, source, (one, two), flipped, name))
+        write_edit_reward(folder / f"{split}.json", pairs)
+    rows = _language_rows(np.random.default_rng([seed, 2]), texts, language)
+    write_language(folder / "language.jsonl", rows)
+    versions = {"numpy": np.__version__, "pillow": PIL.__version__}
+    meta = {"name": name, **options, "tie_rate": tie_rate, "label_noise": label_noise, "versions": versions}
+    write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+    return folder
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What the language rows need of a training edit."""
+
+    source: str
+    edited: tuple[str, str]
+    caption: str
+    changes: tuple[dict[str, str], dict[str, str]]
+
+
+def _save_images(edit: Edit, folder: Path, stem: str) -> list[str]:
+    paths = []
+    images = (edit.source, *(candidate.image for candidate in edit.candidates))
+    for image, suffix in zip(images, ("source", "a", "b"), strict=True):
+        path = f"{folder}/{stem}_{suffix}.png"
+        try:
+            Image.fromarray(image).save(path, compress_level=1)
+        except OSError as error:
+            raise JRMError(f"{path} cannot be written: {error.strerror or error}.") from None
+        paths.append(path)
+    return paths
+
+
+def _to_pair(edit: Edit, source: str, edited: tuple[str, str], flipped: bool, name: str) -> PreferencePair:
+    """The pair as an annotator labels it. One who errs (`flipped`) swaps the scores; what is seen stays what it is."""
+    better, worse = edit.candidates
+    scores = [better.scores, worse.scores]
+    sides = [(better, edited[0]), (worse, edited[1])]
+    tie = sum(scores[0].values()) == sum(scores[1].values())
+    if flipped:
+        # The worse image gets the better one's scores, and with them the first place. In a tie no image has the first
+        # place by merit, but the scores of the dimensions are swapped all the same.
+        sides.reverse()
+    (one, image1), (two, image2) = sides
+    info = {"model1": name, "model2": name, "edit": edit.kind, "scene": edit.scene, "flipped": flipped}
+    info |= {"failure1": one.failure, "failure2": two.failure, "quality1": one.quality, "quality2": two.quality}
+    return PreferencePair(
+        Sample.edit(source, edit.instruction, image1),
+        Sample.edit(source, edit.instruction, image2),
+        labels={OVERALL: 0 if tie else 1},
+        chosen_scores=scores[0],
+        rejected_scores=scores[1],
+        chosen_critiques=one.critiques,
+        rejected_critiques=two.critiques,
+        info=info,
+    )
+
+
+def _language_rows(rng: np.random.Generator, texts: list[_Texts], count: int) -> list[CritiqueExample]:
+    """Captions of source images first, then what edits changed, half by place and half by object, shuffled."""
+    captions = round(count * _CAPTIONS)
+    rows = []
+    for row in range(count):
+        of = pick(rng, texts)
+        if row < captions:
+            rows.append(_language_row("caption", Sample.generation(LANGUAGE_PROMPTS["caption"], of.source), of.caption))
+        else:
+            kind, which = pick(rng, ("diff", "objdiff")), int(rng.integers(2))
+            sample = Sample.edit(of.source, LANGUAGE_PROMPTS[kind], of.edited[which])
+            rows.append(_language_row(kind, sample, of.changes[which][kind]))
+    return rows
+
+
+def _language_row(kind: str, sample: Sample, text: str) -> CritiqueExample:
+    return CritiqueExample(sample, text, {"kind": kind})
+
+
+def _bar(items, what: str, progress: bool):
+    return tqdm(items, desc=what, unit=" pairs", disable=not (progress and len(items) and sys.stderr.isatty()))
