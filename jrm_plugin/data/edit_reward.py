@@ -37,7 +37,7 @@ _OWN_INFO = {"file", "row"}  # added by the readers, not written back
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that could not be used. `row` is its place in the file, from 1: the record of a list, the line of JSONL."""
+    """A record that could not be used. `row` counts from 1: the records of a JSON list, the lines of JSONL."""
 
     file: str
     row: int
@@ -76,7 +76,7 @@ def read_edit_reward(path, *, critiques=None, images_root=None, strict: bool = T
         `Records` of `PreferencePair`.
 
     Raises:
-        JRMError: the file cannot be read or is no JSON list; with `strict`, the first bad record and how many there are.
+        JRMError: the file cannot be read or is no JSON list; with `strict`, the first bad record and their number.
     """
     path = Path(path)
     root = Path(images_root) if images_root is not None else path.parent
@@ -187,9 +187,7 @@ def _read_critiques(path: Path, bad: list[BadRecord]) -> dict[tuple, dict[str, C
         except JRMError as error:
             bad.append(BadRecord(str(path), row, str(error)))
         except TypeError:  # a path or prompt that is a list or an object cannot be looked up
-            bad.append(
-                BadRecord(str(path), row, "prompt and path must be text, path_src text, a list of texts or null")
-            )
+            bad.append(BadRecord(str(path), row, "prompt and path must be text, path_src text, a list or null"))
     return by_image
 
 
@@ -287,8 +285,9 @@ def write_edit_reward(path, pairs: Iterable[PreferencePair]) -> Path:
     written relative to it, others absolute. `read_edit_reward` gives the same pairs back.
 
     Raises:
-        JRMError: a pair says what the format cannot: it has no overall label or prefers `rejected`, has a dimension's label
-            without scores, a score in another dimension or of one side only, text as response or an image in memory.
+        JRMError: a pair says what the format cannot: it has no overall label or prefers `rejected`, has a dimension's
+            label without scores, a score in another dimension or of one side only, text as response or an image in
+            memory.
     """
     path = Path(path)
     records, critiques = [], {}

@@ -221,9 +221,7 @@ def _carry_out(items: list[Item], request: Request, failure: str, rng: np.random
     if failure == "partial":
         if kind == "move":
             moved = target._replace(place=request.place)
-            return Result(
-                [*items, moved], f"the {name} is now at the {PLACES[request.place]} but a copy is still there"
-            )
+            return Result([*items, moved], f"the {name} is now at the {_at(moved)} but a copy is still there")
         half = target._replace(left=request.colour if kind == "recolour" else "nothing")
         halved = [*items, half] if kind == "add" else _replaced(items, target, half)
         became = {"recolour": f"now {request.colour}", "remove": "removed", "add": "added"}[kind]
@@ -328,11 +326,14 @@ def _background_words(result: Result) -> str:
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
+_RGB = {name: np.array(rgb, np.uint8) for name, rgb in (COLOURS | BACKGROUNDS).items()}
+_LEFT_HALF = np.arange(CELL)[:, None] < CELL // 2  # [16, 1]: of the columns
+
 
 @cache
 def _mask(shape: str, down: int, right: int) -> np.ndarray:
-    """Which pixels of a cell `[16, 16]` a shape covers, moved by up to a pixel."""
-    y, x = np.mgrid[0:CELL, 0:CELL].astype(np.float32)
+    """Which pixels of a cell, as `[16, 16, 1]`, a shape covers, moved by up to a pixel."""
+    y, x, _ = np.mgrid[0:CELL, 0:CELL, 0:1].astype(np.float32)
     middle, radius = (CELL - 1) / 2, 0.4 * CELL
     x, y = x - middle - right, y - middle - down
     if shape == "circle":
@@ -342,21 +343,17 @@ def _mask(shape: str, down: int, right: int) -> np.ndarray:
     return (y >= -radius) & (y <= 0.8 * radius) & (abs(x) <= 0.58 * (y + radius))
 
 
-_LEFT_HALF = np.broadcast_to(np.arange(CELL) < CELL // 2, (CELL, CELL))
-
-
 def _render(items: list[Item], background: str, shifts: list[list[int]]) -> np.ndarray:
     """The scene as `[48, 48, 3]` uint8; `shifts[place]` is (down, right) in pixels."""
     image = np.empty((GRID * CELL, GRID * CELL, 3), np.uint8)
-    image[:] = BACKGROUNDS[background]
+    image[:] = _RGB[background]
     for item in items:
         row, column = divmod(item.place, GRID)
         cell = image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
         mask = _mask(item.shape, *shifts[item.place])
         if item.left == "nothing":
-            cell[mask & ~_LEFT_HALF] = COLOURS[item.colour]
-        else:
-            cell[mask] = COLOURS[item.colour]
+            mask = mask & ~_LEFT_HALF
+        np.copyto(cell, _RGB[item.colour], where=mask)
         if item.left in COLOURS:
-            cell[mask & _LEFT_HALF] = COLOURS[item.left]
+            np.copyto(cell, _RGB[item.left], where=mask & _LEFT_HALF)
     return image
