@@ -22,7 +22,7 @@ MAX_ASPECT_RATIO = 200  # beyond it Qwen's image processors refuse the image, an
 
 # The raster formats people exchange. A list, because some of Pillow's other plugins start programs (EPS calls
 # Ghostscript) and these bytes may come from a network. HEIF is readable where the user registered a plugin for it.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
 
 # EXIF orientation (tag 0x0112): the transposition that turns the stored pixels upright.
 _ORIENTATION_TAG = 0x0112
@@ -72,7 +72,7 @@ def load_image(image, *, name: str | None = None) -> Image.Image:
             orientation = _orientation(picture)
             picture.load()
         rgb = _to_rgb(picture, label)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    return rgb if orientation == 1 else rgb.transpose(_UPRIGHT[orientation])
 
 
 def image_size(image, *, name: str | None = None) -> tuple[int, int]:
@@ -232,11 +232,12 @@ def _over_limit() -> str:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1..8; to be asked before the pixels are read."""
+    """EXIF orientation 1..8, 1 where there is no valid one; to be asked before the pixels are read."""
     if picture.format == "TIFF" and hasattr(picture, "tag_v2"):
         return 1  # Pillow turns a TIFF upright itself, and its size is the upright one from the start
     # The base class reads what stands before the pixels; PNG's own `getexif` would decode the whole file first.
-    return Image.Image.getexif(picture).get(_ORIENTATION_TAG, 1)
+    orientation = Image.Image.getexif(picture).get(_ORIENTATION_TAG)
+    return orientation if orientation in _UPRIGHT else 1
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """The texts that tell a model, or an annotator, what to judge: package data under `resources/`.
 
-A rubric is the prompt text of one task and dimension. The criteria, the scale of 1 to 4, the region tags and the form of
-the answer follow the paper's appendices C.1 and C.2 (rubrics) and A.1 and A.2 (data construction); the words are ours,
-and so are the rubrics for generated images and for text answers. A rubric is part of a checkpoint: what was trained with
-one text is scored with the same text.
+A rubric is the prompt text of one task and dimension. The criteria, the scale of 1 to 4, the region tags and the form
+of the answer follow the paper's appendices C.1 and C.2 (rubrics) and A.1 and A.2 (data construction); the words are
+ours, and so are the rubrics for generated images and for text answers. A rubric is part of a checkpoint: what was
+trained with one text is scored with the same text.
 """
 
 from importlib.resources import files

@@ -177,12 +177,10 @@ class Critique:
         _text(self.reasoning, "reasoning of a critique")
         if not isinstance(self.edit_region, (list, tuple)):
             raise JRMError(f"edit_region of a critique must be a list of regions, not {_kind(self.edit_region)}.")
+        if not all(isinstance(region, EditRegion) for region in self.edit_region):
+            raise JRMError("edit_region of a critique must hold EditRegions: read dicts with Critique.parse.")
         object.__setattr__(self, "edit_region", tuple(self.edit_region))
-        ids = []
-        for region in self.edit_region:
-            if not isinstance(region, EditRegion):
-                raise JRMError(f"edit_region of a critique must hold EditRegions, not {_kind(region)}.")
-            ids.append(region.id)
+        ids = [region.id for region in self.edit_region]
         if len(set(ids)) < len(ids):
             raise JRMError(f"the edit regions of a critique must have different ids, not {ids}.")
         for tag, digits in re.findall(r"(<\|bbox_([0-9]+)\|>)", self.reasoning):
@@ -218,14 +216,12 @@ class Critique:
         rows = record.get("edit_region", [])
         if not isinstance(rows, (list, tuple)):
             raise JRMError(f"edit_region of a critique must be a list, not {_kind(rows)}.")
-        regions = []
         for row in rows:
             _keys(row, "an edit region", required={"id", "label", "bbox_2d"})
-            corners = row["bbox_2d"]
-            if not isinstance(corners, (list, tuple)) or len(corners) != 4:
-                raise JRMError(f"bbox_2d of an edit region must be a list of 4 whole numbers, not {corners!r}.")
-            regions.append(EditRegion(row["id"], row["label"], box(*corners)))
-        return cls(record["reasoning"], tuple(regions))
+            if not isinstance(row["bbox_2d"], (list, tuple)) or len(row["bbox_2d"]) != 4:
+                raise JRMError(f"bbox_2d of an edit region must be a list of 4 whole numbers, not {row['bbox_2d']!r}.")
+        regions = tuple(EditRegion(row["id"], row["label"], box(*row["bbox_2d"])) for row in rows)
+        return cls(record["reasoning"], regions)
 
 
 def _dict_without_repeats(pairs: list[tuple[str, Any]]) -> dict:
@@ -251,7 +247,7 @@ class PreferencePair:
 
     Attributes:
         chosen, rejected: the samples.
-        labels: by dimension, or `"overall"`: 1 (chosen is better), 0 (a tie) or -1 (rejected is better). A missing label
+        labels: by dimension or `"overall"`: 1 (chosen is better), 0 (a tie) or -1 (rejected is better). A missing label
             is derived where both sides have a score of that name; equal scores are a tie.
         chosen_scores, rejected_scores: scores by dimension or `"overall"`, 1 to 4 in the paper; any finite number here.
         chosen_critiques, rejected_critiques: critiques by dimension.
@@ -277,11 +273,10 @@ class PreferencePair:
                     object.__setattr__(self, f"{side}_{name}", _by_dimension(values, f"{side}_{name}", read))
         if self.chosen.prompt != self.rejected.prompt:
             raise JRMError("the two samples of a pair must have the same prompt: same images, same text, same order.")
-        labels = _by_dimension(self.labels, "labels", _label)
         chosen, rejected = self.chosen_scores or {}, self.rejected_scores or {}
-        for name in chosen:
-            if name in rejected and name not in labels:
-                labels[name] = (chosen[name] > rejected[name]) - (chosen[name] < rejected[name])
+        both = [name for name in chosen if name in rejected]
+        derived = {name: (chosen[name] > rejected[name]) - (chosen[name] < rejected[name]) for name in both}
+        labels = derived | _by_dimension(self.labels, "labels", _label)
         if not labels:
             raise JRMError("a pair has no label: give one for a dimension or overall, or scores of both samples.")
         object.__setattr__(self, "labels", labels)
@@ -413,10 +408,8 @@ class RewardScore:
 
     def __post_init__(self):
         if not self.mu or set(self.mu) != set(self.sigma) or OVERALL in self.mu:
-            raise JRMError(
-                f'a reward score needs mu and sigma of the same dimensions without "overall", '
-                f"not {list(self.mu)} and {list(self.sigma)}."
-            )
+            names = f"{list(self.mu)} and {list(self.sigma)}"
+            raise JRMError(f'a reward score needs mu and sigma of the same dimensions, none "overall", not {names}.')
         mu = {name: float(value) for name, value in self.mu.items()}
         sigma = {name: float(self.sigma[name]) for name in mu}
         if not all(map(math.isfinite, [*mu.values(), *sigma.values()])) or min(sigma.values()) < 0:
