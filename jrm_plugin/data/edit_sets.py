@@ -9,7 +9,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,8 @@ QUALITY_WORDS = {
 }
 PLACES = ("top-left", "top", "top-right", "left", "middle", "right", "bottom-left", "bottom", "bottom-right")
 
-# What the language warm start asks for: what is in one image, and what an edit changed, told in two orders.
-LANGUAGE_PROMPTS = {"caption": "list objects", "diff": "list changes by place", "objdiff": "list changes by object"}
+# What the language warm start asks of an edit: what it changed, told in two orders.
+CHANGE_PROMPTS = {"diff": "list changes by place", "objdiff": "list changes by object"}
 _CAPTIONS = 0.14  # share of captions among the language rows; the changes halve the rest
 
 
@@ -131,6 +131,7 @@ def write_edit_set(
     draw: Callable[..., Edit],
     *,
     name: str,
+    caption_prompt: str,
     train: int,
     heldout: int,
     language: int,
@@ -141,8 +142,9 @@ def write_edit_set(
 ) -> Path:
     """Write `images/`, `train.json`, `heldout.json`, their critiques, `language.jsonl` and, at last, `meta.json`.
 
-    `draw(rng, heldout=..., tie=...)` makes an `Edit`. Each split has its own random stream, so that the held-out edits
-    do not depend on how many are trained on. The options are those of `write_shape_edits`.
+    `draw(rng, heldout=..., tie=...)` makes an `Edit`, `caption_prompt` asks for its caption. Each split has its own
+    random stream, so that the held-out edits do not depend on how many are trained on. The options are those of
+    `write_shape_edits`.
     """
     options = {"train": train, "heldout": heldout, "language": language, "seed": seed}
     for option, value in options.items():
@@ -168,11 +170,13 @@ def write_edit_set(
             edit = draw(rng, heldout=split == "heldout", tie=rng.random() < tie_rate)
             source, one, two = _save_images(edit, folder / "images", f"{split}_{index:06d}")
             if split == "train":
-                texts.append(_Texts(source, (one, two), edit.caption, tuple(c.changes for c in edit.candidates)))
+                texts.append(
+                    _Texts(source, (one, two), edit.caption, (edit.candidates[0].changes, edit.candidates[1].changes))
+                )
             flipped = split == "train" and rng.random() < label_noise
             pairs.append(_to_pair(edit, source, (one, two), flipped, name))
         write_edit_reward(folder / f"{split}.json", pairs)
-    rows = _language_rows(np.random.default_rng([seed, 2]), texts, language)
+    rows = _language_rows(np.random.default_rng([seed, 2]), texts, language, caption_prompt)
     write_language(folder / "language.jsonl", rows)
     versions = {"numpy": np.__version__, "pillow": PIL.__version__}
     meta = {"name": name, **options, "tie_rate": tie_rate, "label_noise": label_noise, "versions": versions}
@@ -240,23 +244,18 @@ def _to_pair(edit: Edit, source: str, edited: tuple[str, str], flipped: bool, na
     )
 
 
-def _language_rows(rng: np.random.Generator, texts: list[_Texts], count: int) -> list[CritiqueExample]:
+def _language_rows(
+    rng: np.random.Generator, texts: list[_Texts], count: int, caption_prompt: str
+) -> Iterator[CritiqueExample]:
     """Captions of source images first, then what edits changed, half by place and half by object, shuffled."""
-    captions = round(count * _CAPTIONS)
-    rows = []
     for row in range(count):
         of = pick(rng, texts)
-        if row < captions:
-            rows.append(_language_row("caption", Sample.generation(LANGUAGE_PROMPTS["caption"], of.source), of.caption))
+        if row < round(count * _CAPTIONS):
+            yield CritiqueExample(Sample.generation(caption_prompt, of.source), of.caption, {"kind": "caption"})
         else:
-            kind, which = pick(rng, ("diff", "objdiff")), int(rng.integers(2))
-            sample = Sample.edit(of.source, LANGUAGE_PROMPTS[kind], of.edited[which])
-            rows.append(_language_row(kind, sample, of.changes[which][kind]))
-    return rows
-
-
-def _language_row(kind: str, sample: Sample, text: str) -> CritiqueExample:
-    return CritiqueExample(sample, text, {"kind": kind})
+            kind, which = pick(rng, list(CHANGE_PROMPTS)), int(rng.integers(2))
+            sample = Sample.edit(of.source, CHANGE_PROMPTS[kind], of.edited[which])
+            yield CritiqueExample(sample, of.changes[which][kind], {"kind": kind})
 
 
 def _bar(items, what: str, progress: bool):

@@ -122,6 +122,7 @@ def write_shape_edits(
         folder,
         draw_edit,
         name="shape-edits",
+        caption_prompt="list objects",
         train=train,
         heldout=heldout,
         language=language,
