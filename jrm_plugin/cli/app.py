@@ -1,0 +1,232 @@
+"""The commands of `jrm`. Each imports what it needs when it runs, so that `jrm --help` answers at once."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from jrm_plugin import __version__
+from jrm_plugin.errors import JRMError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command. A user's mistake is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
+    # Tokenizers warn when a process that used them forks data loader workers; the workers are what we want.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.run is not _train:  # `jrm train` hands the rest to TRL's parser
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
+    try:
+        code = options.run(options)
+    except JRMError as error:
+        print(f"jrm: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("jrm: interrupted; the same command goes on from what was done.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has left, `jrm score … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code or 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jrm", description="Joint Reward Modeling: train, score, rank, criticise.")
+    parser.add_argument("--version", action="version", version=f"jrm-plugin {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command("demo", _demo, "Train a small reward model from scratch, evaluate it, and write a report.")
+    demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder to write (default: %(default)s)")
+    demo.add_argument("--photos", action="store_true", help="edits of photographs instead of coloured shapes")
+    demo.add_argument("--compare", action="store_true", help="also train the alpha = 0 baseline and compare")
+    demo.add_argument("--seed", type=int, default=0, help="of data and weights (default: %(default)s)")
+
+    train = command("train", _train, "Train a reward model: jrm train --config x.yaml [--any_key value …].")
+    train.add_argument("--config", type=Path, required=True, help="YAML file; see docs/training.md")
+
+    score = command("score", _score, "Score edited images, one set from the command line or many from a file.")
+    _add_sample(score, required=False)
+    score.add_argument("--input", type=Path, help="score in bulk: a JSONL file, or a folder of edits")
+    score.add_argument("--output", type=Path, help="where bulk scores go: .jsonl or .parquet; goes on if it exists")
+
+    _add_sample(command("rank", _rank, "Rank edited images, best first."))
+
+    critique = command("critique", _critique, "Let the model say what is right and wrong with edited images.")
+    _add_sample(critique)
+    critique.add_argument("--dimension", help="only this dimension (default: all)")
+
+    env = command("env", _env, "Show versions, the device, and which integrations are registered.")
+    env.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_sample(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """What is scored, and with which model."""
+    sample = parser.add_argument_group("what to score")
+    sample.add_argument("--source", nargs="+", default=[], metavar="IMAGE", help="source image(s); none: generation")
+    sample.add_argument("--instruction", required=required, help="what was asked for")
+    sample.add_argument("--edited", nargs="+", required=required, metavar="IMAGE", help="the edited image(s)")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="jrm-tiny", help="folder or hub name (default: %(default)s)")
+    model.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
+    model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the backbone")
+    model.add_argument("--batch-size", type=int, default=16, help="samples a batch (default: %(default)s)")
+    model.add_argument("--max-pixels", type=int, help="scale larger images down to this (default: the model's own)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _scorer(options: argparse.Namespace):
+    _quiet()
+    import torch
+
+    from jrm_plugin.scoring import RewardScorer
+
+    if options.batch_size < 1:
+        raise JRMError(f"--batch-size must be at least 1, got {options.batch_size}.")
+    try:
+        device = None if options.device is None else torch.device(options.device)
+    except RuntimeError as error:
+        raise JRMError(f"--device {options.device!r} is no device; use cpu or cuda.") from error
+    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
+        raise JRMError("--device cuda was asked for, but this machine has no CUDA device that torch can use.")
+    return RewardScorer.from_pretrained(
+        options.model,
+        device=device,
+        dtype=None if options.dtype is None else getattr(torch, options.dtype),
+        max_pixels=options.max_pixels,
+        batch_size=options.batch_size,
+    )
+
+
+def _samples(options: argparse.Namespace) -> list:
+    from jrm_plugin.samples import Sample
+
+    return [Sample.edit(options.source, options.instruction, edited) for edited in options.edited]
+
+
+def _quiet() -> None:
+    """No loading bars and notes of transformers between the user and the answer."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+# -- the commands
+
+
+def _score(options: argparse.Namespace) -> int:
+    if options.input or options.output:
+        if not (options.input and options.output) or options.edited:
+            raise JRMError("bulk scoring needs --input and --output together, and no --edited.")
+        from jrm_plugin.cli.bulk import score_in_bulk
+
+        return score_in_bulk(lambda: _scorer(options), options.model, options.input, options.output)
+    if not options.edited or options.instruction is None:
+        raise JRMError("jrm score needs --instruction and --edited, or --input and --output; see jrm score --help.")
+    samples = _samples(options)
+    scores = _scorer(options).score(samples)
+    _print_scores(options, list(enumerate(scores)), "Scores")
+    return 0
+
+
+def _rank(options: argparse.Namespace) -> int:
+    samples = _samples(options)
+    _print_scores(options, _scorer(options).rank(samples), "Ranking, best first")
+    return 0
+
+
+def _print_scores(options: argparse.Namespace, places: list, title: str) -> None:
+    if options.json:
+        rows = [{"edited": options.edited[index], **score.to_dict()} for index, score in places]
+        print(json.dumps(rows, indent=2))
+        return
+    table = _table(title, "edited image", *(f"{name} (mu ± sigma)" for name in places[0][1].mu))
+    for index, score in places:
+        table.add_row(options.edited[index], *(f"{score.mu[d]:+.3f} ± {score.sigma[d]:.3f}" for d in score.mu))
+    _print(table)
+
+
+def _critique(options: argparse.Namespace) -> int:
+    from jrm_plugin.samples import Critique
+
+    samples = _samples(options)
+    scorer = _scorer(options)
+    critiques = scorer.critique(samples, options.dimension)
+    if options.json:
+        rows = [
+            {
+                "edited": path,
+                "critiques": {
+                    dimension: json.loads(found.to_json())
+                    if isinstance(found, Critique)
+                    else {"unparsed": found.text, "error": found.error}
+                    for dimension, found in by_dimension.items()
+                },
+            }
+            for path, by_dimension in zip(options.edited, critiques, strict=True)
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    table = _table("Critiques", "edited image", "dimension", "regions (x1, y1, x2, y2 of 1000)", "reasoning")
+    for path, by_dimension in zip(options.edited, critiques, strict=True):
+        for dimension, found in by_dimension.items():
+            if isinstance(found, Critique):
+                regions = "\n".join(f"{region.id}: {region.label} {region.bbox_2d}" for region in found.edit_region)
+                table.add_row(path, dimension, regions, found.reasoning)
+            else:
+                table.add_row(path, dimension, "", f"(no valid critique: {found.error})\n{found.text}")
+    _print(table)
+    return 0
+
+
+def _env(options: argparse.Namespace) -> int:
+    from jrm_plugin.cli.environment import environment
+
+    found = environment()
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for title, rows in found.items():
+        table = _table(title, "what", "")
+        for name, value in rows.items():
+            table.add_row(name, value)
+        _print(table)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from jrm_plugin.cli.train import train_from_command_line
+
+    return train_from_command_line(options.config, options.rest)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from jrm_plugin.cli.demo import run_demo
+
+    return run_demo(options.output, photos=options.photos, compare=options.compare, seed=options.seed)
+
+
+def _table(title: str, *columns: str):
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    for column in table.columns:  # file names and critiques are data: `[red]` in one is no colour
+        column._cells = [escape(cell) for cell in column._cells]
+    Console().print(table)

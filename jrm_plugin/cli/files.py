@@ -1,0 +1,16 @@
+"""What the commands share about files."""
+
+from pathlib import Path
+
+from jrm_plugin.errors import JRMError
+
+
+def check_writable(folder: str | Path) -> None:
+    """Makes `folder` and tries to write into it; a [`JRMError`] if that fails."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe = Path(folder, ".writable")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise JRMError(f"the output folder {folder} cannot be written: {error.strerror}; choose another.") from error

@@ -1,0 +1,274 @@
+"""`jrm train`: from a YAML file to a trained folder; the same command goes on after it was stopped.
+
+The YAML holds the fields of [`TrainArguments`] and of `JointRewardConfig` side by side, read by TRL's `TrlParser`.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from jrm_plugin.cli.files import check_writable
+from jrm_plugin.configuration import JRMConfig
+from jrm_plugin.data.edit_reward import read_edit_reward, read_language
+from jrm_plugin.errors import JRMError
+from jrm_plugin.integrations.trl import JointRewardConfig, JointRewardTrainer
+from jrm_plugin.lora import lora_config
+from jrm_plugin.modeling import JRMForRewardModeling, load_config
+from jrm_plugin.processing import JRMProcessor
+from jrm_plugin.rubrics import default_rubrics
+from jrm_plugin.samples import DIMENSIONS
+from jrm_plugin.scoring import built_in_folder
+
+SETTINGS_FILE = "jrm_train.json"
+
+# What a resumed run may change: where it logs and how often, and how it loads data; all else changes the result.
+_FREE = ("logging", "report", "disable_tqdm", "dataloader", "save", "eval_strategy", "run_name", "hub", "push_to_hub")
+
+
+@dataclass
+class TrainArguments:
+    """What is trained, and on what.
+
+    Parameters:
+        model: a pretrained backbone (hub name or folder), or a JRM checkpoint to go on from.
+        train_data: EditReward training JSON (preference pairs), or `.jsonl` (texts to learn, with `alpha: 1`).
+        eval_data: such JSON files by name, as a mapping or `name=path` items.
+        images_root: folder that image paths are relative to; by default that of each file.
+        strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
+        dimensions, order, sequences: the layout (see docs/architecture.md); a JRM checkpoint has its own.
+        rubrics: `full`, `short`, or a JSON file of texts by task and dimension.
+        reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound: see `JRMConfig`.
+        lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
+    """
+
+    model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
+    train_data: str = field(metadata={"help": "EditReward training JSON, or .jsonl of texts."})
+    eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
+    images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
+    strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
+    dimensions: list[str] = field(default_factory=lambda: list(DIMENSIONS), metadata={"help": "What is scored."})
+    order: str = field(default="images_first", metadata={"help": "images_first or rubric_first."})
+    sequences: str = field(default="joint", metadata={"help": "joint or per_dimension."})
+    rubrics: str = field(default="full", metadata={"help": "full, short, or a JSON file."})
+    reward_head_widths: list[int] = field(default_factory=lambda: [1024, 16], metadata={"help": "Hidden layers."})
+    reward_head_dropout: float = field(default=0.05, metadata={"help": "Dropout of the head."})
+    reward_head_activation: str = field(default="relu", metadata={"help": "Activation of the head."})
+    log_sigma_bound: list[float] | None = field(default=None, metadata={"help": "Centre and half range of log sigma."})
+    lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA adapters."})
+    lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
+
+
+def train_from_command_line(config: Path, overrides: Sequence[str]) -> int:
+    """Reads the YAML file and what the command line overrides, trains, and says where the result is."""
+    arguments, training = parse(config, overrides)
+    trainer = train(arguments, training)
+    if trainer is None:
+        print(f"jrm: stopped; the same command goes on from {get_last_checkpoint(training.output_dir)}.", file=sys.stderr)
+        return 130
+    if trainer.is_world_process_zero():
+        print(f"Trained; the model is in {training.output_dir} (jrm score --model {training.output_dir} …).")
+    return 0
+
+
+def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, JointRewardConfig]:
+    """The arguments of a run. An unknown key, a missing file or a wrong value is a [`JRMError`]."""
+    try:
+        content = yaml.safe_load(config.read_text())
+    except OSError as error:
+        raise JRMError(f"the config {config} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise JRMError(f"the config {config} is no valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise JRMError(f"the config {config} must hold keys and values, such as `model: …`.")
+    if isinstance(content.get("eval_data"), dict):  # the natural way to write it in YAML
+        overrides = [*overrides] if "--eval_data" in overrides else [*overrides, "--eval_data"] + [
+            f"{name}={path}" for name, path in content["eval_data"].items()
+        ]
+    parser = TrlParser((TrainArguments, JointRewardConfig))
+    try:
+        return parser.parse_args_and_config(["--config", str(config), *overrides], fail_with_unknown_args=True)
+    except (ValueError, TypeError) as error:
+        raise JRMError(f"the config {config} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def train(
+    arguments: TrainArguments, training: JointRewardConfig, callbacks: Sequence[TrainerCallback] = ()
+) -> JointRewardTrainer | None:
+    """One run, from its last whole checkpoint if there is one; leaves a folder that `RewardScorer` loads.
+
+    Returns:
+        The trainer, or `None` if the run was stopped by SIGINT or SIGTERM, after saving a checkpoint.
+
+    Raises:
+        JRMError: bad data or arguments, or `output_dir` holds a run with other settings.
+    """
+    check_writable(training.output_dir)
+    start = _settings_of_earlier_run(arguments, training)
+    train_set = _read(arguments, arguments.train_data)
+    eval_sets = {}
+    for item in arguments.eval_data:
+        name, separator, path = item.partition("=")
+        if not separator:
+            raise JRMError(f"eval_data must name each set, as name=path; got {item!r}.")
+        eval_sets[name] = _read(arguments, path)
+    torch.manual_seed(training.seed)
+    model, processor = _model(arguments, training)
+    trainer = JointRewardTrainer(
+        model,
+        processor,
+        training,
+        train_dataset=train_set,
+        eval_dataset=eval_sets or None,
+        callbacks=[stop := StopOnSignal(), *callbacks],
+        peft_config=None
+        if arguments.lora_r is None
+        else lora_config(processor, r=arguments.lora_r, lora_alpha=arguments.lora_alpha),
+    )
+    if not training.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressWithLosses())
+    else:
+        trainer.remove_callback(PrinterCallback)
+    if trainer.is_world_process_zero():
+        Path(training.output_dir, SETTINGS_FILE).write_text(json.dumps(_settings(arguments, training), indent=2))
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=start)
+    if stop.signalled:
+        return None
+    trainer.save_model(training.output_dir)
+    trainer.save_state()
+    return trainer
+
+
+def _read(arguments: TrainArguments, path: str) -> list:
+    read = read_language if path.endswith(".jsonl") else read_edit_reward
+    records = read(path, images_root=arguments.images_root, strict=arguments.strict)
+    for bad in records.bad:
+        print(f"jrm: left out: {bad.file}, row {bad.row}: {bad.reason}", file=sys.stderr)
+    if records.bad:
+        print(f"jrm: {len(records.bad)} records of {path} were left out, {len(records.examples)} kept.", file=sys.stderr)
+    if not records.examples:
+        raise JRMError(f"{path} holds no usable record.")
+    return records.examples
+
+
+def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
+    folder = built_in_folder(arguments.model)
+    if load_config(folder).model_type == JRMConfig.model_type:
+        model, processor = JRMForRewardModeling.from_pretrained(folder), JRMProcessor.from_pretrained(folder)
+    else:
+        processor = JRMProcessor.from_backbone(
+            folder,
+            max_pixels=training.max_pixels,
+            dimensions=arguments.dimensions,
+            order=arguments.order,
+            sequences=arguments.sequences,
+            rubrics=_rubrics(arguments.rubrics),
+        )
+        fields = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
+        model = JRMForRewardModeling.from_backbone(
+            folder, processor=processor, config={name: getattr(arguments, name) for name in fields}
+        )
+    model.name_or_path = str(folder)  # LoRA checkpoints name the model that they adapt
+    return model, processor
+
+
+def _rubrics(kind: str) -> dict:
+    if kind in ("full", "short"):
+        return default_rubrics(kind)
+    try:
+        return json.loads(Path(kind).read_text())
+    except (OSError, ValueError) as error:
+        raise JRMError(f"rubrics must be full, short or a JSON file, and {kind!r} is none: {error}.") from error
+
+
+# -- stopping and going on
+
+
+def _settings(arguments: TrainArguments, training: JointRewardConfig) -> dict:
+    settings = asdict(arguments) | training.to_dict()
+    settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _settings_of_earlier_run(arguments: TrainArguments, training: JointRewardConfig) -> str | None:
+    """The checkpoint to go on from, if there is one and it was made with the same settings."""
+    checkpoint = get_last_checkpoint(training.output_dir)
+    if checkpoint is None:
+        return None
+    try:
+        earlier = json.loads(Path(training.output_dir, SETTINGS_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise JRMError(
+            f"{training.output_dir} holds checkpoints of another program; choose another output_dir."
+        ) from error
+    now = _settings(arguments, training)
+    changed = sorted(name for name in now.keys() | earlier.keys() if now.get(name) != earlier.get(name))
+    if changed:
+        raise JRMError(
+            f"{training.output_dir} holds a run with another {', '.join(changed)}; "
+            "go on with the same settings, or choose another output_dir."
+        )
+    return checkpoint
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the current step with a checkpoint when SIGINT or SIGTERM arrives; a second one kills."""
+
+    def __init__(self):
+        self.signalled = False
+
+    @contextmanager
+    def listening(self):
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number, frame):
+            self.signalled = True
+            signal.signal(number, before[number])
+
+        try:
+            for number in before:
+                signal.signal(number, stop)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.signalled:
+            control.should_save = control.should_training_stop = True
+
+
+class ProgressWithLosses(TrainerCallback):
+    """One progress bar for the run, with both losses beside it."""
+
+    def __init__(self):
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit="step")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        shown = {name: f"{logs[name]:.3f}" for name in ("rank_loss", "critique_loss") if name in (logs or {})}
+        if self.bar is not None and shown:
+            self.bar.set_postfix(shown)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
