@@ -141,6 +141,33 @@ def log_loss(probability_N, outcome_N) -> float | None:
     return float(-np.mean(outcome_N * log_p + (1 - outcome_N) * log_q))
 
 
+def preference_calibration(preferred_N) -> dict:
+    """Whether a model is as sure of its preferences as it is right: calibration, Brier score and log-loss of N pairs.
+
+    Args:
+        preferred_N: predicted P(i better than j), with i the sample of each pair that people prefer.
+
+    Returns:
+        `bins` (`calibration_bins`), `expected_calibration_error`, `brier`, `log_loss` and `n`.
+
+    What people prefer always "happened", so these P cannot be binned as they are: that would call a model that says 0.8
+    and is right in 80 % badly calibrated. Calibration is asked of the sample that the model favours: the bins run over
+    its P, from 0.5 to 1, against the share of pairs in which people favour it too. So it does not matter which sample
+    stands first. A P of exactly ½ favours neither and counts as half.
+    """
+    preferred_N = _vector(preferred_N, "preferred_N")
+    ones_N = np.ones_like(preferred_N)
+    agreed_N = (1 + np.sign(preferred_N - 0.5)) / 2
+    bins = calibration_bins(np.maximum(preferred_N, 1 - preferred_N), agreed_N, low=0.5)
+    return {
+        "bins": bins,
+        "expected_calibration_error": expected_calibration_error(bins),
+        "brier": brier_score(preferred_N, ones_N),
+        "log_loss": log_loss(preferred_N, ones_N),
+        "n": len(preferred_N),
+    }
+
+
 def singular_values(hidden_NH, *, centred: bool) -> np.ndarray:
     """Singular values of the N×H matrix of hidden states, largest first (section 4.3); `centred`: less their mean."""
     hidden_NH = np.asarray(hidden_NH, dtype=np.float64)

@@ -17,6 +17,7 @@ from jrm_plugin.metrics import (
     expected_calibration_error,
     log_loss,
     pairwise_accuracy,
+    preference_calibration,
     proportion,
     singular_values,
     spectral_entropy,
@@ -103,6 +104,16 @@ def test_a_calibrated_forecast_has_a_small_error_and_a_boast_a_large_one():
     assert honest < 0.02 and boast == pytest.approx(0.24, abs=0.02)
     assert brier_score(probability, outcome) < brier_score(np.full(20000, 0.99), outcome)
     assert log_loss(probability, outcome) < log_loss(np.full(20000, 0.99), outcome)
+
+
+def test_a_model_that_says_80_percent_and_is_right_in_80_percent_is_calibrated():
+    result = preference_calibration([0.8] * 80 + [0.2] * 20)
+    assert result["expected_calibration_error"] == pytest.approx(0)
+    assert [b["n"] for b in result["bins"] if b["n"]] == [100]
+    assert result["brier"] == pytest.approx(0.8 * 0.04 + 0.2 * 0.64)
+    coin = preference_calibration([0.5] * 10)
+    assert coin["expected_calibration_error"] == 0 and coin["log_loss"] == pytest.approx(math.log(2))
+    assert preference_calibration([])["expected_calibration_error"] is None
 
 
 def test_brier_and_log_loss_by_hand():
