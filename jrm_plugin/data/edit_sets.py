@@ -86,10 +86,16 @@ def pick(rng: np.random.Generator, items):
     return item
 
 
-def draw_outcomes(rng: np.random.Generator, *, tie: bool, failures: dict[str, float] = FAILURE_WEIGHTS):
+def draw_outcomes(
+    rng: np.random.Generator,
+    *,
+    tie: bool,
+    failures: dict[str, float] = FAILURE_WEIGHTS,
+    qualities: dict[str, float] = QUALITY_WEIGHTS,
+):
     """Two different (failure, quality): equal in overall score for a tie, else the better one first."""
     while True:
-        one, two = ((pick(rng, failures), pick(rng, QUALITY_WEIGHTS)) for _ in range(2))
+        one, two = ((pick(rng, failures), pick(rng, qualities)) for _ in range(2))
         difference = overall_score(*one) - overall_score(*two)
         if one != two and (difference == 0) == tie:
             return (one, two) if difference >= 0 else (two, one)
@@ -158,7 +164,8 @@ def write_edit_set(
     folder = Path(os.path.abspath(folder))
     try:
         (folder / "images").mkdir(parents=True, exist_ok=True)
-        (folder / "meta.json").unlink(missing_ok=True)  # it says that a set is complete
+        for file in ("meta.json", "train.json", "heldout.json", "language.jsonl"):
+            (folder / file).unlink(missing_ok=True)  # they would speak of images that are about to be overwritten
     except OSError as error:
         raise JRMError(f"{folder} cannot be written: {error.strerror}.") from None
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 
 from jrm_plugin.data.edit_sets import (
     PLACES,
+    QUALITY_WEIGHTS,
     QUALITY_WORDS,
     Candidate,
     Edit,
@@ -153,8 +154,11 @@ def draw_edit(rng: np.random.Generator, *, heldout: bool, tie: bool) -> Edit:
         instruction, box = f"add a {request.subject} at the {PLACES[request.place]}", _box(request.place)
     else:
         instruction, box = INSTRUCTIONS[request.what], _WHOLE
+    qualities = dict(QUALITY_WEIGHTS)
+    if kind == "blurred_background":  # in a picture that is all blurred, nobody could see whether it was done
+        qualities.pop("blur")
     candidates = []
-    for failure, quality in draw_outcomes(rng, tie=tie):
+    for failure, quality in draw_outcomes(rng, tie=tie, qualities=qualities):
         steps, finding, rest = _carry_out(request, failure, rng)
         image = spoil(_apply(source, steps), quality, rng)
         critiques = make_critiques(request.subject, box, finding, rest, quality)

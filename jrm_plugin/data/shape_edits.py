@@ -94,7 +94,7 @@ def write_shape_edits(
     label_noise: float = 0.0,
     progress: bool = True,
 ) -> Path:
-    """Make ShapeEdits and write it to `folder` in EditReward's training format; an earlier set there is replaced.
+    """Make ShapeEdits and write it to `folder` in EditReward's training format, over an earlier set there.
 
     Leaves `images/*.png`, `train.json` and `heldout.json` with `train_critiques.jsonl` and `heldout_critiques.jsonl`
     (read them with `read_edit_reward`), `language.jsonl` (`read_language`) and `meta.json`. The records have the extra
