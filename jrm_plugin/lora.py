@@ -51,7 +51,9 @@ def load_lora(folder: str | Path, **kwargs: Any) -> JRMForRewardModeling:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise JRMError(f"{folder} is a LoRA checkpoint; install peft to load it: pip install jrm-plugin[trl].") from error
+        raise JRMError(
+            f"{folder} is a LoRA checkpoint; install peft to load it: pip install jrm-plugin[trl]."
+        ) from error
     base = json.loads((Path(folder) / ADAPTER_FILE).read_text())["base_model_name_or_path"]
     if not base:
         raise JRMError(f"{folder}/{ADAPTER_FILE} does not name its base model; set base_model_name_or_path in it.")

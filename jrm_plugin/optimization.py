@@ -35,7 +35,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
     ):
         # AdamW's own defaults (`amsgrad` and the like) are part of every group, so that it can step on ours.
-        adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        adamw = torch.optim.AdamW(
+            [nn.Parameter(torch.zeros(1))], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+        )
         super().__init__(groups, {**adamw.defaults, "muon": False, "momentum": momentum})
         self._adamw = adamw
 

@@ -257,7 +257,8 @@ class JRMProcessor:
     def _render_template(self, kinds: str) -> list[list[int] | str]:
         """The chat template around a user turn of these kinds of segments (`i`, `t`): token ids and slots."""
         content = [
-            {"type": "image"} if kind == "i" else {"type": "text", "text": f"\ue000{kind}\ue001"} for kind in kinds + "R"
+            {"type": "image"} if kind == "i" else {"type": "text", "text": f"\ue000{kind}\ue001"}
+            for kind in kinds + "R"
         ]
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True

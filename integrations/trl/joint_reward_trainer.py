@@ -133,7 +133,7 @@ class JointRewardTrainer(RewardTrainer):
             example = from_row(row)
             if isinstance(example, CritiqueExample) and args.alpha < 1:
                 raise JRMError(
-                    f"example {number} of the {dataset_name} set has no preference; a language warm start needs alpha: 1."
+                    f"example {number} of the {dataset_name} set has no preference; a warm start on texts needs alpha: 1."
                 )
             length = self._length(example)
             if args.max_length is not None and length > args.max_length:
@@ -221,7 +221,9 @@ class JointRewardTrainer(RewardTrainer):
             ],
             dim=-1,
         )
-        self._outcomes[mode]["pairs_NCK"].append(self.accelerator.gather_for_metrics(per_pair_NCK).float().cpu().numpy())
+        self._outcomes[mode]["pairs_NCK"].append(
+            self.accelerator.gather_for_metrics(per_pair_NCK).float().cpu().numpy()
+        )
 
     def _metrics_since_last_log(self, mode: str) -> dict[str, float]:
         outcomes, metrics = self._outcomes[mode], {}

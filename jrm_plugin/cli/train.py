@@ -74,7 +74,9 @@ def train_from_command_line(config: Path, overrides: Sequence[str]) -> int:
     arguments, training = parse(config, overrides)
     trainer = train(arguments, training)
     if trainer is None:
-        print(f"jrm: stopped; the same command goes on from {get_last_checkpoint(training.output_dir)}.", file=sys.stderr)
+        print(
+            f"jrm: stopped; the same command goes on from {get_last_checkpoint(training.output_dir)}.", file=sys.stderr
+        )
         return 130
     if trainer.is_world_process_zero():
         print(f"Trained; the model is in {training.output_dir} (jrm score --model {training.output_dir} …).")
@@ -92,9 +94,11 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, 
     if not isinstance(content, dict):
         raise JRMError(f"the config {config} must hold keys and values, such as `model: …`.")
     if isinstance(content.get("eval_data"), dict):  # the natural way to write it in YAML
-        overrides = [*overrides] if "--eval_data" in overrides else [*overrides, "--eval_data"] + [
-            f"{name}={path}" for name, path in content["eval_data"].items()
-        ]
+        overrides = (
+            [*overrides]
+            if "--eval_data" in overrides
+            else [*overrides, "--eval_data"] + [f"{name}={path}" for name, path in content["eval_data"].items()]
+        )
     parser = TrlParser((TrainArguments, JointRewardConfig))
     try:
         return parser.parse_args_and_config(["--config", str(config), *overrides], fail_with_unknown_args=True)
@@ -157,7 +161,9 @@ def _read(arguments: TrainArguments, path: str) -> list:
     for bad in records.bad:
         print(f"jrm: left out: {bad.file}, row {bad.row}: {bad.reason}", file=sys.stderr)
     if records.bad:
-        print(f"jrm: {len(records.bad)} records of {path} were left out, {len(records.examples)} kept.", file=sys.stderr)
+        print(
+            f"jrm: {len(records.bad)} records of {path} were left out, {len(records.examples)} kept.", file=sys.stderr
+        )
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
     return records.examples

@@ -1,0 +1,32 @@
+# Two commands: `make demo` and `make test`. Each makes what it needs in .venv.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+DEMO_EXTRA := $(if $(PHOTOS),photos,demo)
+DEMO_OUTPUT := demo-output$(if $(PHOTOS),-photos)
+DEMO_FLAGS := --output $(DEMO_OUTPUT) $(if $(PHOTOS),--photos) $(if $(COMPARE),--compare) $(if $(SEED),--seed $(SEED))
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed-$(DEMO_EXTRA)
+	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
+
+test: $(VENV)/.installed-dev lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# torch first and exactly: a looser request would fetch a CUDA build of several gigabytes.
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing jrm-plugin[$*] into $(VENV); this takes two minutes."
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output demo-output-photos build dist *.egg-info

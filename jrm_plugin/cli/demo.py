@@ -1,0 +1,298 @@
+"""`jrm demo`: data, a language warm start, joint training, evaluation and a report, from nothing, on a CPU.
+
+Every stage leaves its result in the output folder, and the same command goes on after the last whole one. The two
+training stages are ordinary `jrm train` runs; their configs are in `jrm_plugin/resources/demo`.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from jrm_plugin.cli.environment import versions
+from jrm_plugin.cli.files import check_writable
+from jrm_plugin.cli.report import write_report
+from jrm_plugin.cli.train import parse, train
+from jrm_plugin.data.edit_reward import read_edit_reward, read_language
+from jrm_plugin.data.photo_edits import write_photo_edits
+from jrm_plugin.data.shape_edits import write_shape_edits
+from jrm_plugin.evaluation import evaluate_critiques, evaluate_pairs, evaluate_representation, summarize
+from jrm_plugin.metrics import accuracy_difference
+from jrm_plugin.rubrics import default_rubrics
+from jrm_plugin.samples import PreferencePair
+from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.tiny import write_tiny_backbone
+
+HELDOUT_PAIRS = 1000
+CRITICISED_PAIRS = 100
+SHOWN_GROUPS = 3
+SHOWN_CRITIQUES = 6
+
+
+@dataclass(frozen=True)
+class EditSet:
+    """What the demo runs on."""
+
+    name: str
+    write: Callable
+    train_pairs: int
+    image_size: int
+    about: str
+
+
+SHAPES = EditSet("shapes", write_shape_edits, 12_000, 48, "ShapeEdits, drawn edits of coloured shapes")
+PHOTOS = EditSet("photos", write_photo_edits, 6_000, 96, "PhotoEdits, edits of crops of real photographs")
+
+
+class Stopped(Exception):
+    """Training was interrupted; its checkpoint is saved."""
+
+
+class Steps:
+    """Says what is done, and keeps how long each step took, over several runs of the command."""
+
+    def __init__(self, output: Path):
+        self.file = output / "timings.json"
+        self.seconds: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    @contextmanager
+    def step(self, name: str):
+        print(f"\n== {name}", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+            self.file.write_text(json.dumps(self.seconds, indent=2))
+
+
+def run_demo(output: Path, *, photos: bool, compare: bool, seed: int) -> int:
+    """The whole pipeline; returns an exit code and leaves `report.html`, `summary.json` and `model/` in `output`."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
+    check_writable(output)
+    edits = PHOTOS if photos else SHAPES
+    steps = Steps(output)
+    try:
+        _train_all(output, edits, steps, compare, seed)
+    except Stopped:
+        print(f"jrm: stopped; the same command goes on from what is in {output}.", file=sys.stderr)
+        return 130
+    summary = _evaluate(output, edits, steps, compare, seed)
+    _say(output, summary)
+    return 0
+
+
+# -- training
+
+
+def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: int) -> None:
+    data, backbone, warm = output / "data", output / "backbone", output / "warm-start"
+    if not (data / "meta.json").exists():
+        with steps.step("Making the data"):
+            edits.write(data, train=edits.train_pairs, heldout=HELDOUT_PAIRS, language=edits.train_pairs, seed=seed)
+    if not backbone.exists():
+        with steps.step("Making an untrained backbone"):
+            staging = output / ".backbone"
+            shutil.rmtree(staging, ignore_errors=True)
+            write_tiny_backbone(staging, _texts(data), image_size=edits.image_size, seed=seed)
+            staging.rename(backbone)
+    with steps.step("Language warm start"):
+        _train(edits, "warm_start", backbone, data / "language.jsonl", warm, seed)
+    arms = {"model": 0.7, "baseline": 0.0} if compare else {"model": 0.7}
+    for arm, alpha in arms.items():
+        with steps.step(f"Joint training, alpha = {alpha}"):
+            heldout = f"heldout={data / 'heldout.json'}"
+            overrides = ["--alpha", str(alpha), "--eval_data", heldout]
+            _train(edits, "joint", warm, data / "train.json", output / arm, seed, overrides)
+
+
+def _texts(data: Path) -> list[str]:
+    """All that the model will read and write."""
+    texts = [line for task in default_rubrics("short").values() for line in task.values()]
+    for example in read_language(data / "language.jsonl", progress=False).examples:
+        texts += [example.sample.prompt_text, example.text]
+    for pair in read_edit_reward(data / "train.json", progress=False).examples:
+        texts.append(pair.chosen.prompt_text)
+        for critiques in (pair.chosen_critiques, pair.rejected_critiques):
+            texts += [f"{dimension}: {critique.to_json()}" for dimension, critique in critiques.items()]
+    return texts
+
+
+def _train(
+    edits: EditSet, stage: str, model: Path, data: Path, output: Path, seed: int, overrides: list[str] | None = None
+) -> None:
+    if (output / "trainer_state.json").exists():  # written last: this stage is done
+        return
+    paths = ["--model", model, "--train_data", data, "--output_dir", output, "--seed", seed]
+    with as_file(files("jrm_plugin") / "resources" / "demo" / f"{edits.name}_{stage}.yaml") as config:
+        arguments, training = parse(config, [*map(str, paths), *(overrides or [])])
+    if train(arguments, training) is None:
+        raise Stopped
+
+
+# -- what came out
+
+
+def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: int) -> dict:
+    heldout = read_edit_reward(output / "data" / "heldout.json", progress=False).examples
+    scorer = RewardScorer.from_pretrained(output / "model", device="cpu", batch_size=32)
+    with steps.step(f"Evaluating on {len(heldout)} held-out pairs"):
+        results = evaluate_pairs(scorer, heldout, progress=True)
+        summary = {"heldout": summarize(results)}
+    with steps.step("Writing critiques"):
+        summary["critiques"] = evaluate_critiques(scorer, heldout, CRITICISED_PAIRS, progress=True)
+    with steps.step("Measuring the representation"):
+        summary["effective_rank"] = evaluate_representation(scorer, heldout)
+    comparison = None
+    if compare:
+        with steps.step("Evaluating the baseline"):
+            comparison = _compare(output, heldout, results, summary)
+            summary["comparison"] = comparison
+    with steps.step("Writing the report"):
+        facts = _facts(output, edits, scorer)
+        command = f"make demo{' PHOTOS=1' * (edits is PHOTOS)}{' COMPARE=1' * compare}"
+        summary |= {"facts": facts, "timings": steps.seconds, "versions": versions(), "seed": seed, "command": command}
+        report = {
+            "title": "Joint Reward Modeling, trained from scratch",
+            "lead": f"A small reward model, trained on {edits.about}, and what it says of edits it has not seen.",
+            "facts": facts,
+            "stages": [
+                {"name": "Language warm start", "log": _log(output / "warm-start")},
+                {"name": "Joint training", "log": _log(output / "model")},
+            ],
+            "summary": summary["heldout"],
+            "critique_quality": summary["critiques"],
+            "effective_rank": summary["effective_rank"],
+            "ranked": [_ranked(scorer, group) for group in _groups(heldout)],
+            "critiques": _criticised(scorer, heldout),
+            "timings": steps.seconds,
+            "versions": summary["versions"],
+            "seed": seed,
+            "command": command,
+        }
+        if comparison:
+            report["comparison"] = comparison
+        write_report(output, report)
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _compare(output: Path, heldout: list[PreferencePair], results: list, summary: dict) -> dict:
+    baseline = RewardScorer.from_pretrained(output / "baseline", device="cpu", batch_size=32)
+    other = evaluate_pairs(baseline, heldout, progress=True)
+    arms = [
+        {
+            "name": "alpha = 0.7",
+            "log": _log(output / "model"),
+            "summary": summary["heldout"],
+            "effective_rank": summary["effective_rank"],
+        },
+        {
+            "name": "alpha = 0",
+            "log": _log(output / "baseline"),
+            "summary": summarize(other),
+            "effective_rank": evaluate_representation(baseline, heldout),
+        },
+    ]
+    difference = {}
+    for name in summary["heldout"]["dimensions"]:
+        decided = [k for k, r in enumerate(results) if r.labels.get(name)]
+        correct = [[_is_right(arm[k], name) for k in decided] for arm in (results, other)]
+        difference[name] = accuracy_difference(*correct)
+    return {"arms": arms, "accuracy_difference": difference}
+
+
+def _is_right(result, name: str) -> bool:
+    return (result.chosen.mu[name] - result.rejected.mu[name]) * result.labels[name] > 0
+
+
+def _log(folder: Path) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def _facts(output: Path, edits: EditSet, scorer: RewardScorer) -> dict:
+    return {
+        "data": edits.about,
+        "training pairs": edits.train_pairs,
+        "texts of the warm start": edits.train_pairs,
+        "held-out pairs": HELDOUT_PAIRS,
+        "parameters": sum(parameter.numel() for parameter in scorer.model.parameters()),
+        "layout": f"{scorer.processor.order}, {scorer.processor.sequences}",
+    }
+
+
+def _groups(pairs: list[PreferencePair]) -> list[list[PreferencePair]]:
+    """Pairs of one edit, one of each kind of edit in turn: what a ranked strip shows."""
+    kinds: dict[str, list[PreferencePair]] = {}
+    for pair in pairs:
+        if pair.labels["overall"]:
+            kinds.setdefault(pair.info["edit"], []).append(pair)
+    return [members[:1] for members in list(kinds.values())[:SHOWN_GROUPS]]
+
+
+def _ranked(scorer: RewardScorer, pairs: list[PreferencePair]) -> dict:
+    first = pairs[0].chosen
+    candidates = []
+    for pair in pairs:
+        for side, sample in ((1, pair.chosen), (2, pair.rejected)):
+            note = f"{pair.info[f'failure{side}']}, {pair.info[f'quality{side}']}"
+            candidates.append({"image": sample.response_images[0], "score": scorer.score([sample])[0], "note": note})
+    return {"instruction": first.prompt_text, "sources": list(first.prompt_images), "candidates": candidates}
+
+
+def _criticised(scorer: RewardScorer, pairs: list[PreferencePair]) -> list[dict]:
+    chosen = [(pair.rejected, pair.rejected_critiques) for pair in pairs[:SHOWN_CRITIQUES]]
+    written = scorer.critique([sample for sample, _ in chosen])
+    return [
+        {
+            "instruction": sample.prompt_text,
+            "sources": list(sample.prompt_images),
+            "image": sample.response_images[0],
+            "critiques": critiques,
+            "expected": dict(expected),
+        }
+        for (sample, expected), critiques in zip(chosen, written, strict=True)
+    ]
+
+
+def _say(output: Path, summary: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="On held-out edits", title_justify="left")
+    for column in ("what", "value", "95 % interval", "pairs"):
+        table.add_column(column)
+    rows = {f"accuracy, {name}": found for name, found in summary["heldout"]["accuracy"].items()}
+    rows["critiques that parse"] = summary["critiques"]["parsed"]
+    if "comparison" in summary:
+        baseline = summary["comparison"]["arms"][1]
+        rows |= {f"baseline (alpha = 0), {name}": found for name, found in baseline["summary"]["accuracy"].items()}
+    for name, found in rows.items():
+        table.add_row(name, f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}", str(found["n"]))
+    arms = {"effective rank": summary["effective_rank"]}
+    if "comparison" in summary:
+        arms["effective rank, baseline (alpha = 0)"] = summary["comparison"]["arms"][1]["effective_rank"]
+    for name, found in arms.items():
+        rank = found["centred"]
+        table.add_row(name, f"{rank['value']:.1f}", f"{rank['low']:.1f} to {rank['high']:.1f}", str(found["n"] // 2))
+    console = Console()
+    console.print(table)
+    minutes = sum(summary["timings"].values()) / 60
+    console.print(f"Took {minutes:.1f} minutes. What was made:", highlight=False)
+    for path, what in (
+        ("report.html", "the report; open it in a browser"),
+        ("summary.json", "every number in it"),
+        ("model", f"the model; jrm score --model {output / 'model'} …"),
+        ("data", "the edits it learned from and was tested on"),
+    ):
+        console.print(f"  {output / path}  {what}", highlight=False, soft_wrap=True)
