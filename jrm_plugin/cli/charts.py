@@ -136,10 +136,14 @@ def accuracy_bars(theme: Theme, dimensions: list[str], groups: dict[str, dict[st
         rows += [(position + k, name, share) for k, (name, share) in enumerate(shown)]
         ticks.append((position + (len(shown) - 1) / 2, words(group)))
         position += len(shown) + 0.7
-    figure, axes = _figure(theme, 0.95 + 0.185 * position)
+    legend = len(rows) > len(groups)
+    figure, axes = _figure(theme, 0.95 + 0.185 * position + 0.25 * legend)
+    named: set[str] = set()
     for y, name, share in rows:
         colour = dimension_colour(theme, dimensions, name)
-        axes.barh(y, 100 * share["value"], height=0.72, color=colour, alpha=0.45, linewidth=0)
+        label = words(name) if name not in named else None
+        named.add(name)
+        axes.barh(y, 100 * share["value"], height=0.72, color=colour, alpha=0.45, linewidth=0, label=label)
         axes.plot([100 * share["low"], 100 * share["high"]], [y, y], color=colour, linewidth=1.6)
         axes.plot(100 * share["value"], y, marker="o", markersize=3.2, color=colour, clip_on=False)
         axes.annotate(
@@ -159,6 +163,8 @@ def accuracy_bars(theme: Theme, dimensions: list[str], groups: dict[str, dict[st
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_xlabel("accuracy (%), with 95 % interval; dashed: a coin")
+    if legend:
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8, labelcolor=theme.ink)
     return figure
 
 
@@ -213,7 +219,9 @@ def ranked_strip(theme: Theme, group: dict) -> "Figure":
     """Source, then the candidates as given, each with mu ± sigma overall and per dimension below."""
     pictures = [*group["sources"], *(each["image"] for each in group["candidates"])]
     titles = ["source"] * len(group["sources"]) + [f"{k + 1}" for k in range(len(group["candidates"]))]
-    figure, all_axes = _figure(theme, 3.1, columns=len(pictures), width=1.75 * len(pictures), squeeze=False)
+    lines = max((2 * len(each["score"].mu) for each in group["candidates"]), default=0)
+    height = 2.5 + 0.14 * lines
+    figure, all_axes = _figure(theme, height, columns=len(pictures), width=1.75 * len(pictures), squeeze=False)
     for axes, picture, title in zip(all_axes[0], pictures, titles, strict=True):
         axes.imshow(enlarged(picture))
         axes.set_xticks([])
@@ -225,7 +233,7 @@ def ranked_strip(theme: Theme, group: dict) -> "Figure":
         lines = [f"{words(name)}\n{signed(score.mu[name])} ± {score.sigma[name]:.2f}" for name in names]
         axes.set_xlabel("\n".join(lines), fontsize=8, color=theme.ink)
     # A dollar sign would begin a formula.
-    figure.suptitle(group["instruction"].replace("$", r"\$"), fontsize=10, color=theme.ink)
+    figure.suptitle(group["instruction"].replace("$", r"\$"), fontsize=10, color=theme.ink, wrap=True)
     return figure
 
 

@@ -139,10 +139,6 @@ def _content(page: _Page, report: Report) -> dict:
     return {
         **report,
         "dimensions": dimensions,
-        "colours": {
-            name: [charts.dimension_colour(theme, dimensions, name) for theme in (charts.LIGHT, charts.DARK)]
-            for name in dimensions
-        },
         "tiles": _tiles(report, dimensions),
         "ranked": [_ranked(page, k, group) for k, group in enumerate(report["ranked"], 1)],
         "critiques": [_critique(page, k, shown) for k, shown in enumerate(report["critiques"], 1)],
@@ -243,8 +239,8 @@ def _critique(page: _Page, number: int, shown: CritiqueShown) -> dict:
 
 
 GROUPS = (
-    ("by_edit", "Kind of edit", "Edit"),
     ("by_failure", "Failure to follow the instruction, where one candidate shows it", "Failure of one candidate"),
+    ("by_edit", "Kind of edit", "Edit"),
     ("by_quality", "Flaw of the picture, where one candidate shows it", "Flaw of one candidate"),
 )
 

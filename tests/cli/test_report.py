@@ -252,6 +252,7 @@ def test_without_a_comparison_nothing_speaks_of_one(tmp_path):
     report = made_up_report(compare=False)
     del report["effective_rank"], report["critique_quality"]
     report["stages"], report["critiques"], report["ranked"] = [], [], []
+    report["summary"] |= {"by_edit": {}, "by_failure": {}, "by_quality": {}}
     page = Page(write_report(tmp_path, report).read_text(encoding="utf-8"))
     assert "accuracy" in page.ids and "making" in page.ids
     assert not {"comparison", "representation", "training", "ranking", "critiques"} & set(page.ids)
