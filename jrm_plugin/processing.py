@@ -40,10 +40,14 @@ _SLOT = re.compile("\ue000([trR])\ue001")
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a sequence: an image, or text that is read as plain text whatever it spells."""
+    """A piece of a sequence: an image, or text that is read as plain text whatever it spells.
+
+    Only in a rubric, which belongs to the checkpoint, region tags are the tokens that critiques use.
+    """
 
     kind: Literal["image", "text"]
     content: Any
+    is_rubric: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class JRMProcessor:
     def segments(self, sample: Sample, dimensions: Sequence[str]) -> list[Segment]:
         """The user turn's pieces, in the order of the layout; without dimensions there is no rubric."""
         rubrics = [self.rubric(sample.task, dimension) for dimension in dimensions]
-        rubric = [Segment("text", text + "\n") for text in rubrics]
+        rubric = [Segment("text", text + "\n", is_rubric=True) for text in rubrics]
         instruction = [Segment("text", sample.prompt_text)] if sample.prompt_text else []
         answer = [Segment("text", "\n" + sample.response_text)] if sample.response_text else []
         before = [Segment("image", image) for image in sample.prompt_images]
@@ -225,13 +229,16 @@ class JRMProcessor:
 
     def encode_critique(self, text: str) -> list[int]:
         """Tokens of an assistant turn: region tags are tokens, all else is plain text; ends the turn."""
+        return [*self._encode_with_tags(text), self.tokenizer.eos_token_id]
+
+    def _encode_with_tags(self, text: str) -> list[int]:
         ids: list[int] = []
         for k, piece in enumerate(_REGION_TAG.split(text)):
             if k % 2:
                 ids.append(self.tokenizer.convert_tokens_to_ids(piece))
             elif piece:
                 ids += self.encode_text(piece)
-        return [*ids, self.tokenizer.eos_token_id]
+        return ids
 
     def image_tokens(self, image: Any) -> int:
         """How many tokens an image takes; reads no more of a file than its header."""
@@ -284,14 +291,15 @@ class JRMProcessor:
         return pieces
 
     def _prompt_ids(self, segments: Sequence[Segment], image_tokens: Sequence[int]) -> list[int]:
-        texts = iter([s.content for s in segments if s.kind == "text"])
+        texts = iter([s for s in segments if s.kind == "text"])
         counts = iter(image_tokens)
         ids: list[int] = []
         for piece in self._template("".join(s.kind[0] for s in segments)):
             if piece == "i":
                 ids += [self.image_token_id] * next(counts)
             elif piece == "t":
-                ids += self.encode_text(next(texts))
+                text = next(texts)
+                ids += self._encode_with_tags(text.content) if text.is_rubric else self.encode_text(text.content)
             elif piece == "R":
                 ids.append(self.reward_token_id)
             else:

@@ -25,7 +25,7 @@ VISION = ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"
 _PIECES = (
     r'\{"edit_region":\[\{"id":0,"label":"|","bbox_2d":\[|\]\}\],"reasoning":"|\{"reasoning":"|"\}',
     r"[a-z_]+: |user\n|assistant\n",
-    r" ?\p{L}+| ?\p{N}+|[^\s\p{L}\p{N}]|\s+",
+    r" ?\p{L}+|[ ,]?\p{N}+|[^\s\p{L}\p{N}]|\s+",
 )
 
 _CHAT_TEMPLATE = (

@@ -112,9 +112,13 @@ def _samples(options: argparse.Namespace) -> list:
 
 
 def _quiet() -> None:
-    """No loading bars and notes of transformers between the user and the answer."""
+    """No loading bars and notes of libraries between the user and the answer."""
+    import warnings
+
+    from PIL import Image
     from transformers.utils import logging
 
+    warnings.simplefilter("error", Image.DecompressionBombWarning)  # `load_image` says it in one sentence
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
@@ -21,20 +22,29 @@ from jrm_plugin.cli.environment import versions
 from jrm_plugin.cli.files import check_writable
 from jrm_plugin.cli.report import write_report
 from jrm_plugin.cli.train import parse, train
+from jrm_plugin.data import photo_edits, shape_edits
 from jrm_plugin.data.edit_reward import read_edit_reward, read_language
-from jrm_plugin.data.photo_edits import write_photo_edits
-from jrm_plugin.data.shape_edits import write_shape_edits
+from jrm_plugin.data.edit_sets import Candidate
 from jrm_plugin.evaluation import evaluate_critiques, evaluate_pairs, evaluate_representation, summarize
 from jrm_plugin.metrics import accuracy_difference
 from jrm_plugin.rubrics import default_rubrics
-from jrm_plugin.samples import PreferencePair
+from jrm_plugin.samples import PreferencePair, Sample
 from jrm_plugin.scoring import RewardScorer
 from jrm_plugin.tiny import write_tiny_backbone
 
 HELDOUT_PAIRS = 1000
 CRITICISED_PAIRS = 100
-SHOWN_GROUPS = 3
 SHOWN_CRITIQUES = 6
+# The candidates of each group that is ranked and shown: what became of the instruction, and of the picture.
+GROUP = (
+    ("none", "clean"),
+    ("none", "mild_noise"),
+    ("over_edit", "clean"),
+    ("partial", "seam"),
+    ("wrong_object", "clean"),
+    ("ignored", "heavy_noise"),
+)
+SHOWN_GROUPS = 3
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,28 @@ class EditSet:
 
     name: str
     write: Callable
+    draw: Callable
     train_pairs: int
     image_size: int
     about: str
 
 
-SHAPES = EditSet("shapes", write_shape_edits, 12_000, 48, "ShapeEdits, drawn edits of coloured shapes")
-PHOTOS = EditSet("photos", write_photo_edits, 6_000, 96, "PhotoEdits, edits of crops of real photographs")
+SHAPES = EditSet(
+    "shapes",
+    shape_edits.write_shape_edits,
+    shape_edits.draw_edit,
+    train_pairs=12_000,
+    image_size=48,
+    about="ShapeEdits, drawn edits of coloured shapes",
+)
+PHOTOS = EditSet(
+    "photos",
+    photo_edits.write_photo_edits,
+    photo_edits.draw_edit,
+    train_pairs=6_000,
+    image_size=96,
+    about="PhotoEdits, edits of crops of real photographs",
+)
 
 
 class Stopped(Exception):
@@ -173,7 +198,7 @@ def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: i
             "summary": summary["heldout"],
             "critique_quality": summary["critiques"],
             "effective_rank": summary["effective_rank"],
-            "ranked": [_ranked(scorer, group) for group in _groups(heldout)],
+            "ranked": _ranked(scorer, edits, seed),
             "critiques": _criticised(scorer, heldout),
             "timings": steps.seconds,
             "versions": summary["versions"],
@@ -231,23 +256,26 @@ def _facts(output: Path, edits: EditSet, scorer: RewardScorer) -> dict:
     }
 
 
-def _groups(pairs: list[PreferencePair]) -> list[list[PreferencePair]]:
-    """Pairs of one edit, one of each kind of edit in turn: what a ranked strip shows."""
-    kinds: dict[str, list[PreferencePair]] = {}
-    for pair in pairs:
-        if pair.labels["overall"]:
-            kinds.setdefault(pair.info["edit"], []).append(pair)
-    return [members[:1] for members in list(kinds.values())[:SHOWN_GROUPS]]
+def _ranked(scorer: RewardScorer, edits: EditSet, seed: int) -> list[dict]:
+    """Held-out instructions, each with one candidate for every outcome in `GROUP`, scored."""
+    rng = np.random.default_rng([seed, 2])
+    groups: dict[str, dict] = {}
+    while len(groups) < SHOWN_GROUPS:
+        edit = edits.draw(rng, heldout=True, outcomes=GROUP)
+        if edit.kind in groups:
+            continue
+        scores = scorer.score([Sample.edit(edit.source, edit.instruction, c.image) for c in edit.candidates])
+        candidates = [
+            {"image": candidate.image, "score": score, "note": _note(candidate)}
+            for candidate, score in zip(edit.candidates, scores, strict=True)
+        ]
+        groups[edit.kind] = {"instruction": edit.instruction, "sources": [edit.source], "candidates": candidates}
+    return list(groups.values())
 
 
-def _ranked(scorer: RewardScorer, pairs: list[PreferencePair]) -> dict:
-    first = pairs[0].chosen
-    candidates = []
-    for pair in pairs:
-        for side, sample in ((1, pair.chosen), (2, pair.rejected)):
-            note = f"{pair.info[f'failure{side}']}, {pair.info[f'quality{side}']}"
-            candidates.append({"image": sample.response_images[0], "score": scorer.score([sample])[0], "note": note})
-    return {"instruction": first.prompt_text, "sources": list(first.prompt_images), "candidates": candidates}
+def _note(candidate: Candidate) -> str:
+    failure = "as asked" if candidate.failure == "none" else candidate.failure
+    return f"{failure}, {candidate.quality}".replace("_", " ")
 
 
 def _criticised(scorer: RewardScorer, pairs: list[PreferencePair]) -> list[dict]:

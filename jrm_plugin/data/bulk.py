@@ -49,13 +49,17 @@ def _read_line(line: str, where: str, root: Path) -> BulkItem:
     except ValueError as error:
         raise JRMError(f"{where} is no valid JSON ({error}); mend or remove that line.") from error
     if not isinstance(record, dict) or not isinstance(record.get("edited"), str) or "instruction" not in record:
-        raise JRMError(f'{where} must be an object with "instruction" and "edited" (a path), and "source" if there is one.')
+        raise JRMError(
+            f'{where} must be an object with "instruction" and "edited" (a path), and "source" if there is one.'
+        )
     source = record.get("source")
     sources = [] if source is None else source if isinstance(source, list) else [source]
     if not all(isinstance(path, str) for path in sources):
         raise JRMError(f'{where} must give "source" as a path, a list of paths, or null.')
     try:
-        sample = Sample.edit([str(root / path) for path in sources], record["instruction"], str(root / record["edited"]))
+        sample = Sample.edit(
+            [str(root / path) for path in sources], record["instruction"], str(root / record["edited"])
+        )
     except JRMError as error:
         raise JRMError(f"{where}: {error}") from error
     return BulkItem(sample, record)

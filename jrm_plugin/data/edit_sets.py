@@ -47,6 +47,9 @@ CHANGE_PROMPTS = {"diff": "list changes by place", "objdiff": "list changes by o
 _CAPTIONS = 0.14  # share of captions among the language rows; the changes halve the rest
 
 
+Outcome = tuple[str, str]  # a failure and a quality
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One edited image and everything that is true of it."""
@@ -64,14 +67,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Edit:
-    """One source image, one instruction and two candidates, the better one first."""
+    """One source image, one instruction and its candidates: two, the better one first, unless more were asked for."""
 
     kind: str
     instruction: str
     scene: str  # what of the source image decides the split
     source: np.ndarray
     caption: str
-    candidates: tuple[Candidate, Candidate]
+    candidates: tuple[Candidate, ...]
 
 
 def pick(rng: np.random.Generator, items):

@@ -8,6 +8,7 @@ The "background" is what lies outside a disc in the middle of the crop: a crop h
 """
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from jrm_plugin.data.edit_sets import (
     QUALITY_WORDS,
     Candidate,
     Edit,
+    Outcome,
     draw_outcomes,
     make_critiques,
     pick,
@@ -144,8 +146,13 @@ def write_photo_edits(
     )
 
 
-def draw_edit(rng: np.random.Generator, *, heldout: bool, tie: bool) -> Edit:
-    """Draw a crop of a photograph of the wanted split, an instruction and two candidates."""
+def draw_edit(
+    rng: np.random.Generator, *, heldout: bool, tie: bool = False, outcomes: Sequence[Outcome] | None = None
+) -> Edit:
+    """Draw a crop of a photograph of the wanted split, an instruction and two candidates.
+
+    With `outcomes`, a sequence of (failure, quality), there is one candidate for each instead: a group to rank.
+    """
     name, corner, source = _draw_crop(rng, HELDOUT_PHOTOS if heldout else TRAIN_PHOTOS)
     kind = pick(rng, list(KINDS))
     request = Step(KINDS[kind])
@@ -158,7 +165,7 @@ def draw_edit(rng: np.random.Generator, *, heldout: bool, tie: bool) -> Edit:
     if kind == "blurred_background":  # in a picture that is all blurred, nobody could see whether it was done
         qualities.pop("blur")
     candidates = []
-    for failure, quality in draw_outcomes(rng, tie=tie, qualities=qualities):
+    for failure, quality in outcomes or draw_outcomes(rng, tie=tie, qualities=qualities):
         steps, finding, rest = _carry_out(request, failure, rng)
         image = spoil(_apply(source, steps), quality, rng)
         critiques = make_critiques(request.subject, box, finding, rest, quality)

@@ -9,6 +9,7 @@ training edit into the held-out split. Every colour, shape, place and kind of ed
 """
 
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from jrm_plugin.data.edit_sets import (
     QUALITY_WORDS,
     Candidate,
     Edit,
+    Outcome,
     draw_outcomes,
     make_critiques,
     pick,
@@ -133,8 +135,13 @@ def write_shape_edits(
     )
 
 
-def draw_edit(rng: np.random.Generator, *, heldout: bool, tie: bool) -> Edit:
-    """Draw a scene, an instruction of the wanted split and two candidates."""
+def draw_edit(
+    rng: np.random.Generator, *, heldout: bool, tie: bool = False, outcomes: Sequence[Outcome] | None = None
+) -> Edit:
+    """Draw a scene, an instruction of the wanted split and two candidates.
+
+    With `outcomes`, a sequence of (failure, quality), there is one candidate for each instead: a group to rank.
+    """
     while True:
         items, background, request = _draw_request(rng)
         scene = f"{background} {_caption(items)}"
@@ -145,7 +152,7 @@ def draw_edit(rng: np.random.Generator, *, heldout: bool, tie: bool) -> Edit:
         failures["wrong_object"] += failures.pop("wrong_value")
     shifts = rng.integers(-1, 2, (GRID * GRID, 2)).tolist()  # objects sit up to a pixel off the middle of their cell
     candidates = []
-    for failure, quality in draw_outcomes(rng, tie=tie, failures=failures):
+    for failure, quality in outcomes or draw_outcomes(rng, tie=tie, failures=failures):
         result = _carry_out(items, request, failure, rng)
         behind = pick(rng, [b for b in BACKGROUNDS if b != background]) if result.new_background else background
         image = spoil(_render(result.items, behind, shifts), quality, rng)
