@@ -36,6 +36,7 @@ class JRMConfig(PreTrainedConfig):
     reward_head_dropout: float = 0.05
     reward_head_activation: str = "relu"
     log_sigma_bound: list[float] | tuple[float, ...] | None = None
+    tie_word_embeddings: bool = False  # the backbone's, always; peft reads it here
 
     def __post_init__(self, **kwargs: Any):
         if self.backbone_config is None:
@@ -47,6 +48,7 @@ class JRMConfig(PreTrainedConfig):
         if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
             raise JRMError(f"dimensions in the model's config must be distinct names, got {list(self.dimensions)}.")
         self.dimensions = list(self.dimensions)
+        self.tie_word_embeddings = self.backbone_config.tie_word_embeddings
         # Lists, so that a config equals what it was saved as.
         self.reward_head_widths = list(self.reward_head_widths)
         self.log_sigma_bound = None if self.log_sigma_bound is None else list(self.log_sigma_bound)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER_FILE = "adapter_config.json"
+# Attention, MLPs and the vision merger, by the names of all of `BACKBONE_FAMILIES`.
+_LINEAR_MAPS = r"backbone\.model\..*\.((q|k|v|o|gate|up|down)_proj|qkv|attn\.proj|(linear_)?fc[12]|mlp\.[02])"
 
 
 def lora_config(processor: JRMProcessor, *, r: int = 32, lora_alpha: int = 64, **kwargs: Any) -> "LoraConfig":
@@ -25,12 +27,13 @@ def lora_config(processor: JRMProcessor, *, r: int = 32, lora_alpha: int = 64, *
     """
     from peft import LoraConfig
 
-    kwargs.setdefault("target_modules", r"backbone\..*\.(q|k|v|o|qkv|gate|up|down|linear_fc1|linear_fc2)(_proj)?")
+    kwargs.setdefault("target_modules", _LINEAR_MAPS)
     return LoraConfig(
         r=r,
         lora_alpha=lora_alpha,
         modules_to_save=["reward_head"],
-        trainable_token_indices={"embed_tokens": processor.added_token_ids},
+        # Both ends, as the language head needs rows of its own to tell one region tag from another; tied, they stay so.
+        trainable_token_indices={name: processor.added_token_ids for name in ("embed_tokens", "backbone.lm_head")},
         **kwargs,
     )
 

@@ -3,11 +3,13 @@
 Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions, V vocabulary, T critique tokens of the batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -92,6 +94,9 @@ class JRMForRewardModeling(PreTrainedModel):
         super().__init__(config)
         self.backbone = AutoModelForImageTextToText.from_config(config.backbone_config)
         self._no_split_modules = self.backbone._no_split_modules
+        # Of tied embeddings peft trains both ends together only if the outermost model names them.
+        tied = self.backbone._tied_weights_keys.items()
+        self._tied_weights_keys = {f"backbone.{end}": f"backbone.{source}" for end, source in tied}
         self.reward_head = RewardHead(config)
         self.post_init()
 
@@ -186,10 +191,8 @@ class JRMForRewardModeling(PreTrainedModel):
         backbone_config = load_config(name_or_path, **{k: v for k, v in kwargs.items() if k == "revision"})
         check_backbone_family(backbone_config.model_type)
         kwargs.setdefault("dtype", torch.float32)
-        backbone, info = AutoModelForImageTextToText.from_pretrained(
-            name_or_path, config=backbone_config, output_loading_info=True, **kwargs
-        )
-        check_loading_info(info, name_or_path)
+        load = AutoModelForImageTextToText.from_pretrained
+        backbone, _ = load_checked(load, name_or_path, config=backbone_config, **kwargs)
         vocabulary = len(processor.tokenizer)
         if backbone.get_input_embeddings().num_embeddings < vocabulary:
             backbone.resize_token_embeddings(vocabulary, mean_resizing=False)
@@ -197,8 +200,7 @@ class JRMForRewardModeling(PreTrainedModel):
             for embeddings in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
                 old = embeddings.weight[: min(processor.added_token_ids)]
                 embeddings.weight[processor.added_token_ids] = old.float().mean(0).to(old.dtype)
-        model = cls._over(backbone, processor, config or {})
-        return model
+        return cls._over(backbone, processor, config or {})
 
     @classmethod
     def _over(cls, backbone: PreTrainedModel, processor: "JRMProcessor", fields: dict) -> "JRMForRewardModeling":
@@ -230,13 +232,7 @@ class JRMForRewardModeling(PreTrainedModel):
                     f"{folder} holds a model of type {config.model_type!r}, not a JRM checkpoint; "
                     "train one from it with `jrm train`, or give a folder that `jrm train` wrote."
                 )
-        try:
-            model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
-        except OSError as error:
-            raise JRMError(f"the checkpoint {folder} cannot be loaded: {first_line(error)}") from error
-        except RuntimeError as error:  # transformers raises on misshapen weights, and names them
-            raise JRMError(f"the weights in {folder} do not fit its config: {first_line(error)}") from error
-        check_loading_info(info, folder)
+        model, info = load_checked(super().from_pretrained, folder, *args, **kwargs)
         return (model, info) if wants_info else model
 
 
@@ -244,6 +240,8 @@ def load_config(folder: str | Path, **kwargs: Any):
     """`AutoConfig.from_pretrained`, with one clear error for a folder that holds no model."""
     try:
         return AutoConfig.from_pretrained(folder, **kwargs)
+    except JRMError:
+        raise
     except (OSError, ValueError) as error:
         raise JRMError(
             f"{folder} is neither a model folder nor a model that can be fetched ({first_line(error)}); "
@@ -251,15 +249,22 @@ def load_config(folder: str | Path, **kwargs: Any):
         ) from error
 
 
-def check_loading_info(info: dict[str, Any], folder: str | Path) -> None:
-    """Raises [`JRMError`] that names every weight that did not load as saved."""
-    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+def load_checked(load: Callable, folder: str | Path, *args: Any, **kwargs: Any) -> tuple[PreTrainedModel, dict]:
+    """Calls a `from_pretrained`; raises [`JRMError`] that names every weight that did not load as saved."""
+    try:
+        # Misshapen weights are let through here, because transformers' own error does not name them.
+        model, info = load(folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    except (OSError, SafetensorError) as error:
+        raise JRMError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from error
+    wrong = {kind: sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")}
+    wrong["mismatched"] = [f"{key} {list(saved)}, not {list(own)}" for key, saved, own in wrong["mismatched"]]
     if any(wrong.values()):
         named = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
         raise JRMError(
             f"the weights in {folder} do not fit the model ({named}); "
             "the checkpoint is damaged or was made by another version, so nothing was loaded."
         )
+    return model, info
 
 
 def first_line(error: Exception) -> str:
