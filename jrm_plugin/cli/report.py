@@ -16,11 +16,14 @@ from typing import Any, NotRequired, TypedDict
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image, ImageOps
 
 from jrm_plugin.cli import charts
 from jrm_plugin.drawing import draw_boxes, enlarged, region_colour
 from jrm_plugin.errors import JRMError
 from jrm_plugin.samples import OVERALL, Critique, RewardScore
+
+SHOWN_PIXELS = 800  # longer side of the largest picture in the page
 
 
 class Stage(TypedDict):
@@ -118,7 +121,10 @@ class _Page:
         (self.folder / f"{name}.png").write_bytes(light)
         return {"alt": alt, "light": _data_url(light), "dark": _data_url(dark)}
 
-    def picture(self, image, name: str | None = None) -> str:
+    def picture(self, image: Image.Image, name: str | None = None) -> str:
+        """A picture, photographs reduced to what a page shows."""
+        if max(image.size) > SHOWN_PIXELS:
+            image = ImageOps.contain(image, (SHOWN_PIXELS, SHOWN_PIXELS))
         buffer = io.BytesIO()
         image.save(buffer, format="PNG", optimize=True)
         if name:

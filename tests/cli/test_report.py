@@ -248,15 +248,17 @@ def test_the_pictures_lie_beside_the_page(written):
         Image.open(path).verify()
 
 
-def test_without_a_comparison_nothing_speaks_of_one(tmp_path):
+def test_a_report_without_the_optional_parts_does_not_speak_of_them(tmp_path):
     report = made_up_report(compare=False)
     del report["effective_rank"], report["critique_quality"]
-    report["stages"], report["critiques"], report["ranked"] = [], [], []
+    report["stages"], report["ranked"] = [], []
+    report["critiques"] = [report["critiques"][0] | {"image": scene().resize((1600, 1200))}]
     report["summary"] |= {"by_edit": {}, "by_failure": {}, "by_quality": {}}
     page = Page(write_report(tmp_path, report).read_text(encoding="utf-8"))
     assert "accuracy" in page.ids and "making" in page.ids
-    assert not {"comparison", "representation", "training", "ranking", "critiques"} & set(page.ids)
-    assert "warm start from" not in page.text and "effective rank" not in page.text
+    assert not {"comparison", "representation", "training", "ranking"} & set(page.ids)
+    assert "same language warm start" not in page.text and "effective rank" not in page.text
+    assert Image.open(tmp_path / "critique_1.png").size == (800, 600), "photographs are reduced for the page"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
