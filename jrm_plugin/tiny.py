@@ -65,10 +65,11 @@ def write_tiny_backbone(folder: str | Path, texts: Iterable[str], *, image_size:
     Args:
         folder: is created.
         texts: what the model will read and write.
-        image_size: edge in pixels of the images it is meant for, a multiple of 16; one token sees 16 x 16 pixels.
+        image_size: edge in pixels of the images it is meant for, a multiple of 12; an image is 3 x 3 tokens.
         seed: of the random weights.
     """
-    patch, merge = 8, 2
+    merge = 2
+    patch = image_size // (3 * merge)
     tokenizer = tiny_tokenizer(texts)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in VISION}
     config = Qwen3VLConfig(

@@ -23,12 +23,12 @@ from jrm_plugin.cli.files import check_writable
 from jrm_plugin.cli.report import write_report
 from jrm_plugin.cli.train import parse, train
 from jrm_plugin.data import photo_edits, shape_edits
-from jrm_plugin.data.edit_reward import read_edit_reward, read_language
+from jrm_plugin.data.edit_reward import read_edit_reward
 from jrm_plugin.data.edit_sets import Candidate
 from jrm_plugin.evaluation import evaluate_critiques, evaluate_pairs, evaluate_representation, summarize
 from jrm_plugin.metrics import accuracy_difference
 from jrm_plugin.rubrics import default_rubrics
-from jrm_plugin.samples import PreferencePair, Sample
+from jrm_plugin.samples import DIMENSIONS, Critique, PreferencePair, Sample
 from jrm_plugin.scoring import RewardScorer
 from jrm_plugin.tiny import write_tiny_backbone
 
@@ -144,12 +144,13 @@ def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: 
 def _texts(data: Path) -> list[str]:
     """All that the model will read and write."""
     texts = [line for task in default_rubrics("short").values() for line in task.values()]
-    for example in read_language(data / "language.jsonl", progress=False).examples:
-        texts += [example.sample.prompt_text, example.text]
-    for pair in read_edit_reward(data / "train.json", progress=False).examples:
-        texts.append(pair.chosen.prompt_text)
-        for critiques in (pair.chosen_critiques, pair.rejected_critiques):
-            texts += [f"{dimension}: {critique.to_json()}" for dimension, critique in critiques.items()]
+    for line in (data / "language.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        texts += [row["prompt"], row["text"]]
+    for line in (data / "train_critiques.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        texts.append(row["prompt"])
+        texts += [f"{d}: {Critique.parse(json.dumps(row[d])).to_json()}" for d in DIMENSIONS]
     return texts
 
 
