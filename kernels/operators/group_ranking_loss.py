@@ -1,0 +1,73 @@
+"""The ranking loss of a group of candidates for one prompt: the sum over its pairs, in one call.
+
+Shapes: G candidates, D dimensions, P = G (G - 1) / 2 pairs.
+"""
+
+import math
+
+import torch
+
+from .uncertainty_ranking_loss import check_options, check_scores, uncertainty_ranking_loss
+
+
+def group_ranking_loss(
+    mu_GD,
+    log_sigma_GD,
+    rank_GD,
+    *,
+    margin=0.0,
+    tie_threshold=0.0,
+    objective="marginal",
+    reduction="mean",
+    backend="auto",
+):
+    """Ranking loss of a ranked group: every two candidates are one pair, in each dimension on its own.
+
+    The candidate of the smaller rank is the better one; equal ranks are a tie. A candidate whose rank is NaN is left
+    out of that dimension, whatever its score, and gets no gradient from it.
+
+    Args:
+        mu_GD, log_sigma_GD: scores of G candidates in D dimensions.
+        rank_GD: ranks, 1 for the best; floating-point with NaN where missing, or integers where none is.
+        margin: number, the amount by which the better candidate should win; a tied pair has none.
+        tie_threshold, objective, backend: as in `uncertainty_ranking_loss`.
+        reduction: "mean" over the pairs that have both ranks (0 if there is none), "sum", or "none" for a tensor
+            [G (G - 1) / 2, D] with the pairs in the order of `torch.triu_indices` and 0 where a rank is missing.
+
+    Raises:
+        ValueError: as in `uncertainty_ranking_loss`, or the shapes are not one [G, D].
+    """
+    check_options(tie_threshold, objective, reduction, backend)
+    mu_GD, log_sigma_GD = check_scores(mu_GD=mu_GD, log_sigma_GD=log_sigma_GD)
+    if mu_GD.dim() != 2 or not isinstance(rank_GD, torch.Tensor) or rank_GD.shape != mu_GD.shape:
+        shapes = f"{tuple(mu_GD.shape)} and {tuple(getattr(rank_GD, 'shape', ()))}"
+        raise ValueError(f"mu_GD and rank_GD must be tensors of one shape [G, D], got {shapes}.")
+    if isinstance(margin, torch.Tensor) or not math.isfinite(margin):
+        raise ValueError(f"margin must be a finite number, got {margin!r}.")
+
+    rank_GD = rank_GD.to(device=mu_GD.device, dtype=torch.float64)
+    missing_GD = rank_GD.isnan()
+    mu_GD, log_sigma_GD = mu_GD.masked_fill(missing_GD, 0.0), log_sigma_GD.masked_fill(missing_GD, 0.0)
+    first_P, second_P = torch.triu_indices(mu_GD.shape[0], mu_GD.shape[0], offset=1, device=mu_GD.device)
+    first_PD, second_PD = (index_P.unsqueeze(1).expand(-1, mu_GD.shape[1]) for index_P in (first_P, second_P))
+    swap_PD = rank_GD[first_P] > rank_GD[second_P]
+    i_PD, j_PD = torch.where(swap_PD, second_PD, first_PD), torch.where(swap_PD, first_PD, second_PD)
+    tie_PD = rank_GD[first_P] == rank_GD[second_P]
+    present_PD = ~(missing_GD[first_P] | missing_GD[second_P])
+
+    loss_PD = uncertainty_ranking_loss(
+        mu_GD.gather(0, i_PD),
+        log_sigma_GD.gather(0, i_PD),
+        mu_GD.gather(0, j_PD),
+        log_sigma_GD.gather(0, j_PD),
+        margin=margin * (~tie_PD).to(mu_GD.dtype),
+        tie=tie_PD,
+        tie_threshold=tie_threshold,
+        weight=present_PD.to(mu_GD.dtype),
+        objective=objective,
+        reduction="none",
+        backend=backend,
+    )
+    if reduction == "none":
+        return loss_PD
+    return loss_PD.sum() / present_PD.sum().clamp(min=1) if reduction == "mean" else loss_PD.sum()
