@@ -23,7 +23,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
-from jrm_plugin.metrics import brier_score, calibration_bins, expected_calibration_error
+from jrm_plugin.metrics import preference_calibration
 from jrm_plugin.modeling import JRMForRewardModeling
 from jrm_plugin.optimization import MuonWithAdamW, muon_groups
 from jrm_plugin.processing import JRMProcessor
@@ -133,7 +133,7 @@ class JointRewardTrainer(RewardTrainer):
             example = from_row(row)
             if isinstance(example, CritiqueExample) and args.alpha < 1:
                 raise JRMError(
-                    f"example {number} of the {dataset_name} set has no preference; a warm start on texts needs alpha: 1."
+                    f"example {number} of the {dataset_name} set has no preference; training on texts needs alpha: 1."
                 )
             length = self._length(example)
             if args.max_length is not None and length > args.max_length:
@@ -240,11 +240,11 @@ class JointRewardTrainer(RewardTrainer):
                 metrics[f"sigma/{name}"] = float(sigma_NC[:, c].mean())
                 decided = np.abs(label_NC[:, c]) == 1
                 if decided.any():
-                    won = label_NC[decided, c] > 0
                     metrics[f"accuracy/{name}"] = float((label_NC[decided, c] * margin_NC[decided, c] > 0).mean())
-                    bins = calibration_bins(probability_NC[decided, c], won)
-                    metrics[f"brier/{name}"] = brier_score(probability_NC[decided, c], won)
-                    metrics[f"calibration_error/{name}"] = expected_calibration_error(bins)
+                    p = probability_NC[decided, c]
+                    fit = preference_calibration(np.where(label_NC[decided, c] > 0, p, 1 - p))
+                    metrics[f"brier/{name}"] = fit["brier"]
+                    metrics[f"calibration_error/{name}"] = fit["expected_calibration_error"]
         outcomes.clear()
         return metrics
 

@@ -186,7 +186,7 @@ def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: i
             summary["comparison"] = comparison
     with steps.step("Writing the report"):
         facts = _facts(output, edits, scorer)
-        command = f"make demo{' PHOTOS=1' * (edits is PHOTOS)}{' COMPARE=1' * compare}"
+        command = f"make demo{' PHOTOS=1' * (edits is PHOTOS)}{' COMPARE=1' * compare}{f' SEED={seed}' * (seed != 0)}"
         summary |= {"facts": facts, "timings": steps.seconds, "versions": versions(), "seed": seed, "command": command}
         report = {
             "title": "Joint Reward Modeling, trained from scratch",
@@ -233,8 +233,10 @@ def _compare(output: Path, heldout: list[PreferencePair], results: list, summary
     difference = {}
     for name in summary["heldout"]["dimensions"]:
         decided = [k for k, r in enumerate(results) if r.labels.get(name)]
-        correct = [[_is_right(arm[k], name) for k in decided] for arm in (results, other)]
-        difference[name] = accuracy_difference(*correct)
+        if decided:
+            difference[name] = accuracy_difference(
+                *([_is_right(arm[k], name) for k in decided] for arm in (results, other))
+            )
     return {"arms": arms, "accuracy_difference": difference}
 
 

@@ -213,6 +213,7 @@ def _outcome_losses(m_N, log_sigma_i_N, log_sigma_j_N, tie_N, tie_threshold, obj
     shrink_N = torch.exp(-excess_N)
     variance_i_N, variance_j_N = torch.exp(2 * (a_N - excess_N)), torch.exp(2 * (b_N - excess_N))
     s2_N = variance_i_N + variance_j_N
+    infinite_N = torch.isinf(m_N)
     m_N, h_N = m_N * shrink_N, tie_threshold * shrink_N
 
     win = _marginal_win if objective == "marginal" else _expected_win
@@ -225,8 +226,8 @@ def _outcome_losses(m_N, log_sigma_i_N, log_sigma_j_N, tie_N, tie_threshold, obj
         parts = [torch.where(tie_N, t, w) for t, w in zip(tied, parts, strict=True)]
     loss_N, dm_N, dlogs_N = parts
 
-    if objective == "marginal":  # depends on m / s where it was scaled
-        dm_N = dm_N * shrink_N
+    if objective == "marginal":  # depends on m / s where it was scaled; its slope at infinity is that of -m
+        dm_N = torch.where(infinite_N, dm_N, dm_N * shrink_N)
     else:  # a length, as m and s are
         loss_N, dlogs_N = loss_N / shrink_N, dlogs_N / shrink_N
         if tie_N is not None and tie_threshold > 0:
