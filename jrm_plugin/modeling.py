@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
@@ -214,6 +214,8 @@ class JRMForRewardModeling(PreTrainedModel):
         with torch.device("meta"):
             model = cls(config)
         model.backbone = backbone
+        # As after saving and loading: a hub model's own sampling options must not change greedy critiques.
+        backbone.generation_config = GenerationConfig.from_model_config(backbone.config)
         model.reward_head = RewardHead(config).to(backbone.device)
         return model
 

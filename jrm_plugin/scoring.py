@@ -203,9 +203,17 @@ class RewardScorer:
             texts = self._generate([s for sample in batch for s in self.processor.encode(sample)], max_new_tokens)
             per_sample = self.processor.sequences_per_sample
             for k in range(len(batch)):
-                by_dimension = self.processor.split_critiques(texts[k * per_sample : (k + 1) * per_sample])
-                results.append({d: parse_critique(by_dimension.get(d, "")) for d in wanted})
+                results.append(self._critiques_in(texts[k * per_sample : (k + 1) * per_sample], wanted))
         return results
+
+    def _critiques_in(self, turns: Sequence[str], wanted: Sequence[str]) -> dict[str, Critique | UnparsedCritique]:
+        """The critiques in one sample's assistant turns; where a dimension has none, all that was written."""
+        texts = self.processor.split_critiques(turns)
+        nowhere = "\n".join(turns)
+        return {
+            d: parse_critique(texts[d]) if d in texts else UnparsedCritique(nowhere, f"there is no line for {d}.")
+            for d in wanted
+        }
 
     def _generate(self, sequences: Sequence[EncodedSequence], max_new_tokens: int) -> list[str]:
         tokenizer = self.processor.tokenizer

@@ -74,7 +74,7 @@ def write_tiny_backbone(folder: str | Path, texts: Iterable[str], *, image_size:
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in VISION}
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": 64 * (len(tokenizer) // 64 + 1),  # room for the reward token and the region tags
+            "vocab_size": 64 * ((len(tokenizer) + 12) // 64 + 1),  # room for the reward token and the region tags
             "hidden_size": 128,
             "intermediate_size": 192,
             "num_hidden_layers": 4,

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -37,6 +38,8 @@ from jrm_plugin.scoring import RewardScorer
 from jrm_plugin.tiny import tiny_tokenizer, write_tiny_backbone
 
 torch.set_num_threads(1)
+settings.register_profile("jrm", deadline=None)
+settings.load_profile("jrm")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
