@@ -16,6 +16,8 @@ from jrm_plugin.cli.files import check_writable
 from jrm_plugin.data.bulk import BulkItem, read_samples
 from jrm_plugin.errors import JRMError
 
+_OWN_COLUMNS = {"model", "mu", "sigma", "error"}
+
 
 def score_in_bulk(make_scorer: Callable, model: str, source: Path, output: Path) -> int:
     """Scores what `source` holds into `output`; returns 2 if a sample could not be scored, else 0.
@@ -30,6 +32,8 @@ def score_in_bulk(make_scorer: Callable, model: str, source: Path, output: Path)
         except ImportError as error:
             raise JRMError("a .parquet output needs pyarrow: pip install jrm-plugin[parquet].") from error
     items = read_samples(source)
+    if taken := sorted({name for item in items for name in item.record} & _OWN_COLUMNS):
+        raise JRMError(f"the input {source} has the key {taken[0]!r}, which is a column of the output; rename it.")
     check_writable(output.parent)
     rows = output if output.suffix == ".jsonl" else output.with_name(output.name + ".partial.jsonl")
     if output.suffix == ".parquet" and output.exists():
@@ -39,7 +43,7 @@ def score_in_bulk(make_scorer: Callable, model: str, source: Path, output: Path)
         print(f"jrm: {done} of {len(items)} samples are in {rows} already; going on.", file=sys.stderr)
     if done < len(items):
         _append(rows, items[done:], make_scorer(), model, len(items))
-    failed = sum("error" in json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines())
+    failed = sum("error" in row for row in _rows(rows))
     if output.suffix == ".parquet":
         _to_parquet(rows, output)
     print(f"jrm: {len(items) - failed} samples scored, in {output}.", file=sys.stderr)
@@ -54,7 +58,7 @@ def _done(rows: Path, items: list[BulkItem], model: str) -> int:
         return 0
     content = rows.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8").splitlines()
+    lines = whole.splitlines()
     if len(lines) > len(items):
         raise JRMError(f"{rows} has more rows than the input; it belongs to another input, choose another output.")
     for number, (line, item) in enumerate(zip(lines, items, strict=False), 1):
@@ -88,9 +92,20 @@ def _to_parquet(rows: Path, output: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    records = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
-    names = list(dict.fromkeys(name for record in records for name in record))
+    records = _rows(rows)
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {}
+    for name in names:
+        values = [record.get(name) for record in records]
+        try:
+            columns[name] = pa.array(values)
+        except pa.ArrowException:  # of several types, as `source` where it is a path here and a list there
+            columns[name] = pa.array([None if value is None else json.dumps(value) for value in values])
     staging = output.with_name(output.name + ".saving")
-    pq.write_table(pa.table({name: [record.get(name) for record in records] for name in names}), staging)
+    pq.write_table(pa.table(columns), staging)
     os.replace(staging, output)
     rows.unlink()
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]

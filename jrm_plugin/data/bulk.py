@@ -32,7 +32,7 @@ def read_samples(path: Path) -> list[BulkItem]:
     if path.is_dir():
         return _read_folder(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` cuts texts at U+2028 and the like
     except OSError as error:
         raise JRMError(f"the input {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -69,10 +69,14 @@ def _read_folder(folder: Path) -> list[BulkItem]:
     endings = Image.registered_extensions()
     items = []
     for text in sorted(folder.glob("**/instruction.txt")):
-        images = sorted(path for path in text.parent.iterdir() if path.suffix.lower() in endings)
+        images = [path for path in text.parent.iterdir() if path.suffix.lower() in endings]
+        images.sort(key=lambda path: (len(path.stem), path.name))  # source_10 comes after source_9
         sources = [str(path.relative_to(folder)) for path in images if path.stem.split("_")[0] == "source"]
         edited = [str(path.relative_to(folder)) for path in images if str(path.relative_to(folder)) not in sources]
-        instruction = text.read_text(encoding="utf-8").strip()
+        try:
+            instruction = text.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise JRMError(f"{text} is no UTF-8 text; save it as UTF-8.") from error
         for path in edited:
             record = {"source": sources, "instruction": instruction, "edited": path}
             items.append(_read_line(json.dumps(record), f"{text.parent}", folder))
