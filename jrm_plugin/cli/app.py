@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.rest = rest
     try:
         code = options.run(options)
+        sys.stdout.flush()
     except JRMError as error:
         print(f"jrm: {error}", file=sys.stderr)
         code = 2
@@ -229,8 +230,6 @@ def _table(title: str, *columns: str):
 
 def _print(table) -> None:
     from rich.console import Console
-    from rich.markup import escape
 
-    for column in table.columns:  # file names and critiques are data: `[red]` in one is no colour
-        column._cells = [escape(cell) for cell in column._cells]
-    Console().print(table)
+    # File names and critiques are data: `[red]` in one is no colour and `:smile:` no face.
+    Console(markup=False, emoji=False, highlight=False).print(table)
