@@ -1,0 +1,210 @@
+"""Scoring in bulk: every row once, in order, whatever interrupts it."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jrm_plugin.samples import Sample
+from jrm_plugin.scoring import RewardScorer
+
+
+@pytest.fixture(scope="session")
+def records(edits) -> list[dict]:
+    """One record per edited image of the held-out pairs, image paths relative to the folder."""
+    pairs = json.loads((edits / "heldout.json").read_text())
+    return [
+        {"source": pair["path_src"], "instruction": pair["prompt"], "edited": pair[side], "pair": number}
+        for number, pair in enumerate(pairs)
+        for side in ("path1", "path2")
+    ]
+
+
+@pytest.fixture
+def write(edits):
+    """Writes records beside their images and gives the path."""
+    made = []
+
+    def to_file(records: list[dict], name: str = "input.jsonl") -> Path:
+        made.append(edits / name)
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        made[-1].write_text("".join(lines))
+        return made[-1]
+
+    yield to_file
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def score(jrm, model_folder):
+    return lambda source, output, *more: jrm(
+        "score", "--model", model_folder, "--input", source, "--output", output, "--batch-size", 4, *more
+    )
+
+
+def _read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def test_jsonl_holds_every_record_in_order(score, write, records, edits, model_folder, tmp_path):
+    awkward = {**records[0], "instruction": "two\u2028lines\x85 in one"}  # line ends for Python, not for JSON
+    source = write([*records, awkward])
+    finished = score(source, tmp_path / "new" / "scores.jsonl")
+    assert (finished.code, finished.out) == (0, "")
+    assert "13 samples scored" in finished.err
+    rows = _read(tmp_path / "new" / "scores.jsonl")
+    samples = [Sample.edit(edits / r["source"], r["instruction"], edits / r["edited"]) for r in [*records, awkward]]
+    scores = RewardScorer.from_pretrained(model_folder, device="cpu").score(samples)
+    for row, record, one in zip(rows, [*records, awkward], scores, strict=True):
+        assert {name: row[name] for name in record} == record
+        assert row["model"] == str(model_folder)
+        assert row["mu"] == pytest.approx(one.mu, abs=1e-5) and row["sigma"] == pytest.approx(one.sigma, abs=1e-5)
+    again = score(source, tmp_path / "new" / "scores.jsonl")
+    assert again.code == 0 and _read(tmp_path / "new" / "scores.jsonl") == rows
+
+
+def test_broken_image_is_recorded_and_the_others_are_scored(score, write, records, tmp_path):
+    broken = {**records[0], "edited": "images/nowhere.png"}
+    finished = score(write([records[0], broken, records[1]]), tmp_path / "scores.jsonl")
+    assert finished.code == 2 and "1 samples could not be scored" in finished.err
+    rows = _read(tmp_path / "scores.jsonl")
+    assert ["mu" in row for row in rows] == [True, False, True]
+    assert "nowhere.png" in rows[1]["error"]
+
+
+def test_parquet_with_columns_of_several_types(score, write, records, tmp_path):
+    several = {**records[1], "source": [records[1]["source"]] * 2, "pair": "none"}
+    broken = {**records[2], "edited": "images/nowhere.png"}
+    finished = score(write([records[0], several, broken]), tmp_path / "scores.parquet")
+    assert finished.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+    rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert [json.loads(row["source"]) for row in rows] == [records[0]["source"], several["source"], broken["source"]]
+    assert [row["mu"] is None for row in rows] == [False, False, True]
+    assert rows[2]["error"] and rows[0]["error"] is None
+    assert rows[0]["edited"] == records[0]["edited"]
+
+
+def test_goes_on_after_a_line_that_was_cut_off(score, write, records, tmp_path):
+    source, output = write(records), tmp_path / "scores.jsonl"
+    score(source, output)
+    whole = output.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    finished = score(source, output)
+    assert finished.code == 0 and "5 of 12 samples" in finished.err
+    rows, expected = _read(output), [json.loads(line) for line in lines]
+    assert [row["edited"] for row in rows] == [row["edited"] for row in expected]
+    for row, one in zip(rows, expected, strict=True):  # batched otherwise, so equal but for rounding
+        assert row["mu"] == pytest.approx(one["mu"], abs=1e-5)
+
+
+def test_goes_on_after_sigkill(start_jrm, score, write, records, model_folder, tmp_path):
+    source, output = write(records * 20), tmp_path / "scores.parquet"
+    partial = tmp_path / "scores.parquet.partial.jsonl"
+    running = start_jrm("score", "--model", model_folder, "--input", source, "--output", output, "--batch-size", 4)
+    running.wait_for(partial)
+    while partial.stat().st_size == 0:
+        pass
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    assert not output.exists()
+    finished = score(source, output, "--batch-size", 32)
+    assert finished.code == 0 and "of 240 samples are in" in finished.err
+    rows = pq.read_table(output).to_pylist()
+    assert [(row["edited"], row["pair"]) for row in rows] == [(r["edited"], r["pair"]) for r in records * 20]
+    assert not partial.exists()
+
+
+def test_rows_of_another_model_or_input_are_kept(refused, score, write, records, model_folder, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    score(write(records[:3]), output)
+    content = output.read_bytes()
+    bulk = ("score", "--model", model_folder, "--output", output, "--input")
+    assert "another model or input" in refused(*bulk, write(records[1:4], "other.jsonl"))
+    assert "another input" in refused(*bulk, write(records[:2], "shorter.jsonl"))
+    other = tmp_path / "other-model"
+    shutil.copytree(model_folder, other)
+    assert "another model or input" in refused(*bulk, write(records[:3]), "--model", other)
+    output.write_bytes(b"no JSON\n" + content)
+    assert "line 1" in refused(*bulk, write(records))
+    assert output.read_bytes() == b"no JSON\n" + content
+
+
+def test_folder_of_edits(score, images, tmp_path):
+    one, two = tmp_path / "edits" / "one", tmp_path / "edits" / "deep" / "two"
+    for folder in (one, two):
+        folder.mkdir(parents=True)
+        (folder / "instruction.txt").write_text("make it blue\n")
+    for k in (1, 2, 10):
+        shutil.copy(images[0], one / f"source_{k}.png")
+    for k, name in enumerate(("b.png", "a.PNG"), 1):
+        shutil.copy(images[k], one / name)
+    shutil.copy(images[1], two / "made.png")
+    finished = score(tmp_path / "edits", tmp_path / "scores.jsonl")
+    assert finished.code == 0
+    rows = _read(tmp_path / "scores.jsonl")
+    assert [(row["edited"], row["source"]) for row in rows] == [
+        ("deep/two/made.png", []),
+        ("one/a.PNG", ["one/source_1.png", "one/source_2.png", "one/source_10.png"]),
+        ("one/b.png", ["one/source_1.png", "one/source_2.png", "one/source_10.png"]),
+    ]
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+GOOD = {"source": None, "instruction": "make it blue", "edited": "images/heldout_000000_a.png"}
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ('{"edited": "images/', "line 2 is no valid JSON"),
+        ("[1]", "line 2 must be an object"),
+        ('{"instruction": "x", "edited": 3}', "line 2 must be an object"),
+        ('{"instruction": "x", "edited": "a.png", "source": 3}', 'line 2 must give "source"'),
+        ('{"instruction": " ", "edited": "a.png"}', "line 2: the"),
+        ('{"instruction": "x", "edited": "a.png", "mu": 3}', "key 'mu'"),
+    ],
+)
+def test_broken_line(refused, model_folder, tmp_path, record, said):
+    (tmp_path / "input.jsonl").write_text(json.dumps(GOOD) + "\n" + record + "\n")
+    output = tmp_path / "scores.jsonl"
+    bulk = ("score", "--model", model_folder, "--input", tmp_path / "input.jsonl", "--output", output)
+    assert said in refused(*bulk)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe"])
+def test_input_without_samples(refused, tmp_path, content):
+    (tmp_path / "input.jsonl").write_bytes(content)
+    assert "input.jsonl" in refused("score", "--input", tmp_path / "input.jsonl", "--output", tmp_path / "x.jsonl")
+
+
+def test_folder_without_edits_or_with_a_broken_instruction(refused, images, tmp_path):
+    bulk = ("score", "--input", tmp_path, "--output", tmp_path / "x.jsonl")
+    assert "holds no edit" in refused(*bulk)
+    shutil.copy(images[0], tmp_path / "a.png")
+    for content in (b"", b"\xff\xfe"):
+        (tmp_path / "instruction.txt").write_bytes(content)
+        assert str(tmp_path) in refused(*bulk)
+
+
+def test_output_that_cannot_be_written(refused, write, records, tmp_path):
+    (tmp_path / "file").write_text("")
+    source = write(records)
+    assert "cannot be written" in refused("score", "--input", source, "--output", tmp_path / "file" / "x.jsonl")
+    assert "must end in" in refused("score", "--input", source, "--output", tmp_path / "x.csv")
+    (tmp_path / "x.parquet").write_text("mine")
+    assert "is there already" in refused("score", "--input", source, "--output", tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").read_text() == "mine"
+
+
+def test_bulk_options_belong_together(refused, tmp_path):
+    for options in (("--input", "x.jsonl"), ("--output", "x.jsonl")):
+        assert "--input and --output together" in refused("score", *options)
