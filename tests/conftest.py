@@ -49,15 +49,22 @@ WORDS = TEXT.split()
 TEXTS = [TEXT, '{"reasoning":"the circle is blue as asked"}', "instruction_following: visual_quality: "] * 3
 
 
-def pytest_generate_tests(metafunc):
-    """`family`, `order` and `sequences` in a test's arguments: once for each backbone and layout."""
-    for name, values in (
-        ("family", FAMILIES),
-        ("order", ("images_first", "rubric_first")),
-        ("sequences", ("joint", "per_dimension")),
-    ):
-        if name in metafunc.fixturenames:
-            metafunc.parametrize(name, values)
+# A test that takes one of these runs once for each backbone, each order and each kind of sequences.
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=("images_first", "rubric_first"))
+def order(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=("joint", "per_dimension"))
+def sequences(request) -> str:
+    return request.param
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
