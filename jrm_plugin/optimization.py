@@ -74,7 +74,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices_KMN: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Each of K matrices with its singular values moved close to 1 (between about 0.7 and 1.2), by Newton-Schulz."""
+    """Each of K matrices with its singular values moved close to 1, by Newton-Schulz.
+
+    In five steps, singular values of at least 0.002 of the matrix's Frobenius norm come to between 0.68 and 1.21.
+    """
     a, b, c = _NEWTON_SCHULZ
     x = matrices_KMN.float() if matrices_KMN.device.type == "cpu" else matrices_KMN.bfloat16()
     is_tall = x.shape[1] > x.shape[2]
