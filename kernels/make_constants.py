@@ -102,7 +102,6 @@ def constants_source():
             four_k2, weight = kolmogorov_rule(count)
             parts += [assignment(f"FOUR_K2_{name}", four_k2), assignment(f"WEIGHT_{name}", weight)]
         node, weight = legendre_rule(LEGENDRE_NODES)
-        node = [mp.chop(t, tol=mp.mpf(10) ** -40) for t in node]
         parts += [assignment("LEGENDRE_NODE", node), assignment("LEGENDRE_WEIGHT", weight)]
     return parts[0] + "\n" + "".join(parts[1:])
 

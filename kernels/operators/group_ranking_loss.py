@@ -42,7 +42,7 @@ def group_ranking_loss(
     if mu_GD.dim() != 2 or not isinstance(rank_GD, torch.Tensor) or rank_GD.shape != mu_GD.shape:
         shapes = f"{tuple(mu_GD.shape)} and {tuple(getattr(rank_GD, 'shape', ()))}"
         raise ValueError(f"mu_GD and rank_GD must be tensors of one shape [G, D], got {shapes}.")
-    if isinstance(margin, torch.Tensor) or not math.isfinite(margin):
+    if isinstance(margin, torch.Tensor) or not abs(margin) < math.inf:
         raise ValueError(f"margin must be a finite number, got {margin!r}.")
 
     rank_GD = rank_GD.to(device=mu_GD.device, dtype=torch.float64)

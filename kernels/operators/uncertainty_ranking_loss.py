@@ -59,7 +59,7 @@ BACKENDS = ("auto", "torch")
 # above this log sigma the logistic is nothing beside the normal: only m / s counts, and both are scaled down to it
 LOG_SIGMA_SCALED = 36.0
 # log sigma is cut here, so that the expected loss of many pairs, about 0.4 s each, still has a finite sum in float32
-LOG_SIGMA_MAX = 80.0
+LOG_SIGMA_MAX = 70.0
 LOG_SIGMA_MIN = -100.0
 
 
@@ -231,7 +231,8 @@ def _outcome_losses(m_N, log_sigma_i_N, log_sigma_j_N, tie_N, tie_threshold, obj
     else:  # a length, as m and s are
         loss_N, dlogs_N = loss_N / shrink_N, dlogs_N / shrink_N
         if tie_N is not None and tie_threshold > 0:
-            loss_N = torch.where(tie_N, loss_N - math.log(-math.expm1(-2 * tie_threshold)), loss_N)
+            constant_N = torch.log(-torch.expm1(torch.full_like(m_N, -2 * tie_threshold)))
+            loss_N = torch.where(tie_N, loss_N - constant_N, loss_N)
     per_variance_N = dlogs_N / s2_N.clamp(min=torch.finfo(s2_N.dtype).tiny)
     return loss_N, dm_N, per_variance_N * variance_i_N, per_variance_N * variance_j_N
 
@@ -293,7 +294,7 @@ def _check_per_pair(name, value, like):
             wanted = f"one value or the pairs' shape {tuple(like.shape)}"
             raise ValueError(f"{name} must have {wanted}, got {tuple(value.shape)}.")
         return value.to(device=like.device, dtype=like.dtype)
-    if not math.isfinite(value):
+    if not abs(value) < math.inf:
         raise ValueError(f"{name} must be finite, got {value!r}.")
     return value
 
@@ -321,7 +322,7 @@ def uncertainty_ranking_loss(
     Args:
         mu_i, mu_j: means of the scores of the better and the worse sample, tensors of one shape (any).
         log_sigma_i, log_sigma_j: natural logarithms of their standard deviations, of that shape. Any value is valid;
-            above 80 counts as 80.
+            above 70 counts as 70.
         margin: number, or one per pair: the amount by which i should win; it is subtracted from the score difference,
             m = mu_i - mu_j - margin in the dtype of the computation, for every outcome (a tied pair usually has none).
         tie: boolean mask of that shape, True where the pair is tied; None if no pair is.
