@@ -54,10 +54,14 @@ class JointRewardConfig(RewardConfig):
     )
     # TRL switches dropout off; the reward head's is part of the method.
     disable_dropout: bool = field(default=False, metadata={"help": "Whether to switch off all dropout."})
+    # transformers switches the bar off with its warnings.
+    disable_tqdm: bool | None = field(default=False, metadata={"help": "Whether to show no progress bars."})
 
     def __post_init__(self):
+        has_cuda = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = not self.fp16 and has_cuda and torch.cuda.is_bf16_supported()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and has_cuda  # torch warns where it has no effect
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")

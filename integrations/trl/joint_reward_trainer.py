@@ -190,8 +190,12 @@ class JointRewardTrainer(RewardTrainer):
             self._record(mode, chosen, rejected, label_NC, loss_NC)
         if outputs.critique_loss_T is not None:
             critique_loss = self._mean_critique_loss(outputs.critique_loss_T, mode, num_items_in_batch)
-        if self.args.alpha == 1:  # the scores take no part, but DDP expects a gradient for the reward head
-            rank_loss = rank_loss.detach() + 0 * (outputs.mu_SD + outputs.log_sigma_SD).sum()
+        # Where a loss takes no part, its head does not either, but DDP expects a gradient for every parameter.
+        if self.args.alpha == 0:
+            language_head = self.accelerator.unwrap_model(model).get_output_embeddings()
+            critique_loss = 0 * language_head.weight[0].sum()
+        if self.args.alpha == 1:
+            rank_loss = 0 * (outputs.mu_SD + outputs.log_sigma_SD).sum()
         loss = joint_loss(rank_loss, critique_loss, self.args.alpha)
         return (loss, outputs) if return_outputs else loss
 

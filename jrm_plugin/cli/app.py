@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder to write (default: %(default)s)")
     demo.add_argument("--photos", action="store_true", help="edits of photographs instead of coloured shapes")
     demo.add_argument("--compare", action="store_true", help="also train the alpha = 0 baseline and compare")
+    demo.add_argument("--scale", type=float, default=1.0, help="times the usual number of steps (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of data and weights (default: %(default)s)")
 
     train = command("train", _train, "Train a reward model: jrm train --config x.yaml [--any_key value …].")
@@ -208,6 +209,7 @@ def _env(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    _quiet()
     from jrm_plugin.cli.train import train_from_command_line
 
     return train_from_command_line(options.config, options.rest)
@@ -216,7 +218,9 @@ def _train(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from jrm_plugin.cli.demo import run_demo
 
-    return run_demo(options.output, photos=options.photos, compare=options.compare, seed=options.seed)
+    return run_demo(
+        options.output, photos=options.photos, compare=options.compare, scale=options.scale, seed=options.seed
+    )
 
 
 def _table(title: str, *columns: str):

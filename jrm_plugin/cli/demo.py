@@ -5,10 +5,11 @@ training stages are ordinary `jrm train` runs; their configs are in `jrm_plugin/
 """
 
 import json
+import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -25,6 +26,7 @@ from jrm_plugin.cli.train import parse, train
 from jrm_plugin.data import photo_edits, shape_edits
 from jrm_plugin.data.edit_reward import read_edit_reward
 from jrm_plugin.data.edit_sets import Candidate
+from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation import evaluate_critiques, evaluate_pairs, evaluate_representation, summarize
 from jrm_plugin.metrics import accuracy_difference
 from jrm_plugin.rubrics import default_rubrics
@@ -99,20 +101,22 @@ class Steps:
             self.file.write_text(json.dumps(self.seconds, indent=2))
 
 
-def run_demo(output: Path, *, photos: bool, compare: bool, seed: int) -> int:
+def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: int) -> int:
     """The whole pipeline; returns an exit code and leaves `report.html`, `summary.json` and `model/` in `output`."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
+    if not scale > 0:
+        raise JRMError(f"--scale must be positive, got {scale}.")
     check_writable(output)
     edits = PHOTOS if photos else SHAPES
     steps = Steps(output)
     try:
-        _train_all(output, edits, steps, compare, seed)
+        _train_all(output, edits, steps, compare, scale, seed)
     except Stopped:
         print(f"jrm: stopped; the same command goes on from what is in {output}.", file=sys.stderr)
         return 130
-    summary = _evaluate(output, edits, steps, compare, seed)
+    summary = _evaluate(output, edits, steps, compare, scale, seed)
     _say(output, summary)
     return 0
 
@@ -120,7 +124,7 @@ def run_demo(output: Path, *, photos: bool, compare: bool, seed: int) -> int:
 # -- training
 
 
-def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: int) -> None:
+def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: float, seed: int) -> None:
     data, backbone, warm = output / "data", output / "backbone", output / "warm-start"
     if not (data / "meta.json").exists():
         with steps.step("Making the data"):
@@ -132,13 +136,13 @@ def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: 
             write_tiny_backbone(staging, _texts(data), image_size=edits.image_size, seed=seed)
             staging.rename(backbone)
     with steps.step("Language warm start"):
-        _train(edits, "warm_start", backbone, data / "language.jsonl", warm, seed)
+        _train(edits, "warm_start", backbone, data / "language.jsonl", warm, scale, seed)
     arms = {"model": 0.7, "baseline": 0.0} if compare else {"model": 0.7}
     for arm, alpha in arms.items():
         with steps.step(f"Joint training, alpha = {alpha}"):
             heldout = f"heldout={data / 'heldout.json'}"
             overrides = ["--alpha", str(alpha), "--eval_data", heldout]
-            _train(edits, "joint", warm, data / "train.json", output / arm, seed, overrides)
+            _train(edits, "joint", warm, data / "train.json", output / arm, scale, seed, overrides)
 
 
 def _texts(data: Path) -> list[str]:
@@ -155,13 +159,21 @@ def _texts(data: Path) -> list[str]:
 
 
 def _train(
-    edits: EditSet, stage: str, model: Path, data: Path, output: Path, seed: int, overrides: list[str] | None = None
+    edits: EditSet,
+    stage: str,
+    model: Path,
+    data: Path,
+    output: Path,
+    scale: float,
+    seed: int,
+    overrides: Sequence[str] = (),
 ) -> None:
     if (output / "trainer_state.json").exists():  # written last: this stage is done
         return
     paths = ["--model", model, "--train_data", data, "--output_dir", output, "--seed", seed]
     with as_file(files("jrm_plugin") / "resources" / "demo" / f"{edits.name}_{stage}.yaml") as config:
-        arguments, training = parse(config, [*map(str, paths), *(overrides or [])])
+        arguments, training = parse(config, [*map(str, paths), *overrides])
+    training.max_steps = math.ceil(training.max_steps * scale)
     if train(arguments, training) is None:
         raise Stopped
 
@@ -169,7 +181,7 @@ def _train(
 # -- what came out
 
 
-def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: int) -> dict:
+def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: float, seed: int) -> dict:
     heldout = read_edit_reward(output / "data" / "heldout.json", progress=False).examples
     scorer = RewardScorer.from_pretrained(output / "model", device="cpu", batch_size=32)
     with steps.step(f"Evaluating on {len(heldout)} held-out pairs"):
@@ -186,7 +198,8 @@ def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, seed: i
             summary["comparison"] = comparison
     with steps.step("Writing the report"):
         facts = _facts(output, edits, scorer)
-        command = f"make demo{' PHOTOS=1' * (edits is PHOTOS)}{' COMPARE=1' * compare}{f' SEED={seed}' * (seed != 0)}"
+        command = f"jrm demo{' --photos' * (edits is PHOTOS)}{' --compare' * compare}"
+        command += f"{f' --scale {scale:g}' * (scale != 1)}{f' --seed {seed}' * (seed != 0)}"
         summary |= {"facts": facts, "timings": steps.seconds, "versions": versions(), "seed": seed, "command": command}
         report = {
             "title": "Joint Reward Modeling, trained from scratch",

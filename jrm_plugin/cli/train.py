@@ -16,6 +16,7 @@ import yaml
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 from trl import TrlParser
 
 from jrm_plugin.cli.files import check_writable
@@ -32,8 +33,10 @@ from jrm_plugin.scoring import built_in_folder
 
 SETTINGS_FILE = "jrm_train.json"
 
-# What a resumed run may change: where it logs and how often, and how it loads data; all else changes the result.
-_FREE = ("logging", "report", "disable_tqdm", "dataloader", "save", "eval_strategy", "run_name", "hub", "push_to_hub")
+# What a resumed run may change, by the beginnings of names: where it is, where and how often it logs and saves, and how
+# it loads data. All else changes the result; evaluation does, because its data loader draws from the same generator.
+_FREE = ("output_dir", "logging", "report", "disable_tqdm", "save", "run_name", "hub", "push_to_hub")
+_FREE += ("dataloader_num_workers", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch")
 
 
 @dataclass
@@ -93,17 +96,24 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, 
         raise JRMError(f"the config {config} is no valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise JRMError(f"the config {config} must hold keys and values, such as `model: …`.")
-    if isinstance(content.get("eval_data"), dict):  # the natural way to write it in YAML
-        overrides = (
-            [*overrides]
-            if "--eval_data" in overrides
-            else [*overrides, "--eval_data"] + [f"{name}={path}" for name, path in content["eval_data"].items()]
-        )
-    parser = TrlParser((TrainArguments, JointRewardConfig))
+    overridden = any(argument.split("=")[0] == "--eval_data" for argument in overrides)
+    if isinstance(content.get("eval_data"), dict) and not overridden:  # the natural way to write it in YAML
+        overrides = [*overrides, "--eval_data", *(f"{name}={path}" for name, path in content["eval_data"].items())]
+    parser = _Parser((TrainArguments, JointRewardConfig))
     try:
-        return parser.parse_args_and_config(["--config", str(config), *overrides], fail_with_unknown_args=True)
+        arguments, training = parser.parse_args_and_config(["--config", str(config), *overrides])
     except (ValueError, TypeError) as error:
         raise JRMError(f"the config {config} cannot be used: {' '.join(str(error).split())}") from error
+    for name in ("eval_data", "dimensions", "reward_head_widths", "log_sigma_bound"):
+        value = getattr(arguments, name)
+        if value is not None and not isinstance(value, list):
+            raise JRMError(f"the config {config} cannot be used: {name} must be a list, not {value!r}.")
+    return arguments, training
+
+
+class _Parser(TrlParser):
+    def error(self, message: str):  # argparse would print the usage of two hundred options
+        raise ValueError(message)
 
 
 def train(
@@ -139,6 +149,7 @@ def train(
         if arguments.lora_r is None
         else lora_config(processor, r=arguments.lora_r, lora_alpha=arguments.lora_alpha),
     )
+    logging.disable_progress_bar()  # of files that are saved; `Trainer` has switched them on
     if not training.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressWithLosses())
@@ -148,7 +159,7 @@ def train(
         Path(training.output_dir, SETTINGS_FILE).write_text(json.dumps(_settings(arguments, training), indent=2))
     with stop.listening():
         trainer.train(resume_from_checkpoint=start)
-    if stop.signalled:
+    if stop.signalled and trainer.state.global_step < trainer.state.max_steps:
         return None
     trainer.save_model(training.output_dir)
     trainer.save_state()
@@ -252,6 +263,10 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # processes hear of it at different steps, and must stop at the same one
+            signalled = torch.tensor(float(self.signalled), device=args.device)
+            torch.distributed.all_reduce(signalled, torch.distributed.ReduceOp.MAX)
+            self.signalled = bool(signalled)
         if self.signalled:
             control.should_save = control.should_training_stop = True
 
