@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.samples import DIMENSIONS
@@ -48,6 +49,12 @@ class JRMConfig(PreTrainedConfig):
         if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
             raise JRMError(f"dimensions in the model's config must be distinct names, got {list(self.dimensions)}.")
         self.dimensions = list(self.dimensions)
+        if self.reward_head_activation not in ACT2FN:
+            raise JRMError(
+                f"reward_head_activation must be one of {', '.join(ACT2FN)}, not this: {self.reward_head_activation}."
+            )
+        if self.log_sigma_bound is not None and (len(self.log_sigma_bound) != 2 or self.log_sigma_bound[1] <= 0):
+            raise JRMError(f"log_sigma_bound must be [centre, half_range > 0], not {list(self.log_sigma_bound)}.")
         self.tie_word_embeddings = self.backbone_config.tie_word_embeddings
         # Lists, so that a config equals what it was saved as.
         self.reward_head_widths = list(self.reward_head_widths)

@@ -145,7 +145,11 @@ class JRMProcessor:
                     f"{folder} has no {LAYOUT_FILE}, so it is no complete JRM checkpoint; "
                     "save the processor with the model."
                 ) from error
-        return cls(tokenizer, image_processor, max_pixels=max_pixels, **json.loads(path.read_text()))
+        try:
+            layout = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise JRMError(f"{path} is no valid JSON ({error}); save the processor again.") from error
+        return cls(tokenizer, image_processor, max_pixels=max_pixels, **layout)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer, image processor, layout and rubrics into `folder`, beside the model's weights."""
@@ -158,7 +162,8 @@ class JRMProcessor:
             "sequences": self.sequences,
             "rubrics": self.rubrics,
         }
-        Path(folder, LAYOUT_FILE).write_text(json.dumps(layout, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(layout, indent=2, ensure_ascii=False) + "\n"
+        Path(folder, LAYOUT_FILE).write_text(text, encoding="utf-8")
 
     @property
     def max_pixels(self) -> int:

@@ -189,9 +189,19 @@ def test_a_backbone_of_another_family_is_refused(tmp_path):
         JRMProcessor.from_backbone(tmp_path)
 
 
-def test_dimensions_must_be_distinct():
-    with pytest.raises(JRMError, match="distinct names"):
-        JRMConfig(dimensions=["beauty", "beauty"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dimensions": ["beauty", "beauty"]}, "distinct names"),
+        ({"dimensions": []}, "distinct names"),
+        ({"reward_head_activation": "loud"}, "reward_head_activation must be one of .*relu.*: loud"),
+        ({"log_sigma_bound": [1.0]}, "log_sigma_bound must be"),
+        ({"log_sigma_bound": [1.0, 0.0]}, "log_sigma_bound must be"),
+    ],
+)
+def test_a_config_that_cannot_be(fields, message):
+    with pytest.raises(JRMError, match=message):
+        JRMConfig(**fields)
 
 
 # --- what a score depends on ------------------------------------------------------------------------------------------
@@ -254,6 +264,14 @@ def test_bfloat16_leaves_the_head_in_float32(scorer_of, make_samples, tmp_path, 
     output = forward(loaded, make_samples(4))
     assert output.mu_SD.dtype == output.log_sigma_SD.dtype == torch.float32
     torch.testing.assert_close(output.mu_SD, forward(scorer, make_samples(4)).mu_SD, atol=0.02, rtol=0)
+
+
+def test_a_head_over_a_bfloat16_backbone_is_float32(backbone_folder, scorer_of, make_samples):
+    processor = scorer_of("qwen2_vl").processor
+    model = JRMForRewardModeling.from_backbone(backbone_folder("qwen2_vl"), processor=processor, dtype=torch.bfloat16)
+    assert model.backbone.dtype == torch.bfloat16
+    assert {p.dtype for p in model.reward_head.parameters()} == {torch.float32}
+    assert forward(RewardScorer(model, processor), make_samples(2)).mu_SD.dtype == torch.float32
 
 
 def test_attn_implementation_reaches_every_part(checkpoint):

@@ -415,6 +415,13 @@ def test_a_chat_template_that_moves_images_is_refused(processor_of):
         processor.encode(Sample.generation("draw it", image(1)))
 
 
+def test_a_layout_file_that_is_broken(processor_of, tmp_path):
+    processor_of().save_pretrained(tmp_path)
+    (tmp_path / "jrm_processor.json").write_text("{")
+    with pytest.raises(JRMError, match="jrm_processor.json is no valid JSON"):
+        JRMProcessor.from_pretrained(tmp_path)
+
+
 def test_an_image_that_cannot_be_opened(processor_of, tmp_path):
     with pytest.raises(JRMError, match="missing.png"):
         processor_of().encode(Sample.edit(image(1), "x", tmp_path / "missing.png"))
