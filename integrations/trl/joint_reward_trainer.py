@@ -51,18 +51,20 @@ class JointRewardCollator:
     """Makes a batch of rows: the N chosen samples and then the N rejected ones, with critiques and `preference_NC`.
 
     `preference_NC` holds 1, 0 or -1 (see [`PreferencePair`]) and NaN where there is no label; it is absent in a batch
-    of [`CritiqueExample`]s.
+    of [`CritiqueExample`]s. Without `with_critiques`, the critiques of pairs are left out.
     """
 
     processor: JRMProcessor
+    with_critiques: bool = True
 
     def __call__(self, rows: list[dict[str, str]]) -> dict[str, torch.Tensor]:
         examples = [from_row(row) for row in rows]
         if isinstance(examples[0], CritiqueExample):
             return self.processor([e.sample for e in examples], [e.text for e in examples])
+        critiques = [e.chosen_critiques for e in examples] + [e.rejected_critiques for e in examples]
         batch = self.processor(
             [e.chosen for e in examples] + [e.rejected for e in examples],
-            [e.chosen_critiques for e in examples] + [e.rejected_critiques for e in examples],
+            critiques if self.with_critiques else [{} for _ in critiques],
         )
         columns = [*self.processor.dimensions, OVERALL]
         labels = [[e.labels.get(column, float("nan")) for column in columns] for e in examples]
@@ -107,15 +109,12 @@ class JointRewardTrainer(RewardTrainer):
         # Sums over what was seen since the last log, by mode; see `_record`.
         self._outcomes: dict[str, defaultdict[str, list]] = {m: defaultdict(list) for m in ("train", "eval")}
         self._staging = False
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: _as_dataset(dataset) for name, dataset in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = _as_dataset(eval_dataset)
+        self._alpha = args.alpha  # `self.args` is not there yet when the examples are checked
         super().__init__(
             model=model,
             args=args,
             processing_class=processor.tokenizer,
-            data_collator=JointRewardCollator(processor),
+            data_collator=JointRewardCollator(processor, with_critiques=args.alpha > 0),
             train_dataset=_as_dataset(train_dataset),
             eval_dataset=eval_dataset,
             **kwargs,
@@ -123,18 +122,22 @@ class JointRewardTrainer(RewardTrainer):
 
     # -- data
 
-    def _prepare_dataset(self, dataset: Dataset | IterableDataset, processing_class, args, dataset_name: str):
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name: str) -> Dataset:
         """Checks every example before training starts: its kind, its images' headers, and its length in tokens."""
+        dataset = _as_dataset(dataset)
         if isinstance(dataset, IterableDataset):
             raise JRMError(f"the {dataset_name} set is a stream, whose lengths cannot be checked; give a Dataset.")
-        rows = tqdm(dataset, desc=f"Checking {dataset_name}", unit="example", disable=args.disable_tqdm, leave=False)
-        too_long = []
+        if COLUMN not in dataset.column_names:
+            raise JRMError(f"the {dataset_name} set has no column {COLUMN!r}; make it from examples with to_dataset.")
+        # On a terminal only: what is said next, about an example, would stand behind the bar.
+        rows = tqdm(
+            dataset, desc=f"Checking {dataset_name}", unit="example", disable=args.disable_tqdm or None, leave=False
+        )
+        too_long, kinds = [], set()
         for number, row in enumerate(rows):
             example = from_row(row)
-            if isinstance(example, CritiqueExample) and args.alpha < 1:
-                raise JRMError(
-                    f"example {number} of the {dataset_name} set has no preference; training on texts needs alpha: 1."
-                )
+            kinds.add(type(example))
+            self._check_kind(example, f"example {number} of the {dataset_name} set", kinds)
             length = self._length(example)
             if args.max_length is not None and length > args.max_length:
                 too_long.append((number, length))
@@ -147,12 +150,24 @@ class JointRewardTrainer(RewardTrainer):
             )
         return dataset
 
+    def _check_kind(self, example: Example, name: str, kinds: set[type]) -> None:
+        if len(kinds) > 1:
+            raise JRMError(f"{name} is of another kind than those before; give preference pairs or texts, not both.")
+        if isinstance(example, CritiqueExample):
+            if self._alpha < 1:
+                raise JRMError(f"{name} has no preference; training on texts needs alpha: 1.")
+        elif not {*self.processor.dimensions, OVERALL} & example.labels.keys():
+            raise JRMError(
+                f"{name} is labelled in {', '.join(example.labels)} alone, and the model scores "
+                f"{', '.join(self.processor.dimensions)}; leave it out, or train a model of those dimensions."
+            )
+
     def _length(self, example: Example) -> int:
         if isinstance(example, CritiqueExample):
             return self.processor.sequence_length(example.sample, 0, example.text)
         sides = ((example.chosen, example.chosen_critiques), (example.rejected, example.rejected_critiques))
         return max(
-            self.processor.sequence_length(sample, sequence, critiques)
+            self.processor.sequence_length(sample, sequence, critiques if self._alpha > 0 else {})
             for sample, critiques in sides
             for sequence in range(self.processor.sequences_per_sample)
         )
@@ -172,11 +187,8 @@ class JointRewardTrainer(RewardTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
         label_NC = inputs.pop("preference_NC", None)
-        if self.args.alpha == 0:
-            inputs.pop("labels")
         outputs = model(**inputs)
 
-        rank_loss = critique_loss = outputs.mu_SD.new_zeros(())
         if label_NC is not None:
             chosen, rejected = zip(*(x.chunk(2) for x in (outputs.mu_SD, outputs.log_sigma_SD)), strict=True)
             loss_NC = ranking_loss_per_label(
@@ -188,12 +200,9 @@ class JointRewardTrainer(RewardTrainer):
             )
             rank_loss = ranking_loss(loss_NC, label_NC)
             self._record(mode, chosen, rejected, label_NC, loss_NC)
-        if outputs.critique_loss_T is not None:
-            critique_loss = self._mean_critique_loss(outputs.critique_loss_T, mode, num_items_in_batch)
-        # Where a loss takes no part, its head does not either, but DDP expects a gradient for every parameter.
-        if self.args.alpha == 0:
-            language_head = self.accelerator.unwrap_model(model).get_output_embeddings()
-            critique_loss = 0 * language_head.weight[0].sum()
+        # Where there is no critique token, this is a zero that still reaches the language head; the scores' is made so.
+        # DDP expects a gradient for every parameter.
+        critique_loss = self._mean_critique_loss(outputs.critique_loss_T, mode, num_items_in_batch)
         if self.args.alpha == 1:
             rank_loss = 0 * (outputs.mu_SD + outputs.log_sigma_SD).sum()
         loss = joint_loss(rank_loss, critique_loss, self.args.alpha)
@@ -225,9 +234,10 @@ class JointRewardTrainer(RewardTrainer):
             ],
             dim=-1,
         )
-        self._outcomes[mode]["pairs_NCK"].append(
-            self.accelerator.gather_for_metrics(per_pair_NCK).float().cpu().numpy()
-        )
+        # In evaluation without what fills up the last batch; in training that would cut whole batches, because those of
+        # an update are fetched ahead.
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        self._outcomes[mode]["pairs_NCK"].append(gather(per_pair_NCK).float().cpu().numpy())
 
     def _metrics_since_last_log(self, mode: str) -> dict[str, float]:
         outcomes, metrics = self._outcomes[mode], {}
@@ -310,9 +320,9 @@ class JointRewardTrainer(RewardTrainer):
             self._staging = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            if self.state.best_global_step:
-                best = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-                self.state.best_model_checkpoint = str(best)
+            best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best == name or (run_folder / best).is_dir():
+                self.state.best_model_checkpoint = str(run_folder / best)
                 self.state.save_to_json(str(staging / name / "trainer_state.json"))
             shutil.rmtree(run_folder / name, ignore_errors=True)
             os.replace(staging / name, run_folder / name)
