@@ -12,6 +12,9 @@ from jrm_plugin.samples import DIMENSIONS
 # `image_grid_thw`, and one placeholder token per merged patch. A further family with that interface is one more entry.
 BACKBONE_FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 
+# The fields of the config that shape the reward head.
+HEAD_FIELDS = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
+
 
 class JRMConfig(PreTrainedConfig):
     """Configuration of [`JRMForRewardModeling`].

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jrm_plugin.configuration import JRMConfig
+from jrm_plugin.configuration import HEAD_FIELDS, JRMConfig
 from jrm_plugin.errors import JRMError
-from jrm_plugin.modeling import JRMForRewardModeling, load_config
+from jrm_plugin.modeling import JRMForRewardModeling, built_in_folder, load_config
 from jrm_plugin.processing import JRMProcessor
 
 if TYPE_CHECKING:
@@ -60,15 +60,15 @@ def load_lora(folder: str | Path, **kwargs: Any) -> JRMForRewardModeling:
     base = json.loads((Path(folder) / ADAPTER_FILE).read_text())["base_model_name_or_path"]
     if not base:
         raise JRMError(f"{folder}/{ADAPTER_FILE} does not name its base model; set base_model_name_or_path in it.")
+    base = built_in_folder(base)
     if load_config(base).model_type == JRMConfig.model_type:
         model = JRMForRewardModeling.from_pretrained(base, **kwargs)
     else:
         config = load_config(folder)
-        fields = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
         model = JRMForRewardModeling.from_backbone(
             base,
             processor=JRMProcessor.from_pretrained(folder),
-            config={name: getattr(config, name) for name in fields},
+            config={name: getattr(config, name) for name in HEAD_FIELDS},
             **kwargs,
         )
     return PeftModel.from_pretrained(model, folder).merge_and_unload()

@@ -5,6 +5,7 @@ Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions, V voca
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from jrm_plugin.kernels import pool_reward_tokens
 
 if TYPE_CHECKING:
     from jrm_plugin.processing import JRMProcessor
+
+BUILT_IN_MODELS = ("jrm-tiny",)
 
 
 @dataclass
@@ -204,6 +207,7 @@ class JRMForRewardModeling(PreTrainedModel):
 
     @classmethod
     def _over(cls, backbone: PreTrainedModel, processor: "JRMProcessor", fields: dict) -> "JRMForRewardModeling":
+        backbone.config.name_or_path = ""  # it would save where the backbone lay on this machine
         config = JRMConfig(
             backbone_config=backbone.config,
             dimensions=processor.dimensions,
@@ -238,16 +242,30 @@ class JRMForRewardModeling(PreTrainedModel):
         return (model, info) if wants_info else model
 
 
+def built_in_folder(path_or_name: str | Path) -> str | Path:
+    """The folder in the package of a built-in model; any other path or name comes back as it is."""
+    if str(path_or_name) in BUILT_IN_MODELS and not Path(path_or_name).exists():
+        return Path(str(files("jrm_plugin") / "resources" / str(path_or_name)))
+    return path_or_name
+
+
 def load_config(folder: str | Path, **kwargs: Any):
     """`AutoConfig.from_pretrained`, with one clear error for a folder that holds no model."""
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise JRMError(f"the folder {folder} holds no model: it has no config.json.")
+    if not path.is_dir() and (path.is_absolute() or len(path.parts) != 2 or path.is_file()):
+        raise JRMError(
+            f"there is no model folder {folder}; give a folder with a config.json, or a hub name owner/name."
+        )
     try:
         return AutoConfig.from_pretrained(folder, **kwargs)
     except JRMError:
         raise
     except (OSError, ValueError) as error:
         raise JRMError(
-            f"{folder} is neither a model folder nor a model that can be fetched ({first_line(error)}); "
-            "give a folder with a config.json, or a hub name."
+            f"the model {folder} cannot be read or fetched ({first_line(error)}); "
+            "give a folder with a config.json, or a hub name owner/name."
         ) from error
 
 

@@ -94,7 +94,7 @@ def muon_groups(model: nn.Module, decayed: set[str], *, muon_lr: float, weight_d
     """Parameter groups for [`MuonWithAdamW`].
 
     Muon gets the two-dimensional weights except embeddings, the language head and the reward head, whose rows are
-    lookups or few and not linear maps of the residual stream.
+    lookups or few and not linear maps of the residual stream, and LoRA's factors, whose product is such a map.
 
     Args:
         model: its trainable parameters are grouped.
@@ -106,8 +106,8 @@ def muon_groups(model: nn.Module, decayed: set[str], *, muon_lr: float, weight_d
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_lookup = any(part in name for part in ("embed", "lm_head", "reward_head"))
-        if parameter.ndim == 2 and not is_lookup:
+        is_excepted = any(part in name for part in ("embed", "lm_head", "reward_head", "lora_"))
+        if parameter.ndim == 2 and not is_excepted:
             muon.append(parameter)
         else:
             (adamw if name in decayed else undecayed).append(parameter)

@@ -5,7 +5,6 @@ Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,11 +13,9 @@ from tqdm.auto import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.lora import is_lora_folder, load_lora
-from jrm_plugin.modeling import JRMForRewardModeling, JRMOutput
+from jrm_plugin.modeling import JRMForRewardModeling, JRMOutput, built_in_folder
 from jrm_plugin.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.samples import OVERALL, Critique, RewardScore, Sample
-
-BUILT_IN_MODELS = ("jrm-tiny",)
 
 
 class Ranked(NamedTuple):
@@ -236,10 +233,3 @@ def parse_critique(text: str) -> Critique | UnparsedCritique:
         return Critique.parse(text)
     except JRMError as error:
         return UnparsedCritique(text, str(error))
-
-
-def built_in_folder(path_or_name: str | Path) -> str | Path:
-    """The folder in the package of a built-in model; any other path or name comes back as it is."""
-    if str(path_or_name) in BUILT_IN_MODELS and not Path(path_or_name).exists():
-        return Path(str(files("jrm_plugin") / "resources" / str(path_or_name)))
-    return path_or_name

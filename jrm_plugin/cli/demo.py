@@ -73,7 +73,7 @@ PHOTOS = EditSet(
     "photos",
     photo_edits.write_photo_edits,
     photo_edits.draw_edit,
-    train_pairs=6_000,
+    train_pairs=4_000,
     image_size=96,
     about="PhotoEdits, edits of crops of real photographs",
 )
@@ -190,7 +190,7 @@ def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: 
     with steps.step("Writing critiques"):
         summary["critiques"] = evaluate_critiques(scorer, heldout, CRITICISED_PAIRS, progress=True)
     with steps.step("Measuring the representation"):
-        summary["effective_rank"] = evaluate_representation(scorer, heldout)
+        summary["effective_rank"] = evaluate_representation(scorer, heldout, bootstrap=100)
     comparison = None
     if compare:
         with steps.step("Evaluating the baseline"):
@@ -240,7 +240,7 @@ def _compare(output: Path, heldout: list[PreferencePair], results: list, summary
             "name": "alpha = 0",
             "log": _log(output / "baseline"),
             "summary": summarize(other),
-            "effective_rank": evaluate_representation(baseline, heldout),
+            "effective_rank": evaluate_representation(baseline, heldout, bootstrap=100),
         },
     ]
     difference = {}

@@ -20,16 +20,14 @@ from transformers.utils import logging
 from trl import TrlParser
 
 from jrm_plugin.cli.files import check_writable
-from jrm_plugin.configuration import JRMConfig
+from jrm_plugin.configuration import HEAD_FIELDS, JRMConfig
 from jrm_plugin.data.edit_reward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.trl import JointRewardConfig, JointRewardTrainer
 from jrm_plugin.lora import lora_config
-from jrm_plugin.modeling import JRMForRewardModeling, load_config
+from jrm_plugin.modeling import JRMForRewardModeling, built_in_folder, load_config
 from jrm_plugin.processing import JRMProcessor
 from jrm_plugin.rubrics import default_rubrics
-from jrm_plugin.samples import DIMENSIONS
-from jrm_plugin.scoring import built_in_folder
 
 SETTINGS_FILE = "jrm_train.json"
 
@@ -49,9 +47,10 @@ class TrainArguments:
         eval_data: such JSON files by name, as a mapping or `name=path` items.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
-        dimensions, order, sequences: the layout (see docs/architecture.md); a JRM checkpoint has its own.
-        rubrics: `full`, `short`, or a JSON file of texts by task and dimension.
+        dimensions, order, sequences: the layout (see docs/architecture.md); by default as `JRMProcessor` has it.
+        rubrics: `full` (the default), `short`, or a JSON file of texts by task and dimension.
         reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound: see `JRMConfig`.
+            These and the layout belong to a JRM checkpoint and cannot be given when one is gone on from.
         lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
     """
 
@@ -60,13 +59,13 @@ class TrainArguments:
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
-    dimensions: list[str] = field(default_factory=lambda: list(DIMENSIONS), metadata={"help": "What is scored."})
-    order: str = field(default="images_first", metadata={"help": "images_first or rubric_first."})
-    sequences: str = field(default="joint", metadata={"help": "joint or per_dimension."})
-    rubrics: str = field(default="full", metadata={"help": "full, short, or a JSON file."})
-    reward_head_widths: list[int] = field(default_factory=lambda: [1024, 16], metadata={"help": "Hidden layers."})
-    reward_head_dropout: float = field(default=0.05, metadata={"help": "Dropout of the head."})
-    reward_head_activation: str = field(default="relu", metadata={"help": "Activation of the head."})
+    dimensions: list[str] | None = field(default=None, metadata={"help": "What is scored."})
+    order: str | None = field(default=None, metadata={"help": "images_first or rubric_first."})
+    sequences: str | None = field(default=None, metadata={"help": "joint or per_dimension."})
+    rubrics: str | None = field(default=None, metadata={"help": "full, short, or a JSON file."})
+    reward_head_widths: list[int] | None = field(default=None, metadata={"help": "Hidden layers of the head."})
+    reward_head_dropout: float | None = field(default=None, metadata={"help": "Dropout of the head."})
+    reward_head_activation: str | None = field(default=None, metadata={"help": "Activation of the head."})
     log_sigma_bound: list[float] | None = field(default=None, metadata={"help": "Centre and half range of log sigma."})
     lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
@@ -181,24 +180,27 @@ def _read(arguments: TrainArguments, path: str) -> list:
 
 
 def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
+    layout = _given(arguments, ("dimensions", "order", "sequences", "rubrics"))
+    head = _given(arguments, HEAD_FIELDS)
     folder = built_in_folder(arguments.model)
     if load_config(folder).model_type == JRMConfig.model_type:
+        if layout or head:
+            raise JRMError(
+                f"{arguments.model} is a JRM checkpoint and has its own {', '.join([*layout, *head])}; "
+                "leave that out, or start from a backbone."
+            )
         model, processor = JRMForRewardModeling.from_pretrained(folder), JRMProcessor.from_pretrained(folder)
     else:
-        processor = JRMProcessor.from_backbone(
-            folder,
-            max_pixels=training.max_pixels,
-            dimensions=arguments.dimensions,
-            order=arguments.order,
-            sequences=arguments.sequences,
-            rubrics=_rubrics(arguments.rubrics),
-        )
-        fields = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
-        model = JRMForRewardModeling.from_backbone(
-            folder, processor=processor, config={name: getattr(arguments, name) for name in fields}
-        )
-    model.name_or_path = str(folder)  # LoRA checkpoints name the model that they adapt
+        if "rubrics" in layout:
+            layout["rubrics"] = _rubrics(layout["rubrics"])
+        processor = JRMProcessor.from_backbone(folder, max_pixels=training.max_pixels, **layout)
+        model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=head)
+    model.name_or_path = arguments.model  # LoRA checkpoints name the model that they adapt
     return model, processor
+
+
+def _given(arguments: TrainArguments, names: Sequence[str]) -> dict:
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def _rubrics(kind: str) -> dict:
