@@ -8,7 +8,11 @@ DEMO_EXTRA := $(if $(PHOTOS),photos,demo)
 DEMO_OUTPUT := demo-output$(if $(PHOTOS),-photos)
 DEMO_FLAGS := --output $(DEMO_OUTPUT) $(if $(PHOTOS),--photos) $(if $(COMPARE),--compare) $(if $(SEED),--seed $(SEED))
 
-.PHONY: demo test lint clean
+TINY := jrm_plugin/resources/jrm-tiny
+TINY_FILES := config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja \
+              preprocessor_config.json jrm_processor.json summary.json
+
+.PHONY: demo test lint jrm-tiny clean
 
 demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
@@ -20,6 +24,12 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# Makes the built-in model anew: the demo with more steps; takes about 25 minutes.
+jrm-tiny: $(VENV)/.installed-demo
+	$(VENV)/bin/jrm demo --output demo-output-tiny --scale 1.8
+	cp demo-output-tiny/summary.json demo-output-tiny/model
+	mkdir -p $(TINY) && cp $(addprefix demo-output-tiny/model/,$(TINY_FILES)) $(TINY)
+
 # torch first and exactly: a looser request would fetch a CUDA build of several gigabytes.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -29,4 +39,4 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-output demo-output-photos build dist *.egg-info
+	rm -rf $(VENV) demo-output demo-output-photos demo-output-tiny build dist *.egg-info

@@ -65,7 +65,7 @@ SHAPES = EditSet(
     "shapes",
     shape_edits.write_shape_edits,
     shape_edits.draw_edit,
-    train_pairs=12_000,
+    train_pairs=9_000,
     image_size=48,
     about="ShapeEdits, drawn edits of coloured shapes",
 )
@@ -140,9 +140,7 @@ def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, scale:
     arms = {"model": 0.7, "baseline": 0.0} if compare else {"model": 0.7}
     for arm, alpha in arms.items():
         with steps.step(f"Joint training, alpha = {alpha}"):
-            heldout = f"heldout={data / 'heldout.json'}"
-            overrides = ["--alpha", str(alpha), "--eval_data", heldout]
-            _train(edits, "joint", warm, data / "train.json", output / arm, scale, seed, overrides)
+            _train(edits, "joint", warm, data / "train.json", output / arm, scale, seed, ["--alpha", str(alpha)])
 
 
 def _texts(data: Path) -> list[str]:
