@@ -156,10 +156,10 @@ class JointRewardTrainer(RewardTrainer):
         if isinstance(example, CritiqueExample):
             if self._alpha < 1:
                 raise JRMError(f"{name} has no preference; training on texts needs alpha: 1.")
-        elif not {*self.processor.dimensions, OVERALL} & example.labels.keys():
+        elif unknown := sorted(example.labels.keys() - {*self.processor.dimensions, OVERALL}):
             raise JRMError(
-                f"{name} is labelled in {', '.join(example.labels)} alone, and the model scores "
-                f"{', '.join(self.processor.dimensions)}; leave it out, or train a model of those dimensions."
+                f"{name} is labelled in {', '.join(unknown)}; this model scores "
+                f"{', '.join(self.processor.dimensions)}; train a model with those dimensions."
             )
 
     def _length(self, example: Example) -> int:

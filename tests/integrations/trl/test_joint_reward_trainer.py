@@ -304,11 +304,11 @@ def test_pair_that_is_too_long_is_named_before_training(make_trainer, pairs, hel
 
 @pytest.mark.parametrize("kind", ["text without alpha 1", "two kinds", "unknown dimension", "other column", "stream"])
 def test_examples_that_do_not_fit(make_trainer, pairs, texts, kind):
-    unknown = replace(pairs[0], labels={"beauty": 1}, chosen_scores=None, rejected_scores=None)
+    unknown = replace(pairs[0], labels={"beauty": 1, "overall": 1}, chosen_scores=None, rejected_scores=None)
     examples, alpha, said = {
         "text without alpha 1": (texts, 0.7, "example 0 of the train set has no preference"),
         "two kinds": ([*texts, pairs[0]], 1.0, "example 8 of the train set is of another kind"),
-        "unknown dimension": ([pairs[0], unknown], 0.7, "example 1 of the train set is labelled in beauty alone"),
+        "unknown dimension": ([pairs[0], unknown], 0.7, "example 1 of the train set is labelled in beauty;"),
         "other column": (Dataset.from_dict({"chosen": ["a"]}), 0.7, "the train set has no column 'example'"),
         "stream": (IterableDataset.from_generator(lambda: to_dataset(pairs)), 0.7, "the train set is a stream"),
     }[kind]
