@@ -22,10 +22,13 @@ _PRELOAD = [
     "jrm_plugin.scoring",
 ]
 _COMMAND = """
+import multiprocessing
 import os
+multiprocessing.set_start_method("fork", force=True)  # not the forkserver's, for data loader workers
 for descriptor, path in ((1, out), (2, err)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
 os.chdir(folder)
+os.environ.update(environment)
 from jrm_plugin.cli import main
 main(arguments)
 """
@@ -43,15 +46,19 @@ class Finished:
 class Running:
     """A command that was started."""
 
-    def __init__(self, context, arguments: list[str], folder: Path | str, streams: Path):
+    def __init__(self, context, arguments: list[str], streams: Path, folder: Path | str, environment: dict[str, str]):
         self.out, self.err = streams / "out", streams / "err"
-        names = {"arguments": arguments, "folder": str(folder), "out": str(self.out), "err": str(self.err)}
+        names = {"arguments": arguments, "folder": str(folder), "environment": environment}
+        names |= {"out": str(self.out), "err": str(self.err)}
         self._process = context.Process(target=exec, args=(_COMMAND, names))
         self._process.start()
         self.pid: int = self._process.pid
 
     def wait(self) -> Finished:
-        self._process.join()
+        self._process.join(timeout=300)
+        if self._process.is_alive():  # processes that wait for each other for ever
+            self._process.kill()
+            self._process.join()
         out = self.out.read_text() if self.out.is_file() else ""
         return Finished(self._process.exitcode, out, self.err.read_text())
 
@@ -64,16 +71,16 @@ class Running:
 
 @pytest.fixture(scope="session")
 def start_jrm(tmp_path_factory) -> Callable[..., Running]:
-    """`start_jrm(*arguments, folder=…)` starts a command and does not wait for it.
+    """`start_jrm(*arguments)` starts a command and does not wait for it.
 
-    `streams`: a folder for the files `out` and `err`.
+    `folder`: where it runs. `streams`: a folder for the files `out` and `err`. `environment`: further variables.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
 
-    def start(*arguments, folder: Path | str = ".", streams: Path | None = None) -> Running:
+    def start(*arguments, streams: Path | None = None, folder: Path | str = ".", environment=None) -> Running:
         arguments = [str(argument) for argument in arguments]
-        return Running(context, arguments, folder, streams or tmp_path_factory.mktemp("jrm"))
+        return Running(context, arguments, streams or tmp_path_factory.mktemp("jrm"), folder, environment or {})
 
     return start
 

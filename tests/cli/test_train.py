@@ -1,0 +1,296 @@
+"""`jrm train`: what it makes, how it goes on after it was stopped, and what it says to mistakes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from jrm_plugin.data.edit_reward import read_edit_reward
+from jrm_plugin.samples import Sample
+from jrm_plugin.scoring import RewardScorer
+
+ADAMW = {}
+MUON_AND_WORKER = {"muon_learning_rate": 0.01, "dataloader_num_workers": 1}
+
+
+@pytest.fixture(scope="session")
+def settings(backbone_folder, edits) -> dict:
+    """A run of twelve updates, eight in an epoch, with dropout in the head and checkpoints in the middle of epochs."""
+    return {
+        "model": str(backbone_folder("qwen3_vl")),
+        "train_data": str(edits / "train.json"),
+        "rubrics": "short",
+        "reward_head_widths": [32],
+        "reward_head_dropout": 0.3,
+        "max_pixels": 2304,
+        "max_length": 1024,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": False,
+        "max_steps": 12,
+        "learning_rate": 0.001,
+        "save_steps": 3,
+        "logging_steps": 4,
+    }
+
+
+@pytest.fixture
+def config(settings, tmp_path):
+    """`config(**changes)`: a YAML file of `settings` with changes; the output is `tmp_path / "run"`."""
+
+    def write(**changes) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({**settings, "output_dir": str(tmp_path / "run"), **changes}))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(jrm, settings, tmp_path_factory) -> dict[str, Path]:
+    """The folders of two runs that nothing interrupted."""
+    folders = {}
+    for name, options in (("adamw", ADAMW), ("muon_and_worker", MUON_AND_WORKER)):
+        folders[name] = tmp_path_factory.mktemp(name) / "run"
+        path = folders[name].with_name("config.yaml")
+        path.write_text(yaml.safe_dump({**settings, **options, "output_dir": str(folders[name])}))
+        finished = jrm("train", "--config", path)
+        assert finished.code == 0, finished.err
+        assert f"Trained; the model is in {folders[name]}" in finished.out
+    return folders
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    one, two = (load_file(path / "model.safetensors") for path in (folder, other))
+    assert one.keys() == two.keys()
+    assert {name: (one[name] - two[name]).abs().max().item() for name in one} == dict.fromkeys(one, 0.0)
+
+
+def test_the_folder_scores_and_training_moved_every_weight(uninterrupted, settings, edits):
+    scorer = RewardScorer.from_pretrained(uninterrupted["adamw"], device="cpu")
+    assert scorer.processor.max_pixels == 2304
+    pair = read_edit_reward(edits / "heldout.json", progress=False).examples[0]
+    assert len(scorer.score([pair.chosen, pair.rejected])) == 2
+    adamw, muon = (load_file(uninterrupted[name] / "model.safetensors") for name in uninterrupted)
+    for name in adamw:
+        assert not torch.equal(adamw[name], muon[name]), name
+
+
+@pytest.mark.parametrize(("name", "options"), [("adamw", ADAMW), ("muon_and_worker", MUON_AND_WORKER)])
+def test_sigkill_in_mid_epoch_changes_nothing(start_jrm, jrm, config, uninterrupted, tmp_path, name, options):
+    path = config(**options)
+    running = start_jrm("train", "--config", path)
+    running.wait_for(tmp_path / "run" / "checkpoint-3")
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    assert not (tmp_path / "run" / "checkpoint-12").exists()
+    finished = jrm("train", "--config", path)
+    assert finished.code == 0, finished.err
+    assert_same_weights(tmp_path / "run", uninterrupted[name])
+
+
+def test_sigint_saves_and_the_same_command_goes_on(start_jrm, jrm, config, uninterrupted, tmp_path):
+    path = config(save_strategy="no")
+    running = start_jrm("train", "--config", path)
+    running.wait_for(tmp_path / "run" / "jrm_train.json")  # written just before the first step
+    os.kill(running.pid, signal.SIGINT)
+    stopped = running.wait()
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert stopped.code == 130 and "Traceback" not in stopped.err
+    assert stopped.err.endswith(f"jrm: stopped; the same command goes on from {checkpoint}.\n")
+    # How often it saves and logs may change.
+    assert jrm("train", "--config", config(save_steps=5, logging_steps=3)).code == 0
+    assert_same_weights(tmp_path / "run", uninterrupted["adamw"])
+
+
+def test_checkpoint_that_was_being_written_is_passed_over(jrm, config, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted["adamw"], tmp_path / "run")
+    run = tmp_path / "run"
+    for name in ("checkpoint-9", "checkpoint-12"):
+        shutil.rmtree(run / name)
+    (run / ".saving" / "checkpoint-9").mkdir(parents=True)
+    (run / ".saving" / "checkpoint-9" / "model.safetensors").write_bytes(b"half")
+    (run / "model.safetensors").unlink()
+    finished = jrm("train", "--config", config())
+    assert finished.code == 0, finished.err
+    assert not (run / ".saving").exists()
+    assert_same_weights(run, uninterrupted["adamw"])
+
+
+def test_other_settings_are_refused_by_name(refused, config, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted["adamw"], tmp_path / "run")
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    message = refused("train", "--config", config(learning_rate=0.002, alpha=0.5, save_steps=1))
+    assert "another alpha, learning_rate;" in message
+    assert "eval_strategy" in refused("train", "--config", config(eval_strategy="epoch"))  # it draws random numbers
+    (tmp_path / "run" / "jrm_train.json").unlink()
+    assert "another program" in refused("train", "--config", config())
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+def test_eval_sets_by_name_and_overrides(jrm, config, edits, tmp_path):
+    sets = {"heldout": str(edits / "heldout.json"), "again": str(edits / "heldout.json")}
+    finished = jrm("train", "--config", config(eval_data=sets, eval_strategy="steps", eval_steps=1), "--max_steps", "1")
+    assert finished.code == 0, finished.err
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["max_steps"] == 1
+    logged = {name for entry in state["log_history"] for name in entry}
+    assert {"eval_heldout_accuracy/overall", "eval_again_accuracy/overall"} <= logged
+
+
+def test_lora_folder_scores(jrm, config, edits, tmp_path):
+    finished = jrm("train", "--config", config(lora_r=4, lora_alpha=8, max_steps=1))
+    assert finished.code == 0, finished.err
+    sample = Sample.generation("make it blue", str(edits / "images" / "heldout_000000_a.png"))
+    assert RewardScorer.from_pretrained(tmp_path / "run", device="cpu").score([sample])
+
+
+def test_going_on_from_a_checkpoint_keeps_its_layout(refused, jrm, config, uninterrupted, tmp_path):
+    model = str(uninterrupted["adamw"])
+    message = refused("train", "--config", config(model=model))
+    assert "is a JRM checkpoint and has its own rubrics, reward_head_widths, reward_head_dropout;" in message
+    own = dict.fromkeys(("rubrics", "reward_head_widths", "reward_head_dropout"))
+    assert jrm("train", "--config", config(model=model, max_steps=1, **own)).code == 0
+    for name in ("jrm_processor.json", "config.json"):
+        assert json.loads((tmp_path / "run" / name).read_text()) == json.loads(Path(model, name).read_text())
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_two(start_jrm, tmp_path):
+    """`start_two(config)` starts a run of two processes that talk by gloo, as a launcher would."""
+
+    def start(path: Path) -> list:
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        return [
+            start_jrm("train", "--config", path, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(2)
+        ]
+
+    return start
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_two_processes_learn_what_one_does(start_two, jrm, config, tmp_path):
+    """The same pairs in one batch or spread over processes: the critique loss is a mean over all their tokens."""
+    options = {"max_steps": 2, "use_cpu": True, "reward_head_dropout": 0.0, "lr_scheduler_type": "constant"}
+    options |= {"optim": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 0.0, "logging_steps": 1}
+    options |= {"max_grad_norm": 0.0, "save_steps": 1}  # clipping would hide a wrong scale
+    path = config(**options, per_device_train_batch_size=1)
+    assert [process.wait().code for process in start_two(path)] == [0, 0]
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["epoch"] == 2 * 4 / 32
+    assert jrm("train", "--config", config(**options, output_dir=str(tmp_path / "one"))).code == 0
+    two, one, first = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("run", "one", "one/checkpoint-1")
+    )
+    assert max((one[name] - first[name]).abs().max().item() for name in one) > 1e-3
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=0, atol=1e-5), name
+    log = json.loads((tmp_path / "one" / "trainer_state.json").read_text())["log_history"]
+    for here, there in zip(state["log_history"][:2], log[:2], strict=True):
+        for name in ("loss", "critique_loss", "rank_loss", "accuracy/overall", "sigma/overall"):
+            assert here[name] == pytest.approx(there[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_two_processes_with_a_head_that_takes_no_part(start_two, config, backbone_folder, alpha):
+    """DDP waits for a gradient of every parameter, also of an untied language head without critiques."""
+    options = {"model": str(backbone_folder("qwen2_5_vl")), "alpha": alpha, "max_steps": 2, "use_cpu": True}
+    path = config(**options, gradient_checkpointing=True, save_strategy="no", max_length=2048)
+    assert [process.wait().code for process in start_two(path)] == [0, 0]
+
+
+def test_sigint_to_one_of_two_processes_stops_both_at_the_same_step(start_two, config, tmp_path):
+    path = config(use_cpu=True, save_strategy="no")
+    processes = start_two(path)
+    processes[0].wait_for(tmp_path / "run" / "jrm_train.json")
+    os.kill(processes[1].pid, signal.SIGINT)
+    assert [process.wait().code for process in processes] == [130, 130]
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
+
+
+def test_accelerate_launch(config, tmp_path):
+    path = config(max_steps=1, use_cpu=True)
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
+    command = [sys.executable, "-m", *launch.split(), "-m", "jrm_plugin.cli", "train", "--config", str(path)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["epoch"] == 8 / 32
+    RewardScorer.from_pretrained(tmp_path / "run", device="cpu")
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"alhpa": 0.5}, "alhpa"),
+        ({"alpha": "much"}, "alpha"),
+        ({"alpha": 2}, "between 0 and 1"),
+        ({"objective": "best"}, "'best'"),
+        ({"order": "sideways"}, "sideways"),
+        ({"train_data": "nowhere.json"}, "nowhere.json"),
+        ({"eval_data": "heldout.json"}, "heldout.json"),
+        ({"model": "/nowhere"}, "/nowhere"),
+        ({"rubrics": "nowhere.md"}, "nowhere.md"),
+        ({"max_length": 20}, "longer than max_length=20"),
+        ({"dimensions": ["beauty"]}, "beauty"),
+    ],
+)
+def test_bad_setting(refused, config, tmp_path, changes, said):
+    assert said in refused("train", "--config", config(**changes))
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_missing_model_in_config(refused, config, settings, tmp_path):
+    path = config()
+    path.write_text(yaml.safe_dump({name: value for name, value in settings.items() if name != "model"}))
+    assert "model" in refused("train", "--config", path)
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1", ""])
+def test_config_that_is_none(refused, tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    assert "config.yaml" in refused("train", "--config", tmp_path / "config.yaml")
+
+
+def test_config_that_does_not_exist(refused):
+    assert "nowhere.yaml" in refused("train", "--config", "nowhere.yaml")
+
+
+def test_output_folder_that_cannot_be_written(refused, config, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be written" in refused("train", "--config", config(output_dir=str(tmp_path / "file" / "run")))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_bad_record_stops_before_training_or_is_listed(refused, jrm, config, edits, tmp_path):
+    records = json.loads((edits / "train.json").read_text())
+    records[2]["path1"] = "images/nowhere.png"
+    (tmp_path / "train.json").write_text(json.dumps(records))
+    changes = {"train_data": str(tmp_path / "train.json"), "images_root": str(edits), "max_steps": 1}
+    message = refused("train", "--config", config(**changes))
+    assert "row 3" in message and "nowhere.png" in message
+    finished = jrm("train", "--config", config(**changes, strict=False))
+    assert finished.code == 0
+    assert "row 3" in finished.err and "1 records of" in finished.err and "31 kept" in finished.err

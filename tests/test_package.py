@@ -1,0 +1,155 @@
+"""What is installed, what an import costs, and who may import whom."""
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from shutil import copy, copytree, ignore_patterns
+
+import pytest
+
+import jrm_plugin
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "trl", "numpy", "PIL", "datasets", "peft", "rich")
+OPTIONAL = ("trl", "datasets", "peft", "accelerate", "matplotlib", "sklearn", "skimage", "pyarrow", "verl", "deepspeed")
+
+
+def run(code: str, *, folder: Path = ROOT, **environment: str) -> str:
+    """What a fresh Python prints that runs `code` in `folder`."""
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_import_is_lazy():
+    loaded = run("import sys, jrm_plugin; print(jrm_plugin.__version__, *sys.modules)").split()
+    assert loaded[0] == jrm_plugin.__version__
+    assert not {*HEAVY} & {*loaded}
+
+
+def test_every_public_name_resolves():
+    assert "RewardScorer" in jrm_plugin.__all__ and set(jrm_plugin.__all__) <= set(dir(jrm_plugin))
+    for name in jrm_plugin.__all__:
+        assert getattr(jrm_plugin, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        jrm_plugin.nothing  # noqa: B018
+
+
+def test_core_imports_without_the_extras():
+    printed = run(f"""
+import pkgutil, sys
+from importlib import import_module
+sys.modules |= dict.fromkeys({OPTIONAL})  # as if they were not installed
+import jrm_plugin
+for module in pkgutil.walk_packages(jrm_plugin.__path__, "jrm_plugin."):
+    if not module.name.startswith(("jrm_plugin.cli.", "jrm_plugin.integrations")):
+        import_module(module.name)
+        print(module.name)
+import jrm_plugin.cli.app, jrm_plugin.cli.bulk, jrm_plugin.cli.environment
+""")
+    assert {"jrm_plugin.scoring", "jrm_plugin.data.edit_reward", "jrm_plugin.data.photo_edits"} <= {*printed.split()}
+
+
+def imported_by(file: Path) -> set[str]:
+    """Absolute names of what a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_imports_flow_one_way():
+    """integrations -> jrm_plugin -> kernels, and nothing imports the command line."""
+    forbidden = {
+        "kernels/operators": ("jrm_plugin", "transformers"),
+        "jrm_plugin": ("jrm_plugin.integrations", "jrm_plugin.cli"),
+        "integrations": ("jrm_plugin.cli",),
+    }
+    for folder, names in forbidden.items():
+        files = [file for file in (ROOT / folder).rglob("*.py") if (ROOT / "jrm_plugin" / "cli") not in file.parents]
+        assert files
+        for file in files:
+            wrong = {m for m in imported_by(file) for name in names if m == name or m.startswith(f"{name}.")}
+            assert not wrong, f"{file} imports {wrong}"
+
+
+def test_transformers_works_inside_the_checkout():
+    """A folder `kernels` that were a package would be taken for Hugging Face's package of that name."""
+    code = "import transformers; from transformers.utils import is_kernels_available as k; print(k())"
+    assert run(code) == run(code, folder=ROOT.parent)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy of the tree, so that the tree stays as it is."""
+    tree, dist = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        copy(ROOT / name, tree)
+    for name in ("jrm_plugin", "kernels", "integrations"):
+        copytree(ROOT / name, tree / name, ignore=ignore_patterns("__pycache__"))
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", dist, tree)
+    (built,) = dist.iterdir()
+    return built
+
+
+def pip(*arguments) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_wheel_holds_every_module_and_resource(wheel):
+    packed = {*zipfile.ZipFile(wheel).namelist()}
+    expected = {
+        place + str(file.relative_to(ROOT / folder))
+        for folder, place in (
+            ("jrm_plugin", "jrm_plugin/"),
+            ("kernels/operators", "jrm_plugin/kernels/"),
+            ("integrations", "jrm_plugin/integrations/"),
+        )
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+    assert {
+        "jrm_plugin/py.typed",
+        "jrm_plugin/kernels/__init__.py",
+        "jrm_plugin/integrations/trl/__init__.py",
+    } <= packed
+    assert {"jrm_plugin/resources/rubrics/full/edit/visual_quality.md", "jrm_plugin/cli/report.html.j2"} <= packed
+    assert expected == {name for name in packed if ".dist-info/" not in name}
+
+
+def test_wheel_works_without_the_checkout(wheel, make_scorer, tmp_path):
+    scorer = make_scorer()
+    scorer.model.save_pretrained(tmp_path / "model")
+    scorer.processor.save_pretrained(tmp_path / "model")
+    site = tmp_path / "site"
+    pip("install", "--no-deps", "--target", site, wheel)
+    printed = run(
+        """
+import jrm_plugin, jrm_plugin.integrations
+from jrm_plugin import RewardScorer, Sample
+from jrm_plugin.rubrics import data_prompt, default_rubrics
+assert default_rubrics()["edit"] and default_rubrics("short")["response"] and data_prompt("visual_quality")
+score = RewardScorer.from_pretrained("model", device="cpu").score([Sample.text_response(None, "why", "so")])
+print(jrm_plugin.__file__, jrm_plugin.kernels.__file__, jrm_plugin.integrations.__file__, score[0].mu["overall"])
+""",
+        folder=tmp_path,
+        PYTHONPATH=str(site),
+    )
+    *files, mu = printed.split()
+    assert all(Path(file).is_relative_to(site) for file in files)
+    assert abs(float(mu)) < 100
+    command = [sys.executable, site / "bin" / "jrm", "--version"]
+    finished = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
+    )
+    assert finished.stdout == f"jrm-plugin {jrm_plugin.__version__}\n"
