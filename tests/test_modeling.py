@@ -159,9 +159,9 @@ def test_a_plain_backbone_is_no_checkpoint(backbone_folder, family):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "neither a model folder nor"),
-        ("{", "neither a model folder nor"),
-        ('{"model_type": "no-such-type"}', "neither a model folder nor"),
+        (None, "holds no model"),
+        ("{", "cannot be read or fetched"),
+        ('{"model_type": "no-such-type"}', "cannot be read or fetched"),
         ('{"model_type": "jrm", "backbone_config": {"model_type": "bert"}}', "type 'bert' is not supported"),
         ('{"model_type": "bert"}', "'bert', not a JRM checkpoint"),
     ],
