@@ -21,8 +21,8 @@ Closed form. The logistic law is a normal scale mixture: sigmoid(z) = E_k[Phi(z 
 and a Gauss rule in log k with 8 nodes (float32) or 32 (float64) does E_k for every m and s alike. Two identities give
 the derivatives: p = P' = E_k[phi(m / tau) / tau], and the heat equation dP / d log s = s^2 p'.
 
-Tails. The upper tail U(x) = P(-x) of x = |m| is summed directly where x <= max(s^2 / 2, 1). Beyond, where an error of
-the rule would be amplified, E[f(z) exp(-z)] = exp(s^2 / 2 - m) E[f(z - s^2)] moves the work to the middle:
+Tails. The upper tail U(x) = P(-x) of x = |m| is summed directly where x <= s^2 / 2 + 2. Beyond, where an error of the
+rule would be amplified, E[f(z) exp(-z)] = exp(s^2 / 2 - m) E[f(z - s^2)] moves the work to the middle:
 
     U(x) = exp(s^2 / 2 - x) P(x - s^2),        and p, p', p'' by differentiating it.
 
@@ -100,7 +100,8 @@ def _upper_tail(x_N, s2_N, curvature=False):
     `curvature` also of p' and s^2 p''.
     """
     half_N = 0.5 * s2_N
-    direct_N = x_N <= half_N.clamp(min=1.0)
+    # + 2: p'' vanishes near x = tau, where the differences of the tilt would keep too few digits in float32
+    direct_N = x_N <= half_N + 2
     y_N = x_N - s2_N
     b_KN, density_KN, rate_KN, mills_KN, exponent_N = _scaled_mixture(torch.where(direct_N, x_N, y_N.abs()), s2_N)
     slope_KN = density_KN * rate_KN

@@ -77,8 +77,12 @@ def test_brute_force_reproduces_the_reference_rows(objective):
 )
 def test_outcomes_against_brute_force(outcome, threshold, objective, dtype):
     random = np.random.default_rng(20)
-    m = np.concatenate([[-100, -2, 0, 0, 0.5, 30, 100], random.normal(size=40) * 10 ** random.uniform(-3, 1.5, 40)])
-    log_s = np.log(np.concatenate([[300, 3, 1e-6, 50, 1e-6, 5, 1e-3], 10 ** random.uniform(-6, 2.5, 40)]))
+    m = np.concatenate(
+        [[-100, -2, 0, 0, 0.5, 30, 100, -3.137, 2.69, 2.97], random.normal(size=40) * 10 ** random.uniform(-3, 1.5, 40)]
+    )
+    log_s = np.log(
+        np.concatenate([[300, 3, 1e-6, 50, 1e-6, 5, 1e-3, 2.799, 2.133, 0.3], 10 ** random.uniform(-6, 2.5, 40)])
+    )
     m, log_s = m.clip(-100, 100).astype(np.float32).tolist(), log_s.astype(np.float32).tolist()
     options = {"objective": objective, "outcome": outcome, "threshold": threshold}
     truth = np.array([reference_loss(*pair, **options) for pair in zip(m, log_s, strict=True)]).T
