@@ -38,7 +38,9 @@ def test_it_has_the_default_layout(scorer):
     assert (scorer.processor.order, scorer.processor.sequences) == ("images_first", "joint")
 
 
-@pytest.mark.parametrize("instruction", ["把红色圆圈变成蓝色", "rends le cercle bleu, s'il te plaît 🙂", "\x00\x01", "z" * 500])
+@pytest.mark.parametrize(
+    "instruction", ["把红色圆圈变成蓝色", "rends le cercle bleu, s'il te plaît 🙂", "\x00\x01", "z" * 500]
+)
 def test_it_reads_any_instruction(scorer, heldout, instruction):
     pair = heldout[0]
     sample = Sample.edit(list(pair.chosen.prompt_images), instruction, pair.chosen.response_images[0])
