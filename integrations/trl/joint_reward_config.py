@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from trl import RewardConfig
 
+# Inherited options that this loss, or a processor with a layout of its own, has no use for.
+_WITHOUT_EFFECT = ("center_rewards_coefficient", "label_smoothing_factor", "model_init_kwargs", "dataset_num_proc")
+_WITHOUT_EFFECT += ("chat_template_path", "eos_token", "pad_token", "pad_to_multiple_of")
+
 
 @dataclass
 class JointRewardConfig(RewardConfig):
@@ -69,3 +73,6 @@ class JointRewardConfig(RewardConfig):
             raise ValueError(f"objective must be 'marginal' or 'expected', got {self.objective!r}.")
         if self.tie_threshold < 0:
             raise ValueError(f"tie_threshold must not be negative, got {self.tie_threshold}.")
+        for name in _WITHOUT_EFFECT:
+            if getattr(self, name):
+                raise ValueError(f"{name} has no effect on joint reward training; leave it out.")

@@ -29,6 +29,23 @@ from jrm_plugin.optimization import MuonWithAdamW, muon_groups
 from jrm_plugin.processing import JRMProcessor
 from jrm_plugin.samples import OVERALL, CritiqueExample, PreferencePair, example_from_record, example_to_record
 
+_MODEL_CARD = """---
+library_name: jrm-plugin
+tags: [jrm, reward-model, trl]
+---
+
+# {name}
+
+A visual reward model, trained with Joint Reward Modeling by jrm-plugin.
+
+```python
+from jrm_plugin import RewardScorer, Sample
+
+scorer = RewardScorer.from_pretrained("{name}")
+print(scorer.score([Sample.edit("source.png", "make the cat blue", "edited.png")]))
+```
+"""
+
 Example = PreferencePair | CritiqueExample
 
 # The one column of a training dataset: an example as JSON text. Images stay paths until the collator opens them.
@@ -300,6 +317,12 @@ class JointRewardTrainer(RewardTrainer):
         folder = output_dir or self.args.output_dir
         self.processor.save_pretrained(folder)
         self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
+
+    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> None:
+        """A README with the code that scores; TRL's own is for models of text."""
+        if self.is_world_process_zero():
+            name = model_name or Path(self.args.output_dir).name
+            Path(self.args.output_dir, "README.md").write_text(_MODEL_CARD.format(name=name))
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)

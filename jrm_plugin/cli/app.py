@@ -93,14 +93,15 @@ def _scorer(options: argparse.Namespace):
     if options.batch_size < 1:
         raise JRMError(f"--batch-size must be at least 1, got {options.batch_size}.")
     try:
-        device = None if options.device is None else torch.device(options.device)
-    except RuntimeError as error:
-        raise JRMError(f"--device {options.device!r} is no device; use cpu or cuda.") from error
-    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
-        raise JRMError("--device cuda was asked for, but this machine has no CUDA device that torch can use.")
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # no such device, not on this machine, or not in this torch
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise JRMError(
+            f"--device {options.device} cannot be used here ({reason}); use cpu, or leave it out."
+        ) from error
     return RewardScorer.from_pretrained(
         options.model,
-        device=device,
+        device=options.device,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         max_pixels=options.max_pixels,
         batch_size=options.batch_size,

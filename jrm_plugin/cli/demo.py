@@ -24,7 +24,7 @@ from jrm_plugin.cli.files import check_writable
 from jrm_plugin.cli.report import write_report
 from jrm_plugin.cli.train import parse, train
 from jrm_plugin.data import photo_edits, shape_edits
-from jrm_plugin.data.edit_reward import read_edit_reward
+from jrm_plugin.data.edit_reward import read_edit_reward, write_text
 from jrm_plugin.data.edit_sets import Candidate
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation import evaluate_critiques, evaluate_pairs, evaluate_representation, summarize
@@ -65,7 +65,7 @@ SHAPES = EditSet(
     "shapes",
     shape_edits.write_shape_edits,
     shape_edits.draw_edit,
-    train_pairs=9_000,
+    train_pairs=8_000,
     image_size=48,
     about="ShapeEdits, drawn edits of coloured shapes",
 )
@@ -98,7 +98,7 @@ class Steps:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            self.file.write_text(json.dumps(self.seconds, indent=2))
+            write_text(self.file, json.dumps(self.seconds, indent=2))
 
 
 def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: int) -> int:
@@ -109,6 +109,7 @@ def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: i
     if not scale > 0:
         raise JRMError(f"--scale must be positive, got {scale}.")
     check_writable(output)
+    _check_options(output, {"photos": photos, "scale": scale, "seed": seed})
     edits = PHOTOS if photos else SHAPES
     steps = Steps(output)
     try:
@@ -119,6 +120,16 @@ def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: i
     summary = _evaluate(output, edits, steps, compare, scale, seed)
     _say(output, summary)
     return 0
+
+
+def _check_options(output: Path, options: dict) -> None:
+    """Stages that are done are not done again, so they must have been done with the same options."""
+    file = output / "demo.json"
+    earlier = json.loads(file.read_text()) if file.exists() else options
+    if earlier != options:
+        changed = ", ".join(f"--{name}" for name in options if options[name] != earlier[name])
+        raise JRMError(f"{output} holds a demo with another {changed}; give the same, or choose another --output.")
+    write_text(file, json.dumps(options))
 
 
 # -- training
@@ -152,7 +163,7 @@ def _texts(data: Path) -> list[str]:
     for line in (data / "train_critiques.jsonl").read_text().splitlines():
         row = json.loads(line)
         texts.append(row["prompt"])
-        texts += [f"{d}: {Critique.parse(json.dumps(row[d])).to_json()}" for d in DIMENSIONS]
+        texts.append("\n".join(f"{d}: {Critique.parse(json.dumps(row[d])).to_json()}" for d in DIMENSIONS))
     return texts
 
 

@@ -21,7 +21,7 @@ from trl import TrlParser
 
 from jrm_plugin.cli.files import check_writable
 from jrm_plugin.configuration import HEAD_FIELDS, JRMConfig
-from jrm_plugin.data.edit_reward import read_edit_reward, read_language
+from jrm_plugin.data.edit_reward import read_edit_reward, read_language, write_text
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.trl import JointRewardConfig, JointRewardTrainer
 from jrm_plugin.lora import lora_config
@@ -132,9 +132,11 @@ def train(
     eval_sets = {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
-        if not separator:
-            raise JRMError(f"eval_data must name each set, as name=path; got {item!r}.")
+        if not separator or name in eval_sets:
+            raise JRMError(f"eval_data must name each set once, as name=path; got {item!r}.")
         eval_sets[name] = _read(arguments, path)
+    if (training.eval_strategy != "no") != bool(eval_sets):
+        raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     torch.manual_seed(training.seed)
     model, processor = _model(arguments, training)
     trainer = JointRewardTrainer(
@@ -154,9 +156,9 @@ def train(
         trainer.add_callback(ProgressWithLosses())
     else:
         trainer.remove_callback(PrinterCallback)
-    if trainer.is_world_process_zero():
-        Path(training.output_dir, SETTINGS_FILE).write_text(json.dumps(_settings(arguments, training), indent=2))
     with stop.listening():
+        if trainer.is_world_process_zero():
+            write_text(Path(training.output_dir, SETTINGS_FILE), json.dumps(_settings(arguments, training), indent=2))
         trainer.train(resume_from_checkpoint=start)
     if stop.signalled and trainer.state.global_step < trainer.state.max_steps:
         return None
@@ -216,7 +218,7 @@ def _rubrics(kind: str) -> dict:
 
 
 def _settings(arguments: TrainArguments, training: JointRewardConfig) -> dict:
-    settings = asdict(arguments) | training.to_dict()
+    settings = asdict(arguments) | training.to_dict() | {"number of processes": training.world_size}
     settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
     return json.loads(json.dumps(settings, default=str))
 

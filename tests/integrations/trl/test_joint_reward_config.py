@@ -47,6 +47,12 @@ def test_bad_value_is_named(tmp_path, field, value):
         JointRewardConfig(str(tmp_path), **{field: value})
 
 
+@pytest.mark.parametrize(("field", "value"), [("center_rewards_coefficient", 0.01), ("eos_token", "</s>")])
+def test_option_that_would_be_ignored_is_refused(tmp_path, field, value):
+    with pytest.raises(ValueError, match=f"{field} has no effect"):
+        JointRewardConfig(str(tmp_path), **{field: value})
+
+
 def test_every_field_reads_from_a_command_line(tmp_path):
     from trl import TrlParser
 

@@ -329,10 +329,11 @@ def test_checkpoints_are_whole_limited_and_keep_the_best(make_trainer, pairs, he
     best = tmp_path / "run" / f"checkpoint-{max(losses, key=losses.get)}"
     assert trainer.state.best_model_checkpoint == str(best)
     kept = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
-    assert len(kept) == 2 and {best.name, "checkpoint-4"} >= {best.name} and best.name in kept
+    assert len(kept) == 2 and kept >= {best.name, "checkpoint-4"}
     assert not (tmp_path / "run" / ".saving").exists()
     state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(best)
+    assert 'RewardScorer.from_pretrained("run")' in (tmp_path / "run" / "README.md").read_text()
     for folder in (best, tmp_path / "run" / "checkpoint-4"):
         RewardScorer.from_pretrained(folder, device="cpu")
     saved = load_file(best / "model.safetensors")
