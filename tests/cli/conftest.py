@@ -28,6 +28,7 @@ multiprocessing.set_start_method("fork", force=True)  # not the forkserver's, fo
 for descriptor, path in ((1, out), (2, err)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
 os.chdir(folder)
+os.setpgrp()
 os.environ.update(environment)
 from jrm_plugin.cli import main
 main(arguments)

@@ -150,7 +150,10 @@ def test_damaged_weights(refused, model_folder, sample, tmp_path):
     assert str(folder) in refused("score", *sample, "--model", folder)
 
 
-@pytest.mark.parametrize(("option", "value"), [("--device", "quantum"), ("--batch-size", "0"), ("--max-pixels", "1")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--device", "quantum"), ("--device", "cuda:99"), ("--batch-size", "0"), ("--max-pixels", "1")],
+)
 def test_bad_option(refused, sample, option, value):
     assert value in refused("score", *sample, option, value)
 
@@ -171,3 +174,12 @@ def test_reader_that_leaves_early(start_jrm, sample, tmp_path):
     os.close(os.open(tmp_path / "out", os.O_RDONLY))
     finished = running.wait()
     assert (finished.code, finished.err) == (1, "")
+
+
+def test_demo_is_not_mixed_with_another(refused, tmp_path):
+    (tmp_path / "demo.json").write_text('{"photos": false, "scale": 1.0, "seed": 1}')
+    message = refused("demo", "--output", tmp_path, "--photos", "--seed", "2")
+    assert "another --photos, --seed;" in message
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused("demo", "--output", tmp_path / "file" / "demo")
+    assert "--scale must be positive" in refused("demo", "--output", tmp_path, "--scale", "0")
