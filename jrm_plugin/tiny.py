@@ -21,11 +21,12 @@ PAD, END, TURN = "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 VISION = ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>")
 
 # The parts of a critique that are the same in every critique are one token each, so that a small model spends its
-# steps on what differs. Everything else is words, single digits' runs and punctuation; any text can be read.
+# steps on what differs. Everything else is words, (lists of) numbers and punctuation; any text can be read.
 _PIECES = (
+    r'[a-z_]+: \{"edit_region":\[\{"id":0,"label":"|"\}\n[a-z_]+: \{"reasoning":"',
     r'\{"edit_region":\[\{"id":0,"label":"|","bbox_2d":\[|\]\}\],"reasoning":"|\{"reasoning":"|"\}',
     r"[a-z_]+: |user\n|assistant\n",
-    r" ?\p{L}+|[ ,]?\p{N}+|[^\s\p{L}\p{N}]|\s+",
+    r" ?\p{L}+| ?\p{N}+(?:,\p{N}+)*|[^\s\p{L}\p{N}]|\s+",
 )
 
 _CHAT_TEMPLATE = (
