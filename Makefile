@@ -24,9 +24,9 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# Makes the built-in model anew: the demo with more steps; takes about 25 minutes.
+# Makes the built-in model anew: the demo with more steps; takes about 25 minutes on 2 cores.
 jrm-tiny: $(VENV)/.installed-demo
-	$(VENV)/bin/jrm demo --output demo-output-tiny --scale 1.8
+	$(VENV)/bin/jrm demo --output demo-output-tiny --scale 2.5
 	cp demo-output-tiny/summary.json demo-output-tiny/model
 	mkdir -p $(TINY) && cp $(addprefix demo-output-tiny/model/,$(TINY_FILES)) $(TINY)
 
