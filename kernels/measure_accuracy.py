@@ -2,8 +2,8 @@
 
     python kernels/measure_accuracy.py
 
-Errors are given in parts of the tolerance that the tests hold the loss to, so 1 is the limit. Takes about a minute
-on one core; needs the checkout (the reference rows are in tests/kernels/).
+Errors are given in parts of the tolerance that the tests hold the loss to, so 1 is the limit. Takes one to three
+minutes on one core; needs the checkout (the reference rows are in tests/kernels/).
 """
 
 import json
