@@ -1,7 +1,13 @@
 """Operators on tensors, installed as `jrm_plugin.kernels`: the ranking loss and the pooling of reward tokens."""
 
 from .group_ranking_loss import group_ranking_loss
-from .pool_reward_tokens import pool_reward_tokens
+from .pool_reward_tokens import check_reward_token_counts, pool_reward_tokens
 from .uncertainty_ranking_loss import uncertainty_ranking_loss, win_probability
 
-__all__ = ["group_ranking_loss", "pool_reward_tokens", "uncertainty_ranking_loss", "win_probability"]
+__all__ = [
+    "check_reward_token_counts",
+    "group_ranking_loss",
+    "pool_reward_tokens",
+    "uncertainty_ranking_loss",
+    "win_probability",
+]

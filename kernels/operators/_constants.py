@@ -2,6 +2,7 @@
 
 Kolmogorov rule: E_k[f(4 k^2)] = sum_n WEIGHT[n] f(FOUR_K2[n]) for Kolmogorov-distributed k, FOUR_K2 ascending.
 Legendre rule: the mean of f over [-1, 1] = sum_n WEIGHT[n] f(NODE[n]).
+Mills ratio of b >= 0: sum_n COEFFICIENT[n] q^n / (b + SHIFT) with q = (b - SCALE) / (b + SCALE), for float32.
 """
 
 FOUR_K2_FLOAT32 = (
@@ -115,4 +116,19 @@ LEGENDRE_WEIGHT = (
     0.10954318125799102,
     0.0747256745752903,
     0.03333567215434407,
+)
+MILLS_SCALE = 3.0
+MILLS_SHIFT = 0.8
+MILLS_COEFFICIENT = (
+    1.1574431350983925,
+    -0.13848166731231112,
+    -0.1029655530916873,
+    0.13637479004987593,
+    -0.06004227210861773,
+    0.0014673198689567593,
+    0.007998996722883187,
+    -0.0007571001270267469,
+    -0.0012717766722314932,
+    7.099972950679902e-05,
+    0.0001631526600110738,
 )

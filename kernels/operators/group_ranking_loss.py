@@ -38,7 +38,7 @@ def group_ranking_loss(
         ValueError: as in `uncertainty_ranking_loss`, or the shapes are not one [G, D].
     """
     check_options(tie_threshold, objective, reduction, backend)
-    mu_GD, log_sigma_GD = check_scores(mu_GD=mu_GD, log_sigma_GD=log_sigma_GD)
+    check_scores(mu_GD=mu_GD, log_sigma_GD=log_sigma_GD)
     if mu_GD.dim() != 2 or not isinstance(rank_GD, torch.Tensor) or rank_GD.shape != mu_GD.shape:
         shapes = f"{tuple(mu_GD.shape)} and {tuple(getattr(rank_GD, 'shape', ()))}"
         raise ValueError(f"mu_GD and rank_GD must be tensors of one shape [G, D], got {shapes}.")
@@ -60,10 +60,10 @@ def group_ranking_loss(
         log_sigma_GD.gather(0, i_PD),
         mu_GD.gather(0, j_PD),
         log_sigma_GD.gather(0, j_PD),
-        margin=margin * (~tie_PD).to(mu_GD.dtype),
+        margin=margin * (~tie_PD).double(),
         tie=tie_PD,
         tie_threshold=tie_threshold,
-        weight=present_PD.to(mu_GD.dtype),
+        weight=present_PD,
         objective=objective,
         reduction="none",
         backend=backend,
