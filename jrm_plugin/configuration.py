@@ -28,6 +28,8 @@ class JRMConfig(PreTrainedConfig):
         reward_head_dropout: dropout after the first hidden layer, active in training.
         reward_head_activation: name of an activation of transformers (`relu`, `silu`, ...).
         log_sigma_bound: `None`, or `(centre, half_range)`: log sigma is `centre + half_range * tanh(.)`.
+        position_ids: rotary positions of image tokens: `mrope`, the backbone's own in three dimensions, or `1d`, one
+            after another like text, as some published reward models were trained.
     """
 
     model_type = "jrm"
@@ -40,6 +42,7 @@ class JRMConfig(PreTrainedConfig):
     reward_head_dropout: float = 0.05
     reward_head_activation: str = "relu"
     log_sigma_bound: list[float] | tuple[float, ...] | None = None
+    position_ids: str = "mrope"
     tie_word_embeddings: bool = False  # the backbone's, always; peft reads it here
 
     def __post_init__(self, **kwargs: Any):
@@ -58,6 +61,8 @@ class JRMConfig(PreTrainedConfig):
             )
         if self.log_sigma_bound is not None and (len(self.log_sigma_bound) != 2 or self.log_sigma_bound[1] <= 0):
             raise JRMError(f"log_sigma_bound must be [centre, half_range > 0], not {list(self.log_sigma_bound)}.")
+        if self.position_ids not in ("mrope", "1d"):
+            raise JRMError(f"position_ids in the model's config must be 'mrope' or '1d', not {self.position_ids!r}.")
         self.tie_word_embeddings = self.backbone_config.tie_word_embeddings
         # Lists, so that a config equals what it was saved as.
         self.reward_head_widths = list(self.reward_head_widths)

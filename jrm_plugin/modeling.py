@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from jrm_plugin.configuration import JRMConfig, check_backbone_family
 from jrm_plugin.errors import JRMError
-from jrm_plugin.kernels import pool_reward_tokens
+from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
 
 if TYPE_CHECKING:
     from jrm_plugin.processing import JRMProcessor
@@ -32,13 +32,19 @@ class JRMOutput(ModelOutput):
 
     `mu_SD`, `log_sigma_SD`: the Gaussian score of every sample and dimension, float32 (paper eq. 2 and 4).
     `hidden_BH`: the reward token's hidden state of every sequence, the paper's shared representation h (eq. 1).
+    `reward_tokens_B`: reward tokens found in every sequence; the scores of one that has not one of them are NaN.
     `critique_loss_T`: the cross-entropy of every critique token, float32 (paper eq. 6); absent without labels.
     """
 
     mu_SD: torch.Tensor | None = None
     log_sigma_SD: torch.Tensor | None = None
     hidden_BH: torch.Tensor | None = None
+    reward_tokens_B: torch.Tensor | None = None
     critique_loss_T: torch.Tensor | None = None
+
+    def check(self) -> None:
+        """Raises a ValueError that names the first sequence without exactly one reward token; waits for the device."""
+        check_reward_token_counts(self.reward_tokens_B)
 
 
 class RewardHead(nn.Module):
@@ -136,28 +142,44 @@ class JRMForRewardModeling(PreTrainedModel):
                 the D sequences of a sample stand next to each other.
             labels: `[B, L]`, critique tokens where they stand and -100 elsewhere; gives `critique_loss_T`.
 
-        Raises:
-            ValueError: a sequence has no reward token or more than one.
+        The scores of a sequence without a reward token, or with more than one, are NaN. Nothing is raised here, because
+        a GPU would have to be waited for: call the output's `check` where the scores are read.
         """
+        one_by_one = {}
+        if self.config.position_ids == "1d":
+            one_by_one["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         hidden_BLH = self.backbone.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            **one_by_one,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             mm_token_type_ids=(input_ids == self.config.backbone_config.image_token_id).int(),
             use_cache=False,
         ).last_hidden_state
-        hidden_BH = pool_reward_tokens(hidden_BLH, input_ids, self.config.reward_token_id).squeeze(1)
-        mu, log_sigma = self.reward_head(hidden_BH)
-        if dimension_ids is not None:  # each sequence is scored in its own dimension: [B, D] -> [S, D]
-            own = dimension_ids.unsqueeze(1)
-            mu, log_sigma = (x.gather(1, own).view(-1, len(self.config.dimensions)) for x in (mu, log_sigma))
+        pooled_BKH, count_B = pool_reward_tokens(hidden_BLH, input_ids, self.config.reward_token_id, return_counts=True)
+        hidden_BH = pooled_BKH.squeeze(1)
+        mu_SD, log_sigma_SD = self.scores(hidden_BH, dimension_ids)
         return JRMOutput(
-            mu_SD=mu,
-            log_sigma_SD=log_sigma,
+            mu_SD=mu_SD,
+            log_sigma_SD=log_sigma_SD,
             hidden_BH=hidden_BH,
+            reward_tokens_B=count_B,
             critique_loss_T=None if labels is None else self.critique_loss(hidden_BLH, labels),
         )
+
+    def scores(
+        self, hidden_BH: torch.Tensor, dimension_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """mu and log sigma of every sample, `[S, D]` each, from the reward tokens' hidden states.
+
+        With `dimension_ids` `[B]` each sequence is scored in its own dimension: `[S * D, H]` to `[S, D]`.
+        """
+        mu, log_sigma = self.reward_head(hidden_BH)
+        if dimension_ids is None:
+            return mu, log_sigma
+        own = dimension_ids.unsqueeze(1)
+        return tuple(x.gather(1, own).view(-1, len(self.config.dimensions)) for x in (mu, log_sigma))
 
     def critique_loss(self, hidden_BLH: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
         """-log p of every critique token given all before it (paper eq. 6), `[T]` float32.

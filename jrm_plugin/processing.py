@@ -4,16 +4,16 @@ A sequence is one user turn (images, rubric, instruction, in the order of the la
 and, in training, the assistant turn with the critiques. Shape suffixes: B sequences, L length.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
@@ -50,16 +50,32 @@ class Segment:
     is_rubric: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image as the backbone takes it: its patches `[patches, C * T * P * P]`, their grid `[3]`, and its tokens."""
+
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+    tokens: int
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal for equal patches of equal grids: images that look the same to the backbone."""
+        content = hashlib.blake2b(self.pixel_values.numpy().tobytes(), digest_size=16)
+        content.update(self.grid_thw.numpy().tobytes())
+        return content.digest()
+
+
 @dataclass(frozen=True)
 class EncodedSequence:
-    """One sequence before it is padded: token ids of both turns, decoded images, and the dimension it scores.
+    """One sequence before it is padded: token ids of both turns, its images, and the dimension it scores.
 
     `dimension` is `None` where a sequence scores every dimension (or none: a text to learn).
     """
 
     prompt: list[int]
     critique: list[int]
-    images: list[Image.Image]
+    images: list[EncodedImage]
     dimension: int | None
 
 
@@ -245,6 +261,16 @@ class JRMProcessor:
                 ids += self.encode_text(piece)
         return ids
 
+    def encode_image(self, image: Any) -> EncodedImage:
+        """Decodes an image, scales it and cuts it into patches.
+
+        Raises:
+            JRMError: it cannot be opened.
+        """
+        encoded = self.image_processor(images=[load_image(image)], return_tensors="pt")
+        pixel_values, (grid_thw,) = encoded["pixel_values"], encoded["image_grid_thw"]
+        return EncodedImage(pixel_values, grid_thw, len(pixel_values) // self.image_processor.merge_size**2)
+
     def image_tokens(self, image: Any) -> int:
         """How many tokens an image takes; reads no more of a file than its header."""
         width, height = image_size(image)
@@ -324,26 +350,34 @@ class JRMProcessor:
         pairs = zip(samples, critiques, strict=True)
         return self.collate([s for sample, critique in pairs for s in self.encode(sample, critique)], with_labels=True)
 
-    def encode(self, sample: Sample, critiques: Mapping[str, Critique] | str | None = None) -> list["EncodedSequence"]:
+    def encode(
+        self,
+        sample: Sample,
+        critiques: Mapping[str, Critique] | str | None = None,
+        *,
+        encode_image: Callable[[Any], EncodedImage] | None = None,
+    ) -> list["EncodedSequence"]:
         """The sequences of one sample, its images decoded.
 
         Args:
             sample: what to score.
             critiques: nothing, critiques by dimension, or a text to learn (a [`CritiqueExample`]'s; such a sample is
                 one sequence, without a rubric).
+            encode_image: instead of `JRMProcessor.encode_image`, for callers who remember images.
 
         Raises:
             JRMError: an image cannot be opened, or the checkpoint has no rubric for the sample's task.
         """
-        decoded = {id(image): load_image(image) for image in sample.prompt_images + sample.response_images}
+        encode_image = encode_image or self.encode_image
+        encoded = {id(image): encode_image(image) for image in sample.prompt_images + sample.response_images}
         sequences = []
         for k in range(1 if isinstance(critiques, str) else self.sequences_per_sample):
             dimensions = [] if isinstance(critiques, str) else self.dimensions_of(k)
             segments = self.segments(sample, dimensions)
-            images = [decoded[id(s.content)] for s in segments if s.kind == "image"]
+            images = [encoded[id(s.content)] for s in segments if s.kind == "image"]
             sequences.append(
                 EncodedSequence(
-                    prompt=self._prompt_ids(segments, [self.image_tokens(image) for image in images]),
+                    prompt=self._prompt_ids(segments, [image.tokens for image in images]),
                     critique=self._critique_ids(critiques, dimensions),
                     images=images,
                     dimension=k if len(dimensions) == 1 < len(self.dimensions) else None,
@@ -378,8 +412,8 @@ class JRMProcessor:
             batch["labels"] = pad(labels, padding_value=-100)
         images = [image for sequence in sequences for image in sequence.images]
         if images:
-            pixels = self.image_processor(images=images, return_tensors="pt")
-            batch |= {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}
+            batch["pixel_values"] = torch.cat([image.pixel_values for image in images])
+            batch["image_grid_thw"] = torch.stack([image.grid_thw for image in images])
         if any(sequence.dimension is not None for sequence in sequences):
             batch["dimension_ids"] = torch.tensor([sequence.dimension for sequence in sequences])
         return batch

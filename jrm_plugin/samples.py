@@ -9,9 +9,9 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -418,6 +418,50 @@ class RewardScore:
         sigma[OVERALL] = math.hypot(*sigma.values()) / len(sigma)
         object.__setattr__(self, "mu", mu)
         object.__setattr__(self, "sigma", sigma)
+
+    def reward(
+        self,
+        mode: Literal["mean", "lower_confidence_bound", "win_probability"] = "mean",
+        *,
+        dimension: str = OVERALL,
+        k: float = 1.0,
+        against: "RewardScore | Sequence[RewardScore] | None" = None,
+    ) -> float:
+        """One number for an RL loop.
+
+        - `mean`: mu.
+        - `lower_confidence_bound`: mu - k sigma; an uncertain score counts less.
+        - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] (paper eq. 4), the mean over
+          `against` where that is a group; between 0 and 1. `against` may be the score of the unedited source, say.
+
+        Raises:
+            JRMError: an unknown mode or dimension, k below 0, or `against` missing, empty or not wanted by the mode.
+        """
+        if dimension not in self.mu:
+            raise JRMError(f"this score has no dimension {dimension!r}; it has {', '.join(self.mu)}.")
+        if (mode == "win_probability") != (against is not None):
+            raise JRMError(f"against belongs to the mode win_probability and only to it, not to {mode!r}.")
+        if mode == "mean":
+            return self.mu[dimension]
+        if mode == "lower_confidence_bound":
+            if not k >= 0:
+                raise JRMError(f"k of a lower confidence bound must be at least 0, got {k!r}.")
+            return self.mu[dimension] - k * self.sigma[dimension]
+        if mode != "win_probability":
+            raise JRMError(f"unknown reward mode {mode!r}; use mean, lower_confidence_bound or win_probability.")
+        others = [against] if isinstance(against, RewardScore) else list(against)
+        if not others:
+            raise JRMError("win_probability needs at least one score to compare with; against is empty.")
+        import torch  # torch is slow to import, and samples are made without it
+
+        from jrm_plugin.kernels import win_probability
+
+        mu, sigma = (
+            torch.tensor([getattr(score, name)[dimension] for score in (self, *others)], dtype=torch.float64)
+            for name in ("mu", "sigma")
+        )
+        mine = (x[:1].expand(len(others)) for x in (mu, sigma.log()))
+        return float(win_probability(*mine, mu[1:], sigma[1:].log()).mean())
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """`{"mu": {...}, "sigma": {...}}` by dimension and overall."""

@@ -3,19 +3,36 @@
 Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
+import json_repair
 import torch
 from tqdm.auto import tqdm
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from jrm_plugin.engine import GIB, ScoringEngine
 from jrm_plugin.errors import JRMError
 from jrm_plugin.lora import is_lora_folder, load_lora
-from jrm_plugin.modeling import JRMForRewardModeling, JRMOutput, built_in_folder
-from jrm_plugin.processing import EncodedSequence, JRMProcessor
+from jrm_plugin.modeling import JRMForRewardModeling, built_in_folder
+from jrm_plugin.processing import EncodedImage, EncodedSequence, JRMProcessor
 from jrm_plugin.samples import OVERALL, Critique, RewardScore, Sample
+
+logger = logging.getLogger(__name__)
+
+# Samples are decoded and tokenized by threads while others are computed, so many ahead.
+WORKERS, SAMPLES_AHEAD = 4, 32
+# Samples of one pass at most, so that progress is seen; the memory budget may allow fewer.
+SAMPLES_AT_ONCE = 256
+# Where the engine cannot plan by memory.
+PLAIN_SAMPLES = 8
 
 
 class Ranked(NamedTuple):
@@ -23,6 +40,16 @@ class Ranked(NamedTuple):
 
     index: int
     score: RewardScore
+
+
+@dataclass(frozen=True)
+class RepairedCritique(Critique):
+    """A critique read out of JSON that had to be repaired (a bracket or a quote was missing, say).
+
+    `text` is what the language head wrote.
+    """
+
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,13 +68,31 @@ class RewardScorer:
         >>> scorer.score([Sample.edit("cat.png", "make the cat blue", "blue-cat.png")])[0].mu["overall"]
     """
 
-    def __init__(self, model: JRMForRewardModeling, processor: JRMProcessor, *, batch_size: int = 16):
+    def __init__(
+        self,
+        model: JRMForRewardModeling,
+        processor: JRMProcessor,
+        *,
+        memory_budget: int | None = None,
+        cache_bytes: int = GIB // 2,
+    ):
         if model.config.dimensions != processor.dimensions:
             raise JRMError(
                 f"the model scores {', '.join(model.config.dimensions)} but its processor is for "
                 f"{', '.join(processor.dimensions)}; the checkpoint's files do not belong together."
             )
-        self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
+        if memory_budget is None:
+            on_gpu = model.device.type == "cuda"
+            memory_budget = int(0.6 * torch.cuda.mem_get_info(model.device)[0]) if on_gpu else 2 * GIB
+        if memory_budget < 1 or cache_bytes < 0:
+            raise JRMError(
+                f"memory_budget and cache_bytes are bytes, at least 1 and 0, got {memory_budget} and {cache_bytes}."
+            )
+        self.model, self.processor = model.eval(), processor
+        self.engine = ScoringEngine(model, memory_budget=memory_budget, cache_bytes=cache_bytes)
+        self._shares_prefixes = ScoringEngine.supports(model)
+        if not self._shares_prefixes:
+            logger.warning("This backbone's structure is unknown: every sequence is computed whole, which is slower.")
 
     @classmethod
     def from_pretrained(
@@ -61,7 +106,8 @@ class RewardScorer:
         quantization_config: Any = None,
         revision: str | None = None,
         max_pixels: int | None = None,
-        batch_size: int = 16,
+        memory_budget: int | None = None,
+        cache_bytes: int = GIB // 2,
     ) -> "RewardScorer":
         """Loads a JRM folder, a LoRA folder that `jrm train` wrote, a hub name, or the built-in `jrm-tiny`.
 
@@ -71,7 +117,10 @@ class RewardScorer:
                 always float32.
             attn_implementation, device_map, quantization_config, revision: as in transformers.
             max_pixels: overrides the checkpoint's; scores change with it.
-            batch_size: samples a batch.
+            memory_budget: bytes that scoring may take beside the weights; by default 60 % of a GPU's free memory, or
+                2 GiB on CPU. Batches are formed to fit into it.
+            cache_bytes: image features kept for later calls, so that a source image is encoded once in an RL epoch;
+                `engine.features` counts hits and misses.
 
         Raises:
             JRMError: there is no such checkpoint, or its weights do not fit.
@@ -95,7 +144,7 @@ class RewardScorer:
         if device is not None and device_map is None:
             model = model.to(device)
         processor = JRMProcessor.from_pretrained(folder, revision=revision, max_pixels=max_pixels)
-        return cls(model, processor, batch_size=batch_size)
+        return cls(model, processor, memory_budget=memory_budget, cache_bytes=cache_bytes)
 
     @property
     def dimensions(self) -> list[str]:
@@ -103,6 +152,7 @@ class RewardScorer:
 
     # -- scores
 
+    @torch.inference_mode()
     def score(
         self, samples: Sequence[Sample], *, on_error: Literal["raise", "return"] = "raise", progress: bool = False
     ) -> list[RewardScore | JRMError]:
@@ -120,8 +170,9 @@ class RewardScorer:
         if on_error not in ("raise", "return"):
             raise JRMError(f"on_error must be 'raise' or 'return', got {on_error!r}.")
         results: list[RewardScore | JRMError | None] = [None] * len(samples)
-        for indices, output in self._forward(samples, results if on_error == "return" else None, progress):
-            mu_SD, sigma_SD = output.mu_SD.double().tolist(), output.log_sigma_SD.double().exp().tolist()
+        for indices, sequences in self._encoded(samples, results if on_error == "return" else None, progress):
+            mu_SD, log_sigma_SD = self.model.scores(self._hidden(sequences), self._dimension_ids(sequences))
+            mu_SD, sigma_SD = mu_SD.double().tolist(), log_sigma_SD.double().exp().tolist()
             for index, mu_D, sigma_D in zip(indices, mu_SD, sigma_SD, strict=True):
                 results[index] = RewardScore(
                     mu=dict(zip(self.dimensions, mu_D, strict=True)),
@@ -134,33 +185,88 @@ class RewardScorer:
         ranked = [Ranked(index, score) for index, score in enumerate(self.score(samples))]
         return sorted(ranked, key=lambda place: -place.score.mu[OVERALL])
 
+    @torch.inference_mode()
     def hidden_states(self, samples: Sequence[Sample], *, progress: bool = False) -> torch.Tensor:
         """The reward token's hidden state of every sequence, the paper's representation h (eq. 1), float32 on CPU.
 
         `[S, H]` in the joint layout, `[S * D, H]` in `per_dimension`.
         """
-        parts = [output.hidden_BH.float().cpu() for _, output in self._forward(samples, None, progress)]
+        parts = [self._hidden(sequences).float().cpu() for _, sequences in self._encoded(samples, None, progress)]
         return torch.cat(parts) if parts else torch.empty(0, self.model.config.get_text_config().hidden_size)
 
-    @torch.inference_mode()
-    def _forward(
-        self, samples: Sequence[Sample], errors: list | None, progress: bool
-    ) -> Iterator[tuple[list[int], JRMOutput]]:
-        """Batches of sample positions and the model's output; a sample's error goes into `errors`, or is raised."""
-        with tqdm(total=len(samples), desc="Scoring", unit="sample", disable=not progress) as bar:
-            for start in range(0, len(samples), self.batch_size):
-                indices, sequences = [], []
-                for index in range(start, min(start + self.batch_size, len(samples))):
-                    try:
-                        sequences += self.processor.encode(samples[index])
-                        indices.append(index)
-                    except JRMError as error:
-                        if errors is None:
-                            raise JRMError(f"sample {index} cannot be scored: {error}") from error
-                        errors[index] = error
-                if indices:
-                    yield indices, self.model(**self._batch(sequences))
-                bar.update(min(self.batch_size, len(samples) - start))
+    def _hidden(self, sequences: Sequence[EncodedSequence]) -> torch.Tensor:
+        """The reward token's final hidden state of every sequence, `[B, H]`."""
+        if self._shares_prefixes:
+            return self.engine.hidden_states(sequences)
+        parts = []
+        for batch in self._plain_batches(sequences):
+            output = self.model(**self._batch(batch))
+            output.check()
+            parts.append(output.hidden_BH)
+        return torch.cat(parts)
+
+    def _plain_batches(self, sequences: Sequence[EncodedSequence]) -> Iterator[Sequence[EncodedSequence]]:
+        """A few whole samples' sequences at a time, for a backbone whose structure the engine does not know."""
+        size = PLAIN_SAMPLES * self.processor.sequences_per_sample
+        return (sequences[start : start + size] for start in range(0, len(sequences), size))
+
+    def _dimension_ids(self, sequences: Sequence[EncodedSequence]) -> torch.Tensor | None:
+        if sequences[0].dimension is None:
+            return None
+        return torch.tensor([sequence.dimension for sequence in sequences], device=self.model.device)
+
+    def _encoded(
+        self, samples: Sequence[Sample], errors: list | None, progress: bool, description: str = "Scoring"
+    ) -> Iterator[tuple[list[int], list[EncodedSequence]]]:
+        """Positions of samples and their sequences, as many at once as the memory budget allows.
+
+        The error of a sample that cannot be read goes into `errors` at its position, or is raised.
+        """
+        indices: list[int] = []
+        sequences: list[EncodedSequence] = []
+        taken = 0
+        with tqdm(total=len(samples), desc=description, unit="sample", disable=not progress) as bar:
+            for index, encoded in enumerate(self._encode_ahead(samples)):
+                if isinstance(encoded, JRMError):
+                    if errors is None:
+                        raise JRMError(f"sample {index} cannot be scored: {encoded}") from encoded
+                    errors[index] = encoded
+                    bar.update()
+                    continue
+                size = self.engine.sequence_bytes(encoded)
+                if indices and (taken + size > self.engine.memory_budget // 2 or len(indices) == SAMPLES_AT_ONCE):
+                    yield indices, sequences
+                    bar.update(len(indices))
+                    sequences.clear()  # the caller's too, who is done with them: they hold the pixels
+                    indices, taken = [], 0
+                indices.append(index)
+                sequences += encoded
+                taken += size
+            if indices:
+                yield indices, sequences
+                bar.update(len(indices))
+
+    def _encode_ahead(self, samples: Sequence[Sample]) -> Iterator[list[EncodedSequence] | JRMError]:
+        """The sequences of each sample, or its error, in order; threads work while the caller computes."""
+        images = _RememberedImages(self.processor)
+
+        def encode(sample: Sample) -> list[EncodedSequence] | JRMError:
+            try:
+                return self.processor.encode(sample, encode_image=images)
+            except JRMError as error:
+                return error
+
+        pool = ThreadPoolExecutor(WORKERS)
+        try:
+            pending = deque()
+            for sample in samples:
+                pending.append(pool.submit(encode, sample))
+                if len(pending) > SAMPLES_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _batch(self, sequences: Sequence[EncodedSequence], **options: Any) -> dict[str, torch.Tensor]:
         batch = self.processor.collate(sequences, **options)
@@ -168,38 +274,53 @@ class RewardScorer:
 
     # -- critiques
 
+    @torch.inference_mode()
     def critique(
         self,
         samples: Sequence[Sample],
         dimension: str | None = None,
         *,
         max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
         progress: bool = False,
     ) -> list[dict[str, Critique | UnparsedCritique]]:
-        """What the language head says of each sample (paper section 3.3), greedily; it does not change the score.
+        """What the language head says of each sample (paper section 3.3); it does not change the score.
 
         Args:
             samples: what to criticise.
             dimension: only this one; by default all.
             max_new_tokens: longest assistant turn.
+            temperature: 0 writes the likeliest token each time; above 0 tokens are sampled.
+            top_p: when sampling, only from the likeliest tokens that hold this share of the probability.
+            seed: of the sampling.
 
         Returns:
-            Per sample, by dimension, a [`Critique`], or an [`UnparsedCritique`] where the text is none.
+            Per sample, by dimension, a [`Critique`]; a [`RepairedCritique`] where its JSON had to be repaired, or an
+            [`UnparsedCritique`] with the raw text where it is beyond that.
 
         Raises:
             JRMError: the checkpoint has no such dimension, or a sample cannot be read.
         """
         if dimension is not None and dimension not in self.dimensions:
             raise JRMError(f"this checkpoint has no dimension {dimension!r}; it has {', '.join(self.dimensions)}.")
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise JRMError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
+        if temperature > 0 and not self._shares_prefixes:
+            raise JRMError(
+                "this backbone's structure is unknown, so its critiques cannot be sampled; use temperature 0."
+            )
         wanted = self.dimensions if dimension is None else [dimension]
+        sampling = None
+        if temperature > 0:
+            sampling = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)])
+        generator = torch.Generator(self.model.device).manual_seed(seed)
         results: list[dict[str, Critique | UnparsedCritique]] = []
-        for start in tqdm(
-            range(0, len(samples), self.batch_size), desc="Writing critiques", unit="batch", disable=not progress
-        ):
-            batch = samples[start : start + self.batch_size]
-            texts = self._generate([s for sample in batch for s in self.processor.encode(sample)], max_new_tokens)
+        for indices, sequences in self._encoded(samples, None, progress, "Writing critiques"):
+            texts = self._generate(sequences, max_new_tokens, sampling, generator)
             per_sample = self.processor.sequences_per_sample
-            for k in range(len(batch)):
+            for k in range(len(indices)):
                 results.append(self._critiques_in(texts[k * per_sample : (k + 1) * per_sample], wanted))
         return results
 
@@ -212,24 +333,72 @@ class RewardScorer:
             for d in wanted
         }
 
-    def _generate(self, sequences: Sequence[EncodedSequence], max_new_tokens: int) -> list[str]:
-        tokenizer = self.processor.tokenizer
+    def _generate(
+        self,
+        sequences: Sequence[EncodedSequence],
+        max_new_tokens: int,
+        sampling: LogitsProcessorList | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[str]:
+        """The assistant turns that follow the sequences."""
+        if self._shares_prefixes:
+            new = self.engine.generate(
+                sequences,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self.processor.tokenizer.eos_token_id,
+                warpers=sampling,
+                generator=generator,
+            )
+        else:
+            new = [
+                row for batch in self._plain_batches(sequences) for row in self._generate_plainly(batch, max_new_tokens)
+            ]
+        return self.processor.tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _generate_plainly(self, sequences: Sequence[EncodedSequence], max_new_tokens: int) -> torch.Tensor:
         batch = self._batch(sequences, padding_side="left")
         batch.pop("dimension_ids", None)
         ids = self.model.generate(
             **batch,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+            eos_token_id=self.processor.tokenizer.eos_token_id,
         )
-        new = ids[:, batch["input_ids"].shape[1] :]
-        return tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return ids[:, batch["input_ids"].shape[1] :]
+
+
+class _RememberedImages:
+    """Encodes images, each of the last few once: a group's candidates name the same source image again and again."""
+
+    def __init__(self, processor: JRMProcessor, count: int = 64):
+        self._processor, self._count = processor, count
+        self._images: OrderedDict[Hashable, tuple[Any, EncodedImage]] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, image: Any) -> EncodedImage:
+        # Paths, URLs and bytes by what they are; images in memory by identity, and held, so that no other takes the id.
+        key = image if isinstance(image, (str, bytes, Path)) else id(image)
+        with self._lock:
+            if key in self._images:
+                self._images.move_to_end(key)
+                return self._images[key][1]
+        encoded = self._processor.encode_image(image)
+        encoded.digest  # noqa: B018  computed here, in the worker's time
+        with self._lock:
+            self._images[key] = image, encoded
+            if len(self._images) > self._count:
+                self._images.popitem(last=False)
+        return encoded
 
 
 def parse_critique(text: str) -> Critique | UnparsedCritique:
-    """A [`Critique`], or the text and what is wrong with it."""
+    """A [`Critique`]; where its JSON is broken, a [`RepairedCritique`], or the text and what is wrong with it."""
     try:
         return Critique.parse(text)
     except JRMError as error:
-        return UnparsedCritique(text, str(error))
+        try:
+            repaired = Critique.parse(json.dumps(json_repair.loads(text)))
+        except (JRMError, ValueError, RecursionError):
+            return UnparsedCritique(text, str(error))
+    return RepairedCritique(repaired.reasoning, repaired.edit_region, text)

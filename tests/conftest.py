@@ -7,8 +7,12 @@ offline.
 import json
 import os
 
+import torch
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not torch.cuda.is_available():  # kernels then run in Triton's interpreter, which must be known when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import transformers
 from hypothesis import settings
 from PIL import Image
@@ -241,3 +244,30 @@ def critiques() -> dict[str, Critique]:
         "instruction_following": Critique("<|bbox_0|> the circle is blue as asked <|global|>", (region,)),
         "visual_quality": Critique("noise left of the square"),
     }
+
+
+# --- a policy for RL --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory) -> Path:
+    """A causal language model with random weights and its tokenizer, which knows `TEXT`'s words and a chat template."""
+    folder = tmp_path_factory.mktemp("policy")
+    tokenizer = tiny_tokenizer(TEXTS)
+    config = transformers.Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

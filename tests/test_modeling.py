@@ -310,8 +310,10 @@ def test_a_sequence_must_hold_one_reward_token(scorer_of, make_samples):
         batch["input_ids"].masked_fill(batch["input_ids"] == reward, scorer.processor.tokenizer.eos_token_id),
         torch.cat([batch["input_ids"][:, :-1], torch.full((2, 1), reward)], 1),
     ):
-        with pytest.raises(ValueError, match="reward tokens"):
-            scorer.model(**batch | {"input_ids": broken})
+        output = scorer.model(**batch | {"input_ids": broken})
+        assert output.mu_SD.isnan().all() and output.log_sigma_SD.isnan().all()
+        with pytest.raises(ValueError, match="sequence 0 of 2 holds [02] reward tokens instead of 1"):
+            output.check()
 
 
 # --- the language loss, and where the gradient goes -------------------------------------------------------------------

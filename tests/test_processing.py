@@ -78,7 +78,7 @@ def test_the_order_of_an_edit_with_several_sources(processor_of, order, sequence
     sample = Sample.edit([image(2), image(3)], "make it red", image(1))
     encoded = processor.encode(sample)
     assert [written(processor, sequence.prompt) for sequence in encoded] == [HEAD + turn + TAIL for turn in turns]
-    assert [[i.width // EDGE for i in sequence.images] for sequence in encoded] == [[2, 3, 1]] * len(turns)
+    assert [[i.tokens for i in sequence.images] for sequence in encoded] == [[2, 3, 1]] * len(turns)
     assert [sequence.dimension for sequence in encoded] == ([None] if sequences == "joint" else [0, 1])
     assert processor.sequences_per_sample == len(turns)
 
@@ -338,7 +338,7 @@ def test_lengths_follow_a_photograph_that_is_turned_when_opened(processor_of, tm
     Image.new("RGB", (64, 32)).save(tmp_path / "turned.jpg", exif=exif)
     sample = Sample.generation("draw it", tmp_path / "turned.jpg")
     (sequence,) = processor.encode(sample)
-    assert sequence.images[0].size == (32, 64)
+    assert sequence.images[0].grid_thw.tolist() == [1, 8, 4]
     assert processor.sequence_length(sample, 0, None) == len(sequence.prompt)
     assert processor([sample])["image_grid_thw"].tolist() == [[1, 8, 4]]
 

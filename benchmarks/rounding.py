@@ -1,0 +1,52 @@
+"""What bfloat16 costs in exactness: the engine beside one sequence at a time, both beside float32.
+
+    python -m benchmarks.rounding
+
+Scores held-out ShapeEdits with jrm-tiny, every candidate of a group together, and prints the differences in mu.
+"""
+
+import numpy as np
+import torch
+
+from benchmarks.measuring import device_description
+from jrm_plugin.data.shape_edits import draw_edit
+from jrm_plugin.samples import DIMENSIONS, Sample
+from jrm_plugin.scoring import RewardScorer
+
+
+def engine_scores(scorer: RewardScorer, samples: list[Sample]) -> np.ndarray:
+    return np.array([[score.mu[d] for d in DIMENSIONS] for score in scorer.score(samples)])
+
+
+@torch.inference_mode()
+def plain_scores(scorer: RewardScorer, samples: list[Sample]) -> np.ndarray:
+    """The model's own forward pass, one sample at a time."""
+    rows = []
+    for sample in samples:
+        inputs = {name: tensor.to(scorer.model.device) for name, tensor in scorer.processor([sample]).items()}
+        rows.append(scorer.model(**inputs).mu_SD[0].tolist())
+    return np.array(rows)
+
+
+def main() -> None:
+    random = np.random.default_rng(0)
+    edits = [draw_edit(random, heldout=True) for _ in range(50)]
+    samples = [Sample.edit(e.source, e.instruction, c.image) for e in edits for c in e.candidates]
+    exact, rounded = (RewardScorer.from_pretrained("jrm-tiny", dtype=t) for t in (torch.float32, torch.bfloat16))
+    truth, plain, engine = (
+        plain_scores(exact, samples), plain_scores(rounded, samples), engine_scores(rounded, samples)
+    )  # fmt: skip
+    print(
+        f"{len(samples)} samples, {device_description(exact.model.device)}; float32 scores spread by {truth.std():.2f}"
+    )
+    for name, difference in {
+        "bfloat16 one by one - float32 one by one": plain - truth,
+        "bfloat16 engine     - float32 one by one": engine - truth,
+        "bfloat16 engine     - bfloat16 one by one": engine - plain,
+        "float32 engine      - float32 one by one": engine_scores(exact, samples) - truth,
+    }.items():
+        print(f"{name}: largest {np.abs(difference).max():.2g}, mean {np.abs(difference).mean():.2g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The plan of the scoring engine: sequences that begin alike become a tree in which what they share stands once.
+
+Sequences are arrays of keys, one for each token; equal keys mean equal inputs to the model. A node is a run of tokens
+that follows all the tokens of its ancestors. The tokens of the path to a sequence's leaf are the sequence.
+
+Shape suffixes: L length of a sequence, P tokens before a node.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# A shared run shorter than this is computed anew in each branch: a node of its own would cost more than its tokens.
+MIN_SHARED_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Node:
+    """The tokens `start` to `end - 1` of `sequence` (one of those that run through it), behind the node `parent`.
+
+    `parent` is -1 for a root. `depth` counts ancestors; `is_leaf` nodes end their sequences.
+    """
+
+    parent: int
+    sequence: int
+    start: int
+    end: int
+    depth: int
+    is_leaf: bool
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Nodes, parents before children, and for each sequence the node it ends in."""
+
+    nodes: list[Node]
+    leaf_of: list[int]
+
+    @property
+    def tokens(self) -> int:
+        return sum(node.end - node.start for node in self.nodes)
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root down to `node`, which is the last."""
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = self.nodes[node].parent
+        return path[::-1]
+
+
+def token_tree(sequences: Sequence[np.ndarray], min_shared: int = MIN_SHARED_TOKENS) -> TokenTree:
+    """The tree of these sequences of int64 keys, none empty; a sequence must not be the beginning of a longer one.
+
+    (Scored sequences are not, because each ends with its only reward token.) Equal sequences end in one leaf. A shared
+    beginning of fewer than `min_shared` tokens is not shared.
+    """
+    # any order does in which sequences that begin alike are neighbours
+    order = sorted(range(len(sequences)), key=lambda k: sequences[k].astype(">i8").tobytes())
+    shared = [0] + [_common_prefix(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False)]
+    nodes: list[Node] = []
+    leaf_of = [-1] * len(sequences)
+
+    # ranges of `order` that share their first `start` tokens, which stand in `parent` and its ancestors
+    pending = [(0, len(order), 0, -1, 0)]
+    while pending:
+        low, high, start, parent, depth = pending.pop()
+        if low == high:
+            continue
+        first, length = order[low], len(sequences[order[low]])
+        common = min(shared[low + 1 : high], default=length)
+        if common == length:  # one sequence, perhaps several times
+            for k in order[low:high]:
+                leaf_of[k] = len(nodes)
+            nodes.append(Node(parent, first, start, length, depth, True))
+            continue
+        if common - start >= min_shared:
+            nodes.append(Node(parent, first, start, common, depth, False))
+            start, parent, depth = common, len(nodes) - 1, depth + 1
+        cuts = [low, *(k for k in range(low + 1, high) if shared[k] == common), high]
+        pending += [(a, b, start, parent, depth) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return TokenTree(nodes, leaf_of)
+
+
+def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    length = min(len(a), len(b))
+    differs = np.flatnonzero(a[:length] != b[:length])
+    return int(differs[0]) if len(differs) else length
