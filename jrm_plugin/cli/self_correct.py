@@ -1,0 +1,199 @@
+"""`jrm self-correct`: from a YAML file to corrected images and the paper's table 3; the same command goes on."""
+
+import json
+import sys
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+
+from jrm_plugin.cli.files import check_writable, read_yaml
+from jrm_plugin.data.bulk import read_samples
+from jrm_plugin.data.edit_reward import read_edit_reward, write_text
+from jrm_plugin.data.shape_editor import draw_samples, edit_shapes, oracle_score
+from jrm_plugin.editors import DiffusersEditor
+from jrm_plugin.errors import JRMError
+from jrm_plugin.functions import import_function
+from jrm_plugin.samples import Sample
+from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.self_correction import Editor, correction_table, initial_quantiles, self_correct
+
+
+@dataclass(frozen=True)
+class SelfCorrectConfig:
+    """What is corrected, by what.
+
+    Parameters:
+        data: `{shape_edits: {count: 100, seed: 0}}`; a JSON file in EditReward's training format, or a folder with its
+            `heldout.json` or `train.json` (every edited image of it, once); or what `jrm score --input` reads.
+        editor: `shape_edits`, a dotted path to a callable (`package.module.name`, installed or in the current folder),
+            or `{diffusers: {…}}` with the arguments of [`DiffusersEditor`].
+        output: folder to write, or to go on in.
+        model: the reward model that judges and criticises.
+        rounds: corrections per sample.
+        thresholds: of the initial overall score: a list of values, or `{quantiles: […]}` of it.
+        control: also run the editor without critiques.
+        keep_better: each round edits the best image so far instead of the last one.
+        seed: of the editor.
+    """
+
+    data: str | dict
+    editor: str | dict
+    output: str
+    model: str = "jrm-tiny"
+    rounds: int = 1
+    thresholds: list | dict = field(default_factory=lambda: {"quantiles": [0.75, 0.5, 0.25]})
+    control: bool = True
+    keep_better: bool = False
+    seed: int = 0
+
+
+def self_correct_from_config(path: Path) -> int:
+    """One run; leaves what `self_correct` leaves, and `table.json` and `table.md`. Returns 2 if a sample failed."""
+    config = read_config(path)
+    check_writable(config.output)
+    samples, is_shapes = _data(config.data)
+    editor = _editor(config.editor)
+    rounds = self_correct(
+        RewardScorer.from_pretrained(config.model),
+        samples,
+        editor,
+        config.rounds,
+        output=config.output,
+        control=config.control,
+        keep_better=config.keep_better,
+        seed=config.seed,
+        settings={name: value for name, value in asdict(config).items() if name in ("model", "data", "editor")},
+        progress=True,
+    )
+    thresholds = config.thresholds
+    if isinstance(thresholds, dict):
+        thresholds = initial_quantiles(rounds, thresholds["quantiles"])
+
+    def oracle(one) -> float:
+        sample = samples[one.sample]
+        return oracle_score(sample.prompt_images[0], sample.prompt_text, Path(config.output, one.image))
+
+    table = correction_table(rounds, thresholds, oracle=oracle if is_shapes else None)
+    _report(Path(config.output), table)
+    if errors := [one for one in rounds if one.error is not None]:
+        first = errors[0]
+        print(
+            f"jrm: {len(table['left_out'])} of {len(samples)} samples failed and count in no row; the first is sample "
+            f"{first.sample}, {first.arm}, round {first.number}: {first.error}",
+            file=sys.stderr,
+        )
+    return 2 if errors else 0
+
+
+def read_config(path: Path) -> SelfCorrectConfig:
+    """The config in a YAML file. An unknown or missing key, or a value of another type, is a [`JRMError`]."""
+    content = read_yaml(path)
+    known = {one.name: one for one in fields(SelfCorrectConfig)}
+    if unknown := sorted(map(str, content.keys() - known.keys())):
+        raise JRMError(f"the config {path} has the unknown key {unknown[0]}; known are {', '.join(known)}.")
+    needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
+    if missing := [name for name in needed if name not in content]:
+        raise JRMError(f"the config {path} has no {missing[0]}; give it.")
+    for name, value in content.items():
+        if not isinstance(value, known[name].type) or (isinstance(value, bool) and known[name].type is not bool):
+            kind = getattr(known[name].type, "__name__", str(known[name].type))
+            raise JRMError(f"the config {path} cannot be used: {name} must be {kind}, not {value!r}.")
+    config = SelfCorrectConfig(**content)
+    thresholds = config.thresholds
+    if isinstance(thresholds, dict):
+        thresholds = thresholds.get("quantiles") if set(thresholds) == {"quantiles"} else None
+    if not isinstance(thresholds, list) or not all(type(value) in (int, float) for value in thresholds):
+        raise JRMError(
+            f"the config {path} cannot be used: thresholds must be a list of numbers or {{quantiles: [numbers]}}, "
+            f"not {config.thresholds!r}."
+        )
+    return config
+
+
+def _data(data: str | dict) -> tuple[list[Sample], bool]:
+    """The samples, and whether they are ShapeEdits', so that an oracle can judge them."""
+    if isinstance(data, dict):
+        options = _one_entry(data, "data", "shape_edits")
+        whole = all(type(value) is int and value >= 0 for value in options.values())
+        if not options.keys() <= {"count", "seed"} or not whole or options.get("count", 0) < 1:
+            raise JRMError(f"data.shape_edits must be {{count: 1 or more, seed: a whole number}}, not {options!r}.")
+        return draw_samples(options["count"], options.get("seed", 0)), True
+    path = Path(data)
+    for name in ("heldout.json", "train.json"):
+        if (path / name).is_file():
+            path = path / name
+    if path.suffix != ".json":
+        return [item.sample for item in read_samples(path)], False
+    pairs = read_edit_reward(path).examples
+    samples = {(s.prompt_text, s.prompt_images, s.response_images): s for p in pairs for s in (p.chosen, p.rejected)}
+    return list(samples.values()), bool(pairs) and all(pair.info.get("model1") == "shape-edits" for pair in pairs)
+
+
+def _editor(editor: str | dict) -> Editor:
+    if isinstance(editor, dict):
+        options = _one_entry(editor, "editor", "diffusers")
+        try:
+            return DiffusersEditor(**options)
+        except TypeError as error:
+            raise JRMError(f"editor.diffusers cannot be used: {error}.") from error
+    if editor == "shape_edits":
+        return edit_shapes
+    return import_function(editor, "the editor", "one EditRequest")
+
+
+def _one_entry(value: dict, key: str, name: str) -> dict:
+    if set(value) != {name} or not isinstance(value[name], dict):
+        raise JRMError(f"{key} must be text or {{{name}: {{…}}}}, not {value!r}.")
+    return value[name]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _report(output: Path, table: dict) -> None:
+    """Writes `table.json` and `table.md`, and prints the table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    write_text(output / "table.json", json.dumps(table, indent=1) + "\n")
+    console, markdown = Console(highlight=False), []
+    for title, header, rows in tables_in_words(table):
+        # Narrow enough for 80 columns.
+        shown = Table(title=title, title_justify="left", box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
+        for column in header:
+            shown.add_column(column, justify="right")
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown, "")
+        lines = [header, ["---:"] * len(header), *rows]
+        markdown.append(f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    write_text(output / "table.md", "\n\n".join(markdown) + "\n")
+    console.print(f"Images and rounds are in {output}, this table in table.md and table.json.", soft_wrap=True)
+
+
+def tables_in_words(table: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """What `correction_table` found, as titles, headers and rows: the model's score, then the oracle's, if any."""
+    wanted = [("delta", f"Change of the model's overall score after {table['rounds']} rounds")]
+    if "oracle_before" in table["rows"][0]:
+        wanted.append(("oracle_delta", "Change of the oracle's overall score (2 to 8), which the loop never sees"))
+    told = []
+    for name, title in wanted:
+        columns = [(arm, end) for arm in table["arms"] for end in ("last", "kept")]
+        header = ["initial score", "n", *(f"{arm}, {end}" for arm, end in columns)]
+        if name == "oracle_delta":
+            header.insert(2, "before")
+        rows = []
+        for row in table["rows"]:
+            cells = ["all" if row["below"] is None else f"< {row['below']:.2f}", str(row["samples"])]
+            if name == "oracle_delta":
+                cells.append(_in_words(row["oracle_before"], signed=False))
+            rows.append([*cells, *(_in_words(row[arm][end][name]) for arm, end in columns)])
+        told.append((title, header, rows))
+    return told
+
+
+def _in_words(mean: dict | None, signed: bool = True) -> str:
+    if mean is None:
+        return "–"
+    value = f"{mean['mean']:+.2f}" if signed else f"{mean['mean']:.2f}"
+    return value if mean["half_width"] is None else f"{value}±{mean['half_width']:.2f}"
