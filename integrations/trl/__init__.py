@@ -1,6 +1,7 @@
-"""TRL: `JointRewardTrainer`, joint reward training on TRL's `RewardTrainer`."""
+"""TRL: training a JRM on `RewardTrainer`, and using one as the reward of `GRPOTrainer` and `RLOOTrainer`."""
 
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, to_dataset
+from jrm_plugin.integrations.trl.reward import JRMReward, RenderError, jrm_reward
 
-__all__ = ["JointRewardConfig", "JointRewardTrainer", "to_dataset"]
+__all__ = ["JRMReward", "JointRewardConfig", "JointRewardTrainer", "RenderError", "jrm_reward", "to_dataset"]

@@ -76,3 +76,5 @@ class JointRewardConfig(RewardConfig):
         for name in _WITHOUT_EFFECT:
             if getattr(self, name):
                 raise ValueError(f"{name} has no effect on joint reward training; leave it out.")
+        if self.save_only_model:
+            raise ValueError("save_only_model leaves out the optimizer, without which no run goes on; leave it out.")

@@ -217,6 +217,7 @@ class JointRewardTrainer(RewardTrainer):
             )
             rank_loss = ranking_loss(loss_NC, label_NC)
             self._record(mode, chosen, rejected, label_NC, loss_NC)
+            outputs.check()
         # Where there is no critique token, this is a zero that still reaches the language head; the scores' is made so.
         # DDP expects a gradient for every parameter.
         critique_loss = self._mean_critique_loss(outputs.critique_loss_T, mode, num_items_in_batch)

@@ -53,6 +53,11 @@ def test_option_that_would_be_ignored_is_refused(tmp_path, field, value):
         JointRewardConfig(str(tmp_path), **{field: value})
 
 
+def test_checkpoints_that_no_run_could_go_on_from_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="save_only_model leaves out the optimizer"):
+        JointRewardConfig(str(tmp_path), save_only_model=True)
+
+
 def test_every_field_reads_from_a_command_line(tmp_path):
     from trl import TrlParser
 

@@ -1,0 +1,298 @@
+"""JRM as a reward function of TRL's `GRPOTrainer` and `RLOOTrainer`."""
+
+import io
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.functions import import_function
+from jrm_plugin.images import load_image
+from jrm_plugin.rewards import group_rewards
+from jrm_plugin.samples import TASKS, RewardScore, Sample
+from jrm_plugin.scoring import RewardScorer
+
+# The variables that configure `jrm_reward`, and the argument of `JRMReward` that each one gives.
+VARIABLES = {
+    "JRM_MODEL": "model",
+    "JRM_TASK": "task",
+    "JRM_RENDER": "render",
+    "JRM_MODE": "mode",
+    "JRM_FLOOR": "floor",
+    "JRM_DEVICE": "device",
+}
+THUMBNAIL = 256  # longest edge in pixels of an image in the log of completions
+
+
+class RenderError(Exception):
+    """A completion cannot be turned into an image: raised by a `render` function, rewarded with the floor."""
+
+
+class JRMReward:
+    """A reward function that scores what the policy wrote, or the image that was made of it, with a JRM checkpoint.
+
+    The dataset needs the column `instruction`, and for edits `source_image` (or `source_images`, with a list in each
+    row): whatever `Sample` takes as an image. What is scored is
+
+    - with `render`, the image that it makes of the completion;
+    - with the task `response`, the completion itself, a text answer to the instruction;
+    - otherwise the column `edited_image`, as a rollout function adds it.
+
+    Args:
+        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`RewardScorer`].
+        task: `edit`, `generation` (no source image) or `response` (with or without source images).
+        render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
+            completion's text and its row of the dataset (a dict, with `prompt`) and returns the image, or raises
+            [`RenderError`].
+        mode: as in `RewardScore.reward`; `win_probability` compares each candidate with the others of its group, which
+            are those with an equal prompt, instruction and source images in this process.
+        floor: the reward of a completion that cannot be rendered. In the mode `win_probability` it is 0 by default;
+            otherwise `render` needs one, in the units of the model's score. A candidate that is the only rendered one
+            of its group has the win probability 0.5.
+        k: of the mode `lower_confidence_bound`.
+        device, dtype: as in `RewardScorer.from_pretrained`.
+
+    Logs the means of mu and sigma by dimension and the share of render errors as metrics, and, where TRL logs
+    completions, each candidate's mu and sigma and a thumbnail of its image (PNG).
+
+    Raises:
+        JRMError: an argument is wrong or there is no such checkpoint; when called, a column is missing, a sample cannot
+            be read, or a group for `win_probability` has one candidate.
+
+    Example:
+        >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", JRMReward("outputs/jrm", task="response"), train_dataset=dataset)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | RewardScorer = "jrm-tiny",
+        *,
+        task: str = "edit",
+        render: str | Callable[[str, dict], Any] | None = None,
+        mode: str = "mean",
+        floor: float | None = None,
+        k: float = 1.0,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if task not in TASKS:
+            raise JRMError(f"the task of a JRM reward must be {', '.join(TASKS[:-1])} or {TASKS[-1]}, not {task!r}.")
+        if render is not None and task == "response":
+            raise JRMError("render makes an image of a completion, and the task response scores its text; drop one.")
+        self._options = {"mode": mode} | ({"k": k} if mode == "lower_confidence_bound" else {})
+        group_rewards([RewardScore({"any": 0.0}, {"any": 1.0})] * 2, **self._options)  # a wrong mode or k raises now
+        if render is None and floor is not None:
+            raise JRMError("floor is the reward of a completion that cannot be rendered; give render with it.")
+        if render is not None and floor is None:
+            if mode != "win_probability":
+                raise JRMError(
+                    f"render needs a floor in the mode {mode}: the reward of a completion that cannot be rendered, in "
+                    "the units of the model's score and below what a bad image gets."
+                )
+            floor = 0.0
+        if floor is not None and not math.isfinite(floor):
+            raise JRMError(f"floor must be a finite number, not {floor}.")
+        self.__name__ = "jrm_reward"  # what TRL calls this reward in its logs
+        self.task, self.mode, self.floor = task, mode, floor
+        if isinstance(render, str):
+            render = import_function(render, "render", "a completion's text and its row")
+        self.render = render
+        if isinstance(model, RewardScorer):
+            self.scorer = model
+        else:
+            if device is not None:
+                _check_device(device)
+            self.scorer = RewardScorer.from_pretrained(model, device=device, dtype=dtype)
+
+    def __call__(
+        self,
+        prompts: Sequence,
+        completions: Sequence,
+        completion_ids: Sequence | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """The reward of each completion; the arguments are those with which TRL calls a reward function."""
+        self._check_columns(columns)
+        samples: list[Sample | None] = []
+        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            row = {name: values[number] for name, values in columns.items()} | {"prompt": prompt}
+            try:
+                samples.append(self._sample(_text(completion), row))
+            except RenderError:
+                samples.append(None)
+            except JRMError as error:
+                raise JRMError(f"completion {number} cannot be scored: {error}") from error
+        found = iter(self.scorer.score([sample for sample in samples if sample is not None]))
+        scores = [None if sample is None else next(found) for sample in samples]
+        if log_metric is not None:
+            self._log_metrics(scores, log_metric)
+        if log_extra is not None:
+            self._log_candidates(samples, scores, log_extra)
+        return self._rewards(prompts, scores, columns)
+
+    # -- from TRL's record to samples
+
+    def _check_columns(self, columns: Mapping[str, Any]) -> None:
+        missing = [] if "instruction" in columns else ["instruction"]
+        if self.task == "edit" and not {"source_image", "source_images"} & columns.keys():
+            missing.append("source_image (or source_images)")
+        if self.task != "response" and self.render is None and "edited_image" not in columns:
+            missing.append("edited_image (or give render)")
+        if missing:
+            raise JRMError(
+                f"a JRM reward with the task {self.task} needs {' and '.join(missing)} in the dataset, whose columns "
+                f"are {', '.join(sorted(columns)) or 'none but the prompt'}."
+            )
+
+    def _sample(self, text: str, row: dict) -> Sample:
+        sources = None
+        if self.task != "generation":
+            sources = row["source_images"] if "source_images" in row else row.get("source_image")
+            sources = sources if isinstance(sources, (list, tuple)) else [sources]
+            sources = [_image(one) for one in sources if one is not None]
+            if self.task == "edit" and not sources:
+                raise JRMError("its row has no source image.")
+        if self.task == "response":
+            return Sample.text_response(sources, row["instruction"], text)
+        edited = _image(row["edited_image"]) if self.render is None else self.render(text, row)
+        return Sample.edit(sources, row["instruction"], edited)
+
+    # -- from scores to rewards
+
+    def _rewards(
+        self,
+        prompts: Sequence,
+        scores: Sequence[RewardScore | None],
+        columns: Mapping[str, Any],
+    ) -> list[float]:
+        if self.mode != "win_probability":
+            return [self.floor if score is None else score.reward(**self._options) for score in scores]
+        rewards = [self.floor] * len(scores)
+        groups = defaultdict(list)
+        sources = columns.get("source_images", columns.get("source_image"))
+        for number, prompt in enumerate(prompts):
+            shown = None if sources is None else _identity(sources[number])
+            groups[json.dumps(prompt, default=str), columns["instruction"][number], shown].append(number)
+        for group in groups.values():
+            if len(group) == 1:
+                raise JRMError(
+                    "win_probability compares the candidates of a group, and a group has only one in this process; "
+                    "raise num_generations or the batch size per device, or take another mode."
+                )
+            scored = [number for number in group if scores[number] is not None]
+            if len(scored) == 1:
+                rewards[scored[0]] = 0.5  # nothing to compare with: as good as itself
+            elif scored:
+                values = group_rewards([scores[number] for number in scored], **self._options)
+                for number, value in zip(scored, values, strict=True):
+                    rewards[number] = value
+        return rewards
+
+    # -- what is logged
+
+    def _log_metrics(self, scores: Sequence[RewardScore | None], log_metric: Callable[[str, float], None]) -> None:
+        scored = [score for score in scores if score is not None]
+        for name in scored[0].mu if scored else ():
+            log_metric(f"{self.__name__}/{name}/mu", math.fsum(score.mu[name] for score in scored) / len(scored))
+            log_metric(f"{self.__name__}/{name}/sigma", math.fsum(score.sigma[name] for score in scored) / len(scored))
+        if self.render is not None and scores:
+            log_metric(f"{self.__name__}/render_errors", (len(scores) - len(scored)) / len(scores))
+
+    def _log_candidates(
+        self,
+        samples: Sequence[Sample | None],
+        scores: Sequence[RewardScore | None],
+        log_extra: Callable[[str, list], None],
+    ) -> None:
+        for name in self.scorer.dimensions:
+            log_extra(f"{self.__name__}/{name}/mu", [score and score.mu[name] for score in scores])
+            log_extra(f"{self.__name__}/{name}/sigma", [score and score.sigma[name] for score in scores])
+        if self.task != "response":
+            pictures = [sample and _Thumbnail.of(sample.response_images[0]) for sample in samples]
+            log_extra(f"{self.__name__}/image", pictures)
+
+
+def jrm_reward(prompts: Sequence, completions: Sequence, **columns: Any) -> list[float]:
+    """[`JRMReward`] by dotted path, for `reward_funcs: [jrm_plugin.integrations.trl.jrm_reward]` of `trl grpo`.
+
+    It is configured by the variables `JRM_MODEL`, `JRM_TASK`, `JRM_RENDER`, `JRM_MODE`, `JRM_FLOOR` and `JRM_DEVICE`,
+    which the `env:` block of TRL's YAML file can set, and is made once per process, when it is first called.
+
+    Raises:
+        JRMError: a variable has a wrong value, or what [`JRMReward`] raises.
+    """
+    return reward_from_environment()(prompts, completions, **columns)
+
+
+@cache
+def reward_from_environment() -> JRMReward:
+    """The one [`JRMReward`] of this process that `jrm_reward` calls; an empty variable is as good as none."""
+    given = {name: value for name in os.environ if name.startswith("JRM_") and (value := os.environ[name])}
+    if unknown := sorted(given.keys() - VARIABLES.keys()):
+        raise JRMError(f"the variable {unknown[0]} means nothing to jrm_reward; it reads {', '.join(VARIABLES)}.")
+    arguments: dict[str, Any] = {VARIABLES[name]: value for name, value in given.items()}
+    if "floor" in arguments:
+        try:
+            arguments["floor"] = float(arguments["floor"])
+        except ValueError:
+            raise JRMError(f"the variable JRM_FLOOR must be a number, not {arguments['floor']!r}.") from None
+    return JRMReward(**arguments)
+
+
+class _Thumbnail(bytes):
+    """A PNG file for the log of completions, which prints its name and not its bytes."""
+
+    @classmethod
+    def of(cls, image: Any) -> "_Thumbnail":
+        small = load_image(image)
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        small.save(buffer, "PNG")
+        return cls(buffer.getvalue())
+
+    def __str__(self) -> str:
+        return "[image]"
+
+
+def _text(completion: Any) -> str:
+    """The text of a completion in either of TRL's forms."""
+    if isinstance(completion, (list, tuple)) and completion and isinstance(completion[-1], Mapping):
+        completion = completion[-1].get("content")
+    if not isinstance(completion, str):
+        raise JRMError(f"it must be text or messages with text, not {str(completion)[:80]}.")
+    return completion
+
+
+def _image(image: Any) -> Any:
+    """`datasets` gives an image that it does not decode as a dict of `bytes` and `path`."""
+    return (image.get("bytes") or image.get("path")) if isinstance(image, Mapping) else image
+
+
+def _identity(images: Any) -> Any:
+    """Something hashable that is equal for equal images."""
+    if isinstance(images, (list, tuple)):
+        return tuple(map(_identity, images))
+    image = _image(images)
+    if image is None or isinstance(image, (str, bytes)):
+        return image
+    picture = load_image(image) if not isinstance(image, Image.Image) else image
+    return picture.mode, picture.size, picture.tobytes()
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such device, not on this machine, or not in this torch
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise JRMError(f"the reward model cannot use the device {device} ({reason}).") from error

@@ -1,0 +1,109 @@
+"""`jrm grpo`: TRL's GRPO script with a JRM as a reward, from one YAML file.
+
+The YAML is that of `trl grpo`, read by TRL's own parser, with the fields of [`JRMRewardArguments`] beside TRL's.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, TrlParser
+from trl.scripts import grpo
+
+from jrm_plugin.cli.files import read_yaml
+from jrm_plugin.errors import JRMError
+from jrm_plugin.integrations.trl import reward
+
+JRM_REWARD = "jrm_plugin.integrations.trl.jrm_reward"
+
+
+@dataclass
+class JRMRewardArguments:
+    """The reward model. What is left out comes from the variables of `jrm_reward`, then from `JRMReward`'s defaults.
+
+    Parameters:
+        reward_model: `jrm`, and nothing else.
+        reward_model_path, reward_task, reward_render, reward_mode, reward_floor: `model`, `task`, `render`, `mode` and
+            `floor` of `JRMReward`.
+    """
+
+    reward_model: str | None = field(default=None, metadata={"help": "jrm"})
+    reward_model_path: str | None = field(default=None, metadata={"help": "JRM checkpoint; by default jrm-tiny."})
+    reward_task: str | None = field(default=None, metadata={"help": "edit, generation or response."})
+    reward_render: str | None = field(default=None, metadata={"help": "Dotted path: completion and row to an image."})
+    reward_mode: str | None = field(default=None, metadata={"help": "How a score becomes a reward."})
+    reward_floor: float | None = field(default=None, metadata={"help": "Reward of what cannot be rendered."})
+
+
+def grpo_from_command_line(config: Path, overrides: Sequence[str]) -> int:
+    """Reads the YAML file and what the command line overrides, and runs TRL's script with the reward."""
+    jrm, script, training, model, dataset = parse(config, overrides)
+    _configure(jrm)
+    # TRL's script imports reward functions by name; this is the one that was just configured.
+    script.reward_funcs = [JRM_REWARD, *(script.reward_funcs or [])]
+    try:
+        grpo.main(script, training, model, dataset)
+    except (OSError, ImportError) as error:  # a model, a data set or a reward function that is not there
+        raise JRMError(f"jrm grpo cannot go on: {' '.join(str(error).split())}") from error
+    except KeyboardInterrupt:
+        print(
+            f"jrm: interrupted; with resume_from_checkpoint: true it goes on from the last checkpoint in "
+            f"{training.output_dir}, if there is one.",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
+    """The arguments of a run: the reward's, and the four that TRL's script takes.
+
+    Raises:
+        JRMError: there is an unknown key or a wrong value, or something is missing that a run needs.
+    """
+    read_yaml(config)
+    parser = _Parser((JRMRewardArguments, grpo.GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig))
+    try:
+        found = parser.parse_args_and_config(["--config", str(config), *overrides])
+    except (ValueError, TypeError) as error:
+        raise JRMError(f"the config {config} cannot be used: {' '.join(str(error).split())}") from error
+    jrm, script, training, model, dataset = found
+    if jrm.reward_model != "jrm":
+        given = "says nothing of a reward model" if jrm.reward_model is None else f"has {jrm.reward_model!r} there"
+        raise JRMError(f"jrm grpo needs reward_model: jrm, and the config {config} {given}; write it, or run trl grpo.")
+    if model.model_name_or_path is None:
+        raise JRMError(f"the config {config} has no model_name_or_path; give the policy to train.")
+    if not script.dataset_name and not dataset.datasets:
+        raise JRMError(f"the config {config} has no dataset_name and no datasets; give one of them.")
+    for name in ("reward_funcs", "reward_weights"):
+        value = getattr(script if name == "reward_funcs" else training, name)
+        if value is not None and not isinstance(value, list):
+            raise JRMError(f"the config {config} cannot be used: {name} must be a list, not {value!r}.")
+    names = [script.reward_model_name_or_path] if script.reward_model_name_or_path else []
+    names += ["jrm", *(script.reward_funcs or [])]
+    if training.reward_weights is not None and len(training.reward_weights) != len(names):
+        raise JRMError(
+            f"reward_weights in the config {config} must hold one weight for each of {', '.join(names)}, in this "
+            f"order, not {training.reward_weights}."
+        )
+    return found
+
+
+def _configure(jrm: JRMRewardArguments) -> None:
+    """Makes the reward of this process now, so that what is wrong with it is said before anything is loaded."""
+    given = {
+        "JRM_MODEL": jrm.reward_model_path,
+        "JRM_TASK": jrm.reward_task,
+        "JRM_RENDER": jrm.reward_render,
+        "JRM_MODE": jrm.reward_mode,
+        "JRM_FLOOR": jrm.reward_floor,
+    }
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    reward.reward_from_environment()
+
+
+class _Parser(TrlParser):
+    def error(self, message: str):  # argparse would print the usage of two hundred options
+        raise ValueError(message)

@@ -1,0 +1,153 @@
+"""`jrm grpo`: TRL's script with a JRM as a reward, and what it says to mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jrm_plugin import RewardScorer, Sample
+
+RENDER = """
+import json
+from PIL import Image
+from jrm_plugin.integrations.trl import RenderError
+
+def draw(text, row):
+    number = sum(text.encode())
+    if number % 4 == 0:
+        raise RenderError("no picture")
+    picture = Image.open(row["source_image"]).convert("RGB")
+    picture.putpixel((number % 48, 5), (0, 0, 0))
+    return picture
+
+def length(completions, source_image, instruction, **_):
+    with open("seen.jsonl", "a") as file:
+        for row in zip(completions, source_image, instruction):
+            file.write(json.dumps(row) + "\\n")
+    return [float(len(text)) for text in completions]
+"""
+
+
+@pytest.fixture
+def run_folder(images, tmp_path) -> Path:
+    """A folder with a dataset (JSON lines), rewards of its own, and two image files beside it."""
+    (tmp_path / "my_rewards.py").write_text(RENDER)
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [
+        {"prompt": f"edit {name}", "source_image": name, "instruction": "make the red circle blue"}
+        for name in images[:2]
+    ]
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def config(run_folder, policy_folder):
+    """`config(**changes)`: a YAML file in the run's folder. A value of None leaves a key out."""
+
+    def write(**changes) -> Path:
+        content = {
+            "reward_model": "jrm",
+            "reward_render": "my_rewards.draw",
+            "reward_floor": -6.5,
+            "reward_funcs": ["my_rewards.length"],
+            "reward_weights": [1.0, 0.5],
+            "model_name_or_path": str(policy_folder),
+            "dataset_name": "data",
+            "output_dir": "policy",
+            "max_steps": 2,
+            "save_steps": 2,
+            "per_device_train_batch_size": 4,
+            "num_generations": 4,
+            "max_completion_length": 6,
+            "logging_steps": 1,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "bf16": False,
+            "use_cpu": True,
+        } | changes
+        path = run_folder / "grpo.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+        return path
+
+    return write
+
+
+def test_two_steps_beside_another_reward(jrm, config, run_folder):
+    # The variable is set by TRL's own `env:` block; the key of the file wins over it.
+    config(env={"JRM_FLOOR": "-1", "JRM_DEVICE": "cpu"})
+    finished = jrm("grpo", "--config", "grpo.yaml", "--learning_rate", "1e-4", folder=run_folder)
+    assert finished.code == 0, finished.err
+    assert (run_folder / "policy" / "model.safetensors").is_file()
+    state = json.loads((run_folder / "policy" / "checkpoint-2" / "trainer_state.json").read_text())
+    logs = [entry for entry in state["log_history"] if "reward" in entry]
+    assert len(logs) == 2 and logs[0]["learning_rate"] == 1e-4
+
+    rows = [json.loads(line) for line in (run_folder / "seen.jsonl").read_text().splitlines()]
+    names: dict = {}
+    exec(RENDER, names)
+    scorer = RewardScorer.from_pretrained("jrm-tiny", device="cpu")
+    for log, seen in zip(logs, (rows[:4], rows[4:]), strict=True):
+        rewards = []
+        for text, source, instruction in seen:
+            try:
+                edited = names["draw"](text, {"source_image": source})
+            except names["RenderError"]:
+                rewards.append(-6.5)
+            else:
+                rewards.append(scorer.score([Sample.edit(source, instruction, edited)])[0].mu["overall"])
+        mean = sum(rewards) / 4
+        assert log["rewards/jrm_reward/mean"] == pytest.approx(mean, abs=1e-4)
+        lengths = sum(len(text) for text, *_ in seen) / 4
+        assert log["reward"] == pytest.approx(mean + 0.5 * lengths, abs=1e-4)
+
+
+def test_text_answers_from_a_mixture(jrm, config, run_folder):
+    mixture = [{"path": "json", "data_files": "data/train.jsonl"}]
+    config(
+        **{"datasets": mixture, "dataset_name": None, "reward_funcs": None, "reward_weights": None},
+        **{"reward_render": None, "reward_floor": None, "reward_task": "response", "reward_mode": "win_probability"},
+        max_steps=1,
+        save_strategy="no",
+    )
+    finished = jrm("grpo", "--config", "grpo.yaml", folder=run_folder)
+    assert finished.code == 0, finished.err
+    assert "'rewards/jrm_reward/mean': '0.5'" in finished.out  # the mean of a group's win probabilities
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"reward_model": None}, "needs reward_model: jrm, and the config grpo.yaml says nothing of a reward model"),
+        ({"reward_model": "best"}, "has 'best' there; write it, or run trl grpo."),
+        ({"reward_temperature": 3}, "--reward_temperature"),
+        ({"num_generation": 3}, "--num_generation"),
+        ({"reward_floor": "low"}, "invalid float value: 'low'"),
+        ({"reward_floor": None}, "render needs a floor in the mode mean"),
+        ({"reward_mode": "median"}, "unknown reward mode 'median'"),
+        ({"reward_task": "video"}, "must be edit, generation or response, not 'video'"),
+        ({"reward_render": "my_rewards.paint"}, "render my_rewards.paint cannot be imported"),
+        ({"reward_model_path": "no_such_folder/x"}, "no_such_folder/x"),
+        ({"reward_weights": [1.0]}, "one weight for each of jrm, my_rewards.length, in this order, not [1.0]."),
+        ({"reward_funcs": "my_rewards.length"}, "reward_funcs must be a list"),
+        ({"reward_funcs": ["no_such_module.f"]}, "cannot go on: No module named 'no_such_module'"),
+        ({"model_name_or_path": None}, "has no model_name_or_path"),
+        ({"dataset_name": None}, "has no dataset_name and no datasets"),
+        ({"dataset_name": "no_such_data"}, "cannot go on: "),
+        ({"num_generations": 3}, "num_generations"),
+    ],
+)
+def test_a_mistake_is_one_sentence(refused, config, run_folder, changes, message):
+    config(**changes)
+    assert message in refused("grpo", "--config", "grpo.yaml", folder=run_folder)
+
+
+def test_a_missing_column_is_named(jrm, config, run_folder):
+    (run_folder / "data" / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    config(reward_funcs=None, reward_weights=None)
+    finished = jrm("grpo", "--config", "grpo.yaml", folder=run_folder)
+    assert finished.code == 2
+    assert "jrm: a JRM reward with the task edit needs instruction and source_image" in finished.err
+    assert "Traceback" not in finished.err

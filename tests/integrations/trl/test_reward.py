@@ -1,0 +1,276 @@
+"""JRM as a reward function, in real GRPO and RLOO steps and called by hand as TRL calls it."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from datasets import Dataset
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from jrm_plugin import JRMError, RewardScorer, Sample, group_rewards
+from jrm_plugin.data.shape_edits import draw_edit
+from jrm_plugin.integrations.trl import JRMReward, RenderError, jrm_reward
+from jrm_plugin.integrations.trl.reward import reward_from_environment
+
+FLOOR = -7.5
+CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+CPU |= {"gradient_checkpointing": False, "logging_steps": 1, "max_completion_length": 6}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RewardScorer:
+    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def edits() -> list:
+    rng = np.random.default_rng(3)
+    outcomes = [("none", "clean"), ("wrong_object", "clean"), ("ignored", "blur")]
+    return [draw_edit(rng, heldout=True, outcomes=outcomes) for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def rows(edits) -> list[dict]:
+    return [
+        {"prompt": f"scene {k}", "source_image": Image.fromarray(e.source), "instruction": e.instruction}
+        for k, e in enumerate(edits)
+    ]
+
+
+def render(text: str, row: dict) -> Image.Image:
+    """The source with a line through it whose place is the text's; a third of all texts cannot be drawn."""
+    number = sum(text.encode())
+    if number % 3 == 0:
+        raise RenderError("no picture")
+    pixels = np.array(row["source_image"])
+    pixels[:, number % pixels.shape[1]] = 0
+    return Image.fromarray(pixels)
+
+
+class Spy:
+    """Keeps what a reward function was given and what it returned."""
+
+    def __init__(self, reward: JRMReward):
+        self.reward, self.calls, self.__name__ = reward, [], reward.__name__
+
+    def __call__(self, **arguments):
+        rewards = self.reward(**arguments)
+        self.calls.append((arguments, rewards))
+        return rewards
+
+
+def alone(scorer: RewardScorer, sample: Sample) -> float:
+    return scorer.score([sample])[0].mu["overall"]
+
+
+def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path):
+    spy = Spy(JRMReward(tiny, render=render, floor=FLOOR))
+    trainer = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(policy_folder),
+        spy,
+        GRPOConfig(
+            str(tmp_path), max_steps=2, per_device_train_batch_size=8, num_generations=4, log_completions=True, **CPU
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(policy_folder),
+    )
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    assert any((p != q).any() for p, q in zip(before, trainer.model.parameters(), strict=True))
+
+    logs = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert len(spy.calls) == len(logs) == 2
+    tables = sorted((tmp_path / "completions").iterdir())
+    errors = 0
+    for (given, rewards), log, table in zip(spy.calls, logs, map(pandas.read_parquet, tables), strict=True):
+        expected, failed = [], []
+        for k, text in enumerate(given["completions"]):
+            row = {name: given[name][k] for name in ("source_image", "instruction")}
+            try:
+                sample = Sample.edit(row["source_image"], row["instruction"], render(text, row))
+            except RenderError:
+                failed.append(k)
+                expected.append(FLOOR)
+            else:
+                expected.append(alone(tiny, sample))
+        assert rewards == pytest.approx(expected, abs=1e-5)
+        errors += len(failed)
+        assert log["rewards/jrm_reward/mean"] == pytest.approx(np.mean(expected), abs=1e-4)
+        assert log["jrm_reward/render_errors"] == pytest.approx(len(failed) / 8)
+        drawn = [value for k, value in enumerate(expected) if k not in failed]
+        assert log["jrm_reward/overall/mu"] == pytest.approx(np.mean(drawn), abs=1e-4)
+        for name in tiny.dimensions:
+            assert log[f"jrm_reward/{name}/sigma"] > 0
+            assert [k for k, mu in enumerate(table[f"jrm_reward/{name}/mu"]) if math.isnan(mu)] == failed
+        for k, png in enumerate(table["jrm_reward/image"]):
+            assert (png is None) == (k in failed)
+            assert png is None or Image.open(io.BytesIO(png)).size == (48, 48)
+    assert 0 < errors < 16
+
+
+def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_path):
+    chats = [row | {"prompt": [{"role": "user", "content": row["instruction"]}]} for row in rows]
+    spy = Spy(JRMReward(tiny, task="response", mode="win_probability"))
+    trainer = RLOOTrainer(
+        AutoModelForCausalLM.from_pretrained(policy_folder),
+        spy,
+        RLOOConfig(str(tmp_path), max_steps=1, per_device_train_batch_size=8, num_generations=4, **CPU),
+        train_dataset=Dataset.from_list(chats),
+        processing_class=AutoTokenizer.from_pretrained(policy_folder),
+    )
+    trainer.train()
+    (given, rewards), *others = spy.calls
+    assert not others and given["completions"][0][0]["role"] == "assistant"
+    texts = [completion[0]["content"] for completion in given["completions"]]
+    groups = zip(given["source_image"], given["instruction"], texts, strict=True)
+    scores = [tiny.score([Sample.text_response(*each)])[0] for each in groups]
+    expected = [p for k in (0, 4) for p in group_rewards(scores[k : k + 4], "win_probability")]
+    assert rewards == pytest.approx(expected, abs=1e-5)
+    assert "jrm_reward/render_errors" not in trainer.state.log_history[0]
+
+
+def columns(rows: list[dict]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_images_in_every_form_of_a_column(tiny, edits, rows):
+    source, instruction = rows[0]["source_image"], rows[0]["instruction"]
+    edited = Image.fromarray(edits[0].candidates[0].image)
+    reward = JRMReward(tiny)
+    expected = alone(tiny, Sample.edit(source, instruction, edited))
+    undecoded = {"bytes": png(edited), "path": None}
+    for given in (
+        {"source_image": [source], "edited_image": [edited]},
+        {"source_images": [[source]], "edited_image": [undecoded]},
+        {"source_image": [{"bytes": png(source), "path": "a.png"}], "edited_image": [png(edited)]},
+    ):
+        assert reward(["p"], ["ignored"], instruction=[instruction], **given) == pytest.approx([expected], abs=1e-5)
+    two = JRMReward(tiny)(["p"], [""], instruction=[instruction], source_images=[[source] * 2], edited_image=[edited])
+    assert two == pytest.approx([alone(tiny, Sample.edit([source] * 2, instruction, edited))], abs=1e-5)
+    made = JRMReward(tiny, task="generation")(["p"], [""], instruction=[instruction], edited_image=[edited])
+    assert made == pytest.approx([alone(tiny, Sample.generation(instruction, edited))], abs=1e-5)
+    careful = JRMReward(tiny, mode="lower_confidence_bound", k=2.0)
+    score = tiny.score([Sample.edit(source, instruction, edited)])[0]
+    found = careful(["p"], [""], instruction=[instruction], source_image=[source], edited_image=[edited])
+    assert found == pytest.approx([score.reward("lower_confidence_bound", k=2.0)], abs=1e-5)
+
+
+def test_win_probability_compares_within_a_group(tiny, edits, rows):
+    # Two groups with the same prompt and instruction, told apart by the source image, in mixed order.
+    order = [(0, 0), (1, 0), (0, 1), (1, 2), (0, 2), (1, 1)]
+    batch = [rows[e] | {"prompt": "edit it", "instruction": rows[0]["instruction"]} for e, _ in order]
+    pictures = [Image.fromarray(edits[e].candidates[c].image) for e, c in order]
+    reward = JRMReward(tiny, mode="win_probability")
+    found = reward(["edit it"] * 6, [""] * 6, **columns(batch), edited_image=pictures)
+    scores = tiny.score(
+        [Sample.edit(r["source_image"], r["instruction"], p) for r, p in zip(batch, pictures, strict=True)]
+    )
+    for group in ([0, 2, 4], [1, 3, 5]):
+        expected = group_rewards([scores[k] for k in group], "win_probability")
+        assert [found[k] for k in group] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(JRMError, match="only one in this process; raise num_generations"):
+        reward(["a", "b"], ["", ""], **columns(batch[:2]), edited_image=pictures[:2])
+
+
+def test_what_cannot_be_rendered_earns_the_floor_in_every_mode(tiny, rows):
+    def only_good(text, row):
+        if text != "good":
+            raise RenderError
+        return row["source_image"]
+
+    batch = columns([rows[0]] * 3)
+    wins = JRMReward(tiny, mode="win_probability", render=only_good)
+    assert wins(["p"] * 3, ["bad", "good", "bad"], **batch) == [0.0, 0.5, 0.0]
+    assert wins(["p"] * 3, ["bad"] * 3, **batch) == [0.0] * 3
+    metrics = {}
+    mean = JRMReward(tiny, render=only_good, floor=FLOOR)
+    assert mean(["p"] * 3, ["bad"] * 3, log_metric=metrics.__setitem__, **batch) == [FLOOR] * 3
+    assert metrics == {"jrm_reward/render_errors": 1.0}
+
+
+def test_what_is_missing_is_named(tiny, rows):
+    batch = columns(rows[:1])
+    with pytest.raises(JRMError, match=r"needs instruction and source_image \(or source_images\) and edited_image"):
+        JRMReward(tiny)(["p"], [""], trainer_state=None, other=[1])
+    with pytest.raises(JRMError, match=r"needs edited_image \(or give render\) .* are instruction, source_image"):
+        JRMReward(tiny)(["p"], [""], **batch)
+    with pytest.raises(JRMError, match="completion 0 cannot be scored: its row has no source image"):
+        JRMReward(tiny)(["p"], [""], **batch | {"source_image": [None], "edited_image": [b"x"]})
+    with pytest.raises(JRMError, match="completion 0 cannot be scored: it must be text or messages with text"):
+        JRMReward(tiny, task="response")(["p"], [3], **batch)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"task": "video"}, "must be edit, generation or response, not 'video'"),
+        ({"mode": "median"}, "unknown reward mode 'median'"),
+        ({"mode": "lower_confidence_bound", "k": -1.0}, "must be at least 0"),
+        ({"floor": -1.0}, "give render with it"),
+        ({"render": render}, "render needs a floor in the mode mean"),
+        ({"render": render, "floor": float("nan")}, "floor must be a finite number"),
+        ({"render": render, "task": "response"}, "drop one"),
+        ({"render": "no_such_module.draw", "floor": 0.0}, "render no_such_module.draw cannot be imported"),
+        ({"render": "json.__name__", "floor": 0.0}, "render json.__name__ cannot be called"),
+        ({"model": "no/such/model/anywhere"}, "no/such/model/anywhere"),
+        ({"model": "jrm-tiny", "device": "toaster"}, "cannot use the device toaster"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(tiny, arguments, message):
+    with pytest.raises(JRMError, match=message):
+        JRMReward(**{"model": tiny} | arguments)
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Sets variables for `jrm_reward`, which is made anew."""
+    reward_from_environment.cache_clear()
+    yield lambda **given: [monkeypatch.setenv(name, value) for name, value in given.items()]
+    reward_from_environment.cache_clear()
+
+
+def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypatch, tmp_path):
+    Path(tmp_path, "my_render.py").write_text("def draw(text, row):\n    return row['source_image']\n")
+    monkeypatch.chdir(tmp_path)
+    variables(JRM_RENDER="my_render.draw", JRM_FLOOR="-3", JRM_MODE="lower_confidence_bound", JRM_DEVICE="cpu")
+    sources, instructions = columns(rows).values()
+    found = jrm_reward(prompts=["p"] * 4, completions=[""] * 4, source_image=sources, instruction=instructions)
+    samples = [Sample.edit(s, i, s) for s, i in zip(sources, instructions, strict=True)]
+    expected = [score.reward("lower_confidence_bound") for score in tiny.score(samples)]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert reward_from_environment() is reward_from_environment()
+    assert reward_from_environment().floor == -3
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("JRM_FLOOR", "low", "JRM_FLOOR must be a number, not 'low'"),
+        ("JRM_TASK", "video", "not 'video'"),
+        ("JRM_DEVICE", "toaster", "cannot use the device toaster"),
+        ("JRM_MODLE", "x", "JRM_MODLE means nothing to jrm_reward; it reads JRM_MODEL"),
+    ],
+)
+def test_a_wrong_variable_is_one_sentence(variables, name, value, message):
+    variables(**{name: value})
+    with pytest.raises(JRMError, match=message):
+        jrm_reward(["p"], [""], instruction=["x"])
+
+
+def test_trl_finds_it_by_its_dotted_path():
+    from importlib import import_module
+
+    assert getattr(import_module("jrm_plugin.integrations.trl"), "jrm_reward") is jrm_reward  # noqa: B009
+    assert json.dumps(jrm_reward.__name__) == '"jrm_reward"'
