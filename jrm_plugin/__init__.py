@@ -19,8 +19,12 @@ _EXPORTS = {
     "JRMForRewardModeling": "modeling",
     "JRMProcessor": "processing",
     "RewardScorer": "scoring",
+    "RepairedCritique": "scoring",
     "UnparsedCritique": "scoring",
+    "group_rewards": "rewards",
+    "group_advantages": "rewards",
     "joint_loss": "losses",
+    "self_correct": "self_correction",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -175,7 +175,8 @@ def evaluate_critiques(scorer, pairs: list[PreferencePair], n: int | None = None
 
 
 def _agreement(written: list, expected: list[Critique | None]) -> dict:
-    parsed = [critique if isinstance(critique, Critique) else None for critique in written]
+    # a repaired critique was not valid as it was written
+    parsed = [critique if type(critique) is Critique else None for critique in written]
     agrees: dict[str, list[bool]] = {part: [] for part in ("label", "box", "finding", "global", "whole")}
     overlaps: list[float] = []
     for critique, oracle in zip(parsed, expected, strict=True):

@@ -13,7 +13,7 @@ SEED = 20_261_121  # no data of this seed was trained on
 
 @pytest.fixture(scope="module")
 def scorer():
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu", batch_size=64)
+    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Tokenizers warn when a process that used them forks data loader workers; the workers are what we want.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.run is not _train:  # `jrm train` hands the rest to TRL's parser
+    if rest and options.run not in (_train, _grpo):  # these hand the rest to TRL's parser
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     try:
@@ -53,16 +53,26 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train a reward model: jrm train --config x.yaml [--any_key value …].")
     train.add_argument("--config", type=Path, required=True, help="YAML file; see docs/training.md")
 
+    about = "Train a policy with TRL's GRPO and a JRM as its reward: jrm grpo --config x.yaml [--any_key value …]."
+    command("grpo", _grpo, about).add_argument("--config", type=Path, required=True, help="YAML file; see docs/trl.md")
+
     score = command("score", _score, "Score edited images, one set from the command line or many from a file.")
     _add_sample(score, required=False)
     score.add_argument("--input", type=Path, help="score in bulk: a JSONL file, or a folder of edits")
     score.add_argument("--output", type=Path, help="where bulk scores go: .jsonl or .parquet; goes on if it exists")
 
-    _add_sample(command("rank", _rank, "Rank edited images, best first."))
+    rank = command("rank", _rank, "Rank edited images, best first.")
+    _add_sample(rank)
+    rank.add_argument("--best", type=Path, metavar="IMAGE", help="write the best image to this file")
 
     critique = command("critique", _critique, "Let the model say what is right and wrong with edited images.")
     _add_sample(critique)
     critique.add_argument("--dimension", help="only this dimension (default: all)")
+    critique.add_argument("--draw", type=Path, metavar="IMAGE", help="write the edited image with the critiques' boxes")
+
+    about = "Let critiques guide an editor, and score what it makes: jrm self-correct --config x.yaml."
+    correct = command("self-correct", _self_correct, about)
+    correct.add_argument("--config", type=Path, required=True, help="YAML file; see docs/self-correction.md")
 
     env = command("env", _env, "Show versions, the device, and which integrations are registered.")
     env.add_argument("--json", action="store_true", help="print JSON")
@@ -79,7 +89,7 @@ def _add_sample(parser: argparse.ArgumentParser, required: bool = True) -> None:
     model.add_argument("--model", default="jrm-tiny", help="folder or hub name (default: %(default)s)")
     model.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the backbone")
-    model.add_argument("--batch-size", type=int, default=16, help="samples a batch (default: %(default)s)")
+    model.add_argument("--memory", type=float, metavar="GIB", help="memory for scoring beside the weights, in GiB")
     model.add_argument("--max-pixels", type=int, help="scale larger images down to this (default: the model's own)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -90,8 +100,8 @@ def _scorer(options: argparse.Namespace):
 
     from jrm_plugin.scoring import RewardScorer
 
-    if options.batch_size < 1:
-        raise JRMError(f"--batch-size must be at least 1, got {options.batch_size}.")
+    if options.memory is not None and not options.memory > 0:
+        raise JRMError(f"--memory must be above 0 (GiB), got {options.memory}.")
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:  # no such device, not on this machine, or not in this torch
@@ -104,7 +114,7 @@ def _scorer(options: argparse.Namespace):
         device=options.device,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         max_pixels=options.max_pixels,
-        batch_size=options.batch_size,
+        memory_budget=None if options.memory is None else int(options.memory * 2**30),
     )
 
 
@@ -146,7 +156,15 @@ def _score(options: argparse.Namespace) -> int:
 
 def _rank(options: argparse.Namespace) -> int:
     samples = _samples(options)
-    _print_scores(options, _scorer(options).rank(samples), "Ranking, best first")
+    if options.best:
+        from jrm_plugin.cli.files import check_image_file
+        from jrm_plugin.images import load_image
+
+        check_image_file(options.best)
+    ranked = _scorer(options).rank(samples)
+    if options.best:
+        load_image(options.edited[ranked[0].index]).save(options.best)
+    _print_scores(options, ranked, "Ranking, best first")
     return 0
 
 
@@ -155,7 +173,7 @@ def _print_scores(options: argparse.Namespace, places: list, title: str) -> None
         rows = [{"edited": options.edited[index], **score.to_dict()} for index, score in places]
         print(json.dumps(rows, indent=2))
         return
-    table = _table(title, "edited image", *(f"{name} (mu ± sigma)" for name in places[0][1].mu))
+    table = _table(title, "edited image", *(f"{name.replace('_', ' ')} (mu ± sigma)" for name in places[0][1].mu))
     for index, score in places:
         table.add_row(options.edited[index], *(f"{score.mu[d]:+.3f} ± {score.sigma[d]:.3f}" for d in score.mu))
     _print(table)
@@ -163,16 +181,26 @@ def _print_scores(options: argparse.Namespace, places: list, title: str) -> None
 
 def _critique(options: argparse.Namespace) -> int:
     from jrm_plugin.samples import Critique
+    from jrm_plugin.scoring import RepairedCritique
 
     samples = _samples(options)
+    if options.draw:
+        from jrm_plugin.cli.files import check_image_file
+
+        check_image_file(options.draw)
+        if len(samples) > 1:
+            raise JRMError(f"--draw writes one image, and --edited names {len(samples)}; give one of them.")
     scorer = _scorer(options)
     critiques = scorer.critique(samples, options.dimension)
+    if options.draw:
+        _draw(options, critiques[0])
     if options.json:
         rows = [
             {
                 "edited": path,
                 "critiques": {
                     dimension: json.loads(found.to_json())
+                    | ({"repaired": True} if isinstance(found, RepairedCritique) else {})
                     if isinstance(found, Critique)
                     else {"unparsed": found.text, "error": found.error}
                     for dimension, found in by_dimension.items()
@@ -187,11 +215,33 @@ def _critique(options: argparse.Namespace) -> int:
         for dimension, found in by_dimension.items():
             if isinstance(found, Critique):
                 regions = "\n".join(f"{region.id}: {region.label} {region.bbox_2d}" for region in found.edit_region)
-                table.add_row(path, dimension, regions, found.reasoning)
+                repaired = "(its JSON had to be repaired)\n" if isinstance(found, RepairedCritique) else ""
+                table.add_row(path, dimension, regions, repaired + found.reasoning)
             else:
                 table.add_row(path, dimension, "", f"(no valid critique: {found.error})\n{found.text}")
     _print(table)
     return 0
+
+
+def _draw(options: argparse.Namespace, critiques: dict) -> None:
+    """The edited image with the boxes of all critiques; small images are enlarged."""
+    from jrm_plugin.drawing import draw_boxes, enlarged
+    from jrm_plugin.samples import Critique
+
+    picture = enlarged(options.edited[0])
+    for found in critiques.values():
+        if isinstance(found, Critique):
+            picture = draw_boxes(picture, found)
+    picture.save(options.draw)
+    if not any(isinstance(found, Critique) and found.edit_region for found in critiques.values()):
+        print(f"jrm: no critique names a region, so {options.draw} has no boxes.", file=sys.stderr)
+
+
+def _self_correct(options: argparse.Namespace) -> int:
+    _quiet()
+    from jrm_plugin.cli.self_correct import self_correct_from_config
+
+    return self_correct_from_config(options.config)
 
 
 def _env(options: argparse.Namespace) -> int:
@@ -214,6 +264,13 @@ def _train(options: argparse.Namespace) -> int:
     from jrm_plugin.cli.train import train_from_command_line
 
     return train_from_command_line(options.config, options.rest)
+
+
+def _grpo(options: argparse.Namespace) -> int:
+    _quiet()
+    from jrm_plugin.cli.grpo import grpo_from_command_line
+
+    return grpo_from_command_line(options.config, options.rest)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -16,6 +16,9 @@ from jrm_plugin.cli.files import check_writable
 from jrm_plugin.data.bulk import BulkItem, read_samples
 from jrm_plugin.errors import JRMError
 
+# Rows are written after so many samples: what a stop can lose.
+ROWS_AT_ONCE = 64
+
 _OWN_COLUMNS = {"model", "mu", "sigma", "error"}
 
 
@@ -79,8 +82,8 @@ def _done(rows: Path, items: list[BulkItem], model: str) -> int:
 def _append(rows: Path, items: list[BulkItem], scorer, model: str, total: int) -> None:
     bar = tqdm(total=total, initial=total - len(items), desc="Scoring", unit="sample")
     with rows.open("a", encoding="utf-8") as file, bar:
-        for start in range(0, len(items), scorer.batch_size):
-            batch = items[start : start + scorer.batch_size]
+        for start in range(0, len(items), ROWS_AT_ONCE):
+            batch = items[start : start + ROWS_AT_ONCE]
             for item, score in zip(batch, scorer.score([i.sample for i in batch], on_error="return"), strict=True):
                 found = {"error": str(score)} if isinstance(score, JRMError) else score.to_dict()
                 file.write(json.dumps({**item.record, "model": model, **found}, ensure_ascii=False) + "\n")

@@ -144,7 +144,7 @@ def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, scale:
         with steps.step("Making an untrained backbone"):
             staging = output / ".backbone"
             shutil.rmtree(staging, ignore_errors=True)
-            write_tiny_backbone(staging, _texts(data), image_size=edits.image_size, seed=seed)
+            write_tiny_backbone(staging, training_texts(data), image_size=edits.image_size, seed=seed)
             staging.rename(backbone)
     with steps.step("Language warm start"):
         _train(edits, "warm_start", backbone, data / "language.jsonl", warm, scale, seed)
@@ -154,7 +154,7 @@ def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, scale:
             _train(edits, "joint", warm, data / "train.json", output / arm, scale, seed, ["--alpha", str(alpha)])
 
 
-def _texts(data: Path) -> list[str]:
+def training_texts(data: Path) -> list[str]:
     """All that the model will read and write."""
     texts = [line for task in default_rubrics("short").values() for line in task.values()]
     for line in (data / "language.jsonl").read_text().splitlines():
@@ -192,7 +192,7 @@ def _train(
 
 def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: float, seed: int) -> dict:
     heldout = read_edit_reward(output / "data" / "heldout.json", progress=False).examples
-    scorer = RewardScorer.from_pretrained(output / "model", device="cpu", batch_size=32)
+    scorer = RewardScorer.from_pretrained(output / "model", device="cpu")
     with steps.step(f"Evaluating on {len(heldout)} held-out pairs"):
         results = evaluate_pairs(scorer, heldout, progress=True)
         summary = {"heldout": summarize(results)}
@@ -236,7 +236,7 @@ def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: 
 
 
 def _compare(output: Path, heldout: list[PreferencePair], results: list, summary: dict) -> dict:
-    baseline = RewardScorer.from_pretrained(output / "baseline", device="cpu", batch_size=32)
+    baseline = RewardScorer.from_pretrained(output / "baseline", device="cpu")
     other = evaluate_pairs(baseline, heldout, progress=True)
     arms = [
         {
@@ -336,7 +336,7 @@ def _say(output: Path, summary: dict) -> None:
     if "comparison" in summary:
         arms["effective rank, baseline (alpha = 0)"] = summary["comparison"]["arms"][1]["effective_rank"]
     for name, found in arms.items():
-        rank = found["centred"]
+        rank = found["raw"]
         table.add_row(name, f"{rank['value']:.1f}", f"{rank['low']:.1f} to {rank['high']:.1f}", str(found["n"] // 2))
     console = Console()
     console.print(table)

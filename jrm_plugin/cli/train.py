@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 from trl import TrlParser
 
-from jrm_plugin.cli.files import check_writable
+from jrm_plugin.cli.files import check_writable, read_yaml
 from jrm_plugin.configuration import HEAD_FIELDS, JRMConfig
 from jrm_plugin.data.edit_reward import read_edit_reward, read_language, write_text
 from jrm_plugin.errors import JRMError
@@ -87,14 +86,7 @@ def train_from_command_line(config: Path, overrides: Sequence[str]) -> int:
 
 def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, JointRewardConfig]:
     """The arguments of a run. An unknown key, a missing file or a wrong value is a [`JRMError`]."""
-    try:
-        content = yaml.safe_load(config.read_text())
-    except OSError as error:
-        raise JRMError(f"the config {config} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise JRMError(f"the config {config} is no valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise JRMError(f"the config {config} must hold keys and values, such as `model: …`.")
+    content = read_yaml(config)
     overridden = any(argument.split("=")[0] == "--eval_data" for argument in overrides)
     if isinstance(content.get("eval_data"), dict) and not overridden:  # the natural way to write it in YAML
         overrides = [*overrides, "--eval_data", *(f"{name}={path}" for name, path in content["eval_data"].items())]

@@ -147,21 +147,27 @@ def draw_edit(
         scene = f"{background} {_caption(items)}"
         if is_held_out(scene, request.instruction) == heldout:
             break
-    failures = dict(FAILURE_WEIGHTS)
-    if request.kind == "remove":  # there is no value to get wrong
-        failures["wrong_object"] += failures.pop("wrong_value")
+    failures = failure_weights(request.kind)
     shifts = rng.integers(-1, 2, (GRID * GRID, 2)).tolist()  # objects sit up to a pixel off the middle of their cell
     candidates = []
     for failure, quality in outcomes or draw_outcomes(rng, tie=tie, failures=failures):
-        result = _carry_out(items, request, failure, rng)
+        result = carry_out(items, request, failure, rng)
         behind = pick(rng, [b for b in BACKGROUNDS if b != background]) if result.new_background else background
-        image = spoil(_render(result.items, behind, shifts), quality, rng)
+        image = spoil(render(result.items, behind, shifts), quality, rng)
         critiques = make_critiques(request.target.name, _box(request.place), result.finding, result.rest, quality)
         texts = {"diff": _changes_by_place(items, result), "objdiff": _changes_by_object(items, result)}
         texts = {kind: f"{QUALITY_WORDS[quality]} {text}" for kind, text in texts.items()}
         candidates.append(Candidate(image, failure, quality, critiques, texts))
-    source = _render(items, background, shifts)
+    source = render(items, background, shifts)
     return Edit(request.kind, request.instruction, scene, source, _caption(items), tuple(candidates))
+
+
+def failure_weights(kind: str) -> dict[str, float]:
+    """How often an edit of a kind goes wrong, and in which way."""
+    failures = dict(FAILURE_WEIGHTS)
+    if kind == "remove":  # there is no value to get wrong
+        failures["wrong_object"] += failures.pop("wrong_value")
+    return failures
 
 
 def is_held_out(scene: str, instruction: str) -> bool:
@@ -205,9 +211,15 @@ def _box(place: int) -> tuple[int, int, int, int]:
 # --- what a model made of an instruction ------------------------------------------------------------------------------
 
 
-def _carry_out(items: list[Item], request: Request, failure: str, rng: np.random.Generator) -> Result:
+def as_asked(items: list[Item], request: Request) -> Result:
+    """The scene after an edit in which nothing went wrong."""
+    return {"recolour": _recolour, "remove": _remove, "add": _add, "move": _move}[request.kind](items, request)
+
+
+def carry_out(items: list[Item], request: Request, failure: str, rng: np.random.Generator) -> Result:
+    """The scene after an edit that went wrong in one of the ways of `failure_weights`, or in none."""
     kind, target, name = request.kind, request.target, request.target.name
-    done = {"recolour": _recolour, "remove": _remove, "add": _add, "move": _move}[kind](items, request)
+    done = as_asked(items, request)
     others = [item for item in items if item != target]
     if failure == "none":
         return done
@@ -339,7 +351,7 @@ _LEFT_HALF = np.arange(CELL)[:, None] < CELL // 2  # [16, 1]: of the columns
 
 
 @cache
-def _mask(shape: str, down: int, right: int) -> np.ndarray:
+def shape_mask(shape: str, down: int, right: int) -> np.ndarray:
     """Which pixels of a cell, as `[16, 16, 1]`, a shape covers, moved by up to a pixel."""
     y, x, _ = np.mgrid[0:CELL, 0:CELL, 0:1].astype(np.float32)
     middle, radius = (CELL - 1) / 2, 0.4 * CELL
@@ -351,14 +363,14 @@ def _mask(shape: str, down: int, right: int) -> np.ndarray:
     return (y >= -radius) & (y <= 0.8 * radius) & (abs(x) <= 0.58 * (y + radius))
 
 
-def _render(items: list[Item], background: str, shifts: list[list[int]]) -> np.ndarray:
+def render(items: list[Item], background: str, shifts: list[list[int]]) -> np.ndarray:
     """The scene as `[48, 48, 3]` uint8; `shifts[place]` is (down, right) in pixels."""
     image = np.empty((GRID * CELL, GRID * CELL, 3), np.uint8)
     image[:] = _RGB[background]
     for item in items:
         row, column = divmod(item.place, GRID)
         cell = image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-        mask = _mask(item.shape, *shifts[item.place])
+        mask = shape_mask(item.shape, *shifts[item.place])
         if item.left == "nothing":
             mask = mask & ~_LEFT_HALF
         np.copyto(cell, _RGB[item.colour], where=mask)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from safetensors.torch import load_file, save_file
 
+from jrm_plugin.drawing import REGION_COLOURS
 from jrm_plugin.samples import Sample
 from jrm_plugin.scoring import RewardScorer
 
@@ -74,6 +75,30 @@ def test_critique_gives_the_raw_text_of_what_is_no_critique(jrm, sample):
     assert set(row["critiques"]["visual_quality"]) == {"unparsed", "error"}  # random weights write no JSON
 
 
+def test_rank_writes_the_best_image(jrm, sample, tmp_path):
+    finished = jrm("rank", *sample, "--json", "--best", tmp_path / "new" / "best.png")
+    assert (finished.code, finished.err) == (0, "")
+    best = json.loads(finished.out)[0]["edited"]
+    with Image.open(tmp_path / "new" / "best.png") as written, Image.open(best) as expected:
+        assert written.tobytes() == expected.convert("RGB").tobytes()
+
+
+def test_critique_draws_its_boxes(jrm, images, sample, tmp_path):
+    drawn, plain = tmp_path / "drawn.png", tmp_path / "plain.png"
+    arguments = ("--source", images[0], "--instruction", "remove the red circle", "--edited", images[1])
+    finished = jrm("critique", *arguments, "--draw", drawn, "--json")
+    assert (finished.code, finished.err) == (0, "")
+    critiques = json.loads(finished.out)[0]["critiques"]
+    assert critiques["instruction_following"]["edit_region"]
+    finished = jrm("critique", *sample[:-1], "--draw", plain)  # random weights name no region
+    assert finished.code == 0 and "has no boxes" in finished.err
+    with Image.open(drawn) as with_boxes, Image.open(plain) as without:
+        assert with_boxes.size == without.size == (336, 336)
+        box = ImageColor.getrgb(REGION_COLOURS[0])
+        assert box in {colour for _, colour in with_boxes.getcolors(336**2)}
+        assert box not in {colour for _, colour in without.getcolors(336**2)}
+
+
 def test_generation_needs_no_source(jrm, model_folder, images):
     finished = jrm("score", "--model", model_folder, "--instruction", INSTRUCTION, "--edited", images[1], "--json")
     assert finished.code == 0 and len(json.loads(finished.out)) == 1
@@ -102,6 +127,14 @@ def test_text_file_named_png(refused, sample, tmp_path):
 def test_extreme_image(refused, sample, tmp_path):
     Image.new("RGB", (1, 10_000)).save(tmp_path / "thin.png")
     assert "thin.png" in refused("score", *sample, tmp_path / "thin.png")
+
+
+def test_image_files_that_cannot_be_written(refused, sample, tmp_path):
+    assert "best.txt" in refused("rank", *sample, "--best", tmp_path / "best.txt")
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused("rank", *sample, "--best", tmp_path / "file" / "best.png")
+    assert "drawn" in refused("critique", *sample[:-1], "--draw", tmp_path / "drawn")
+    assert "--draw writes one image" in refused("critique", *sample, "--draw", tmp_path / "drawn.png")
 
 
 @pytest.mark.parametrize("instruction", ["", "   "])
@@ -152,7 +185,7 @@ def test_damaged_weights(refused, model_folder, sample, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--device", "quantum"), ("--device", "cuda:99"), ("--batch-size", "0"), ("--max-pixels", "1")],
+    [("--device", "quantum"), ("--device", "cuda:99"), ("--memory", "0"), ("--max-pixels", "1")],
 )
 def test_bad_option(refused, sample, option, value):
     assert value in refused("score", *sample, option, value)

@@ -43,7 +43,7 @@ def write(edits):
 @pytest.fixture
 def score(jrm, model_folder):
     return lambda source, output, *more: jrm(
-        "score", "--model", model_folder, "--input", source, "--output", output, "--batch-size", 4, *more
+        "score", "--model", model_folder, "--input", source, "--output", output, *more
     )
 
 
@@ -107,14 +107,14 @@ def test_goes_on_after_a_line_that_was_cut_off(score, write, records, tmp_path):
 def test_goes_on_after_sigkill(start_jrm, score, write, records, model_folder, tmp_path):
     source, output = write(records * 20), tmp_path / "scores.parquet"
     partial = tmp_path / "scores.parquet.partial.jsonl"
-    running = start_jrm("score", "--model", model_folder, "--input", source, "--output", output, "--batch-size", 4)
+    running = start_jrm("score", "--model", model_folder, "--input", source, "--output", output)
     running.wait_for(partial)
     while partial.stat().st_size == 0:
         pass
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait().code == -signal.SIGKILL
     assert not output.exists()
-    finished = score(source, output, "--batch-size", 32)
+    finished = score(source, output, "--memory", 0.5)
     assert finished.code == 0 and "of 240 samples are in" in finished.err
     rows = pq.read_table(output).to_pylist()
     assert [(row["edited"], row["pair"]) for row in rows] == [(r["edited"], r["pair"]) for r in records * 20]
