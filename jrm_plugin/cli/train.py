@@ -149,6 +149,7 @@ def train(
     else:
         trainer.remove_callback(PrinterCallback)
     with stop.listening():
+        trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if trainer.is_world_process_zero():
             write_text(Path(training.output_dir, SETTINGS_FILE), json.dumps(_settings(arguments, training), indent=2))
         trainer.train(resume_from_checkpoint=start)
