@@ -2,6 +2,7 @@
 
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, to_dataset
-from jrm_plugin.integrations.trl.reward import JRMReward, RenderError, jrm_reward
+from jrm_plugin.integrations.trl.reward import JRMReward, jrm_reward
+from jrm_plugin.rollouts import RenderError
 
 __all__ = ["JRMReward", "JointRewardConfig", "JointRewardTrainer", "RenderError", "jrm_reward", "to_dataset"]

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.functions import import_function
 from jrm_plugin.images import load_image
 from jrm_plugin.rewards import group_rewards
-from jrm_plugin.samples import TASKS, RewardScore, Sample
+from jrm_plugin.rollouts import RenderError, RolloutReward, plain_image
+from jrm_plugin.samples import RewardScore, Sample
 from jrm_plugin.scoring import RewardScorer
 
 # The variables that configure `jrm_reward`, and the argument of `JRMReward` that each one gives.
@@ -30,10 +30,6 @@ VARIABLES = {
     "JRM_DEVICE": "device",
 }
 THUMBNAIL = 256  # longest edge in pixels of an image in the log of completions
-
-
-class RenderError(Exception):
-    """A completion cannot be turned into an image: raised by a `render` function, rewarded with the floor."""
 
 
 class JRMReward:
@@ -83,28 +79,10 @@ class JRMReward:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if task not in TASKS:
-            raise JRMError(f"the task of a JRM reward must be {', '.join(TASKS[:-1])} or {TASKS[-1]}, not {task!r}.")
-        if render is not None and task == "response":
-            raise JRMError("render makes an image of a completion, and the task response scores its text; drop one.")
-        self._options = {"mode": mode} | ({"k": k} if mode == "lower_confidence_bound" else {})
-        group_rewards([RewardScore({"any": 0.0}, {"any": 1.0})] * 2, **self._options)  # a wrong mode or k raises now
         if render is None and floor is not None:
             raise JRMError("floor is the reward of a completion that cannot be rendered; give render with it.")
-        if render is not None and floor is None:
-            if mode != "win_probability":
-                raise JRMError(
-                    f"render needs a floor in the mode {mode}: the reward of a completion that cannot be rendered, in "
-                    "the units of the model's score and below what a bad image gets."
-                )
-            floor = 0.0
-        if floor is not None and not math.isfinite(floor):
-            raise JRMError(f"floor must be a finite number, not {floor}.")
+        self.rollouts = RolloutReward(task, render, mode, k, floor)
         self.__name__ = "jrm_reward"  # what TRL calls this reward in its logs
-        self.task, self.mode, self.floor = task, mode, floor
-        if isinstance(render, str):
-            render = import_function(render, "render", "a completion's text and its row")
-        self.render = render
         if isinstance(model, RewardScorer):
             self.scorer = model
         else:
@@ -123,12 +101,12 @@ class JRMReward:
         **columns: Any,
     ) -> list[float]:
         """The reward of each completion; the arguments are those with which TRL calls a reward function."""
-        self._check_columns(columns)
+        self.rollouts.check_columns(columns)
         samples: list[Sample | None] = []
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             row = {name: values[number] for name, values in columns.items()} | {"prompt": prompt}
             try:
-                samples.append(self._sample(_text(completion), row))
+                samples.append(self.rollouts.sample(_text(completion), row))
             except RenderError:
                 samples.append(None)
             except JRMError as error:
@@ -141,33 +119,6 @@ class JRMReward:
             self._log_candidates(samples, scores, log_extra)
         return self._rewards(prompts, scores, columns)
 
-    # -- from TRL's record to samples
-
-    def _check_columns(self, columns: Mapping[str, Any]) -> None:
-        missing = [] if "instruction" in columns else ["instruction"]
-        if self.task == "edit" and not {"source_image", "source_images"} & columns.keys():
-            missing.append("source_image (or source_images)")
-        if self.task != "response" and self.render is None and "edited_image" not in columns:
-            missing.append("edited_image (or give render)")
-        if missing:
-            raise JRMError(
-                f"a JRM reward with the task {self.task} needs {' and '.join(missing)} in the dataset, whose columns "
-                f"are {', '.join(sorted(columns)) or 'none but the prompt'}."
-            )
-
-    def _sample(self, text: str, row: dict) -> Sample:
-        sources = None
-        if self.task != "generation":
-            sources = row["source_images"] if "source_images" in row else row.get("source_image")
-            sources = sources if isinstance(sources, (list, tuple)) else [sources]
-            sources = [_image(one) for one in sources if one is not None]
-            if self.task == "edit" and not sources:
-                raise JRMError("its row has no source image.")
-        if self.task == "response":
-            return Sample.text_response(sources, row["instruction"], text)
-        edited = _image(row["edited_image"]) if self.render is None else self.render(text, row)
-        return Sample.edit(sources, row["instruction"], edited)
-
     # -- from scores to rewards
 
     def _rewards(
@@ -176,9 +127,9 @@ class JRMReward:
         scores: Sequence[RewardScore | None],
         columns: Mapping[str, Any],
     ) -> list[float]:
-        if self.mode != "win_probability":
-            return [self.floor if score is None else score.reward(**self._options) for score in scores]
-        rewards = [self.floor] * len(scores)
+        if self.rollouts.mode != "win_probability":
+            return [self.rollouts.floor if score is None else score.reward(**self.rollouts.options) for score in scores]
+        rewards = [self.rollouts.floor] * len(scores)
         groups = defaultdict(list)
         sources = columns.get("source_images", columns.get("source_image"))
         for number, prompt in enumerate(prompts):
@@ -194,7 +145,7 @@ class JRMReward:
             if len(scored) == 1:
                 rewards[scored[0]] = 0.5  # nothing to compare with: as good as itself
             elif scored:
-                values = group_rewards([scores[number] for number in scored], **self._options)
+                values = group_rewards([scores[number] for number in scored], **self.rollouts.options)
                 for number, value in zip(scored, values, strict=True):
                     rewards[number] = value
         return rewards
@@ -206,7 +157,7 @@ class JRMReward:
         for name in scored[0].mu if scored else ():
             log_metric(f"{self.__name__}/{name}/mu", math.fsum(score.mu[name] for score in scored) / len(scored))
             log_metric(f"{self.__name__}/{name}/sigma", math.fsum(score.sigma[name] for score in scored) / len(scored))
-        if self.render is not None and scores:
+        if self.rollouts.render is not None and scores:
             log_metric(f"{self.__name__}/render_errors", (len(scores) - len(scored)) / len(scores))
 
     def _log_candidates(
@@ -218,7 +169,7 @@ class JRMReward:
         for name in self.scorer.dimensions:
             log_extra(f"{self.__name__}/{name}/mu", [score and score.mu[name] for score in scores])
             log_extra(f"{self.__name__}/{name}/sigma", [score and score.sigma[name] for score in scores])
-        if self.task != "response":
+        if self.rollouts.task != "response":
             pictures = [sample and _Thumbnail.of(sample.response_images[0]) for sample in samples]
             log_extra(f"{self.__name__}/image", pictures)
 
@@ -274,16 +225,11 @@ def _text(completion: Any) -> str:
     return completion
 
 
-def _image(image: Any) -> Any:
-    """`datasets` gives an image that it does not decode as a dict of `bytes` and `path`."""
-    return (image.get("bytes") or image.get("path")) if isinstance(image, Mapping) else image
-
-
 def _identity(images: Any) -> Any:
     """Something hashable that is equal for equal images."""
     if isinstance(images, (list, tuple)):
         return tuple(map(_identity, images))
-    image = _image(images)
+    image = plain_image(images)
     if image is None or isinstance(image, (str, bytes)):
         return image
     picture = load_image(image) if not isinstance(image, Image.Image) else image

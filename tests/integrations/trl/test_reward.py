@@ -251,7 +251,7 @@ def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypat
     expected = [score.reward("lower_confidence_bound") for score in tiny.score(samples)]
     assert found == pytest.approx(expected, abs=1e-5)
     assert reward_from_environment() is reward_from_environment()
-    assert reward_from_environment().floor == -3
+    assert reward_from_environment().rollouts.floor == -3
 
 
 @pytest.mark.parametrize(
