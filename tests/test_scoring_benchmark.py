@@ -31,12 +31,12 @@ def test_the_engine_computes_what_differs_and_no_more():
     layouts = {layout: benchmark.make_processor(tokenizer, *layout, 455, 224) for layout in LARGEST_SHARE}
     theirs = layouts["images_first", "per_dimension"]
     model = benchmark.make_model("medium", tokenizer, theirs.reward_token_id, "cpu", "eager")
-    with torch.no_grad():  # untrained, all candidates would score nearly alike
-        model.reward_head.heads[0][-1].weight.mul_(100)
-        model.reward_head.heads[1][-1].weight.mul_(100)
+    with torch.no_grad():  # untrained, all candidates would score nearly alike; now their scores are of the order of 1
+        model.reward_head.heads[0][-1].weight.mul_(10)
+        model.reward_head.heads[1][-1].weight.mul_(10)
     group = benchmark.make_group(12, 224)
     research_scores, research = counted(lambda: benchmark.research(model, theirs, group))
-    assert research_scores.std(0).min() > 1e-4
+    assert research_scores.std(0).min() > 1e-2
     for layout, processor in layouts.items():
         scores, flops = counted(lambda processor=processor: benchmark.engine(model, processor, group))
         assert flops <= LARGEST_SHARE[layout] * research
