@@ -1,0 +1,198 @@
+"""The client's side of a pool of scorers: finds or makes the replicas, sends samples, replaces what died."""
+
+import asyncio
+import atexit
+import hashlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.integrations.ray.scorer_replica import ScorerReplica, Statistics
+from jrm_plugin.integrations.ray.settings import ScorerSettings
+from jrm_plugin.samples import RewardScore, Sample
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "jrm"
+# A call that meets a dead replica is sent to its successor, so many times, after 0.1, 0.2, 0.4 … seconds.
+ATTEMPTS = 7
+# Seconds after which it is said that a replica still waits for its place on the cluster or for its model.
+PATIENCE = 30.0
+# What a frameworks' worker may have set for itself; inherited, it would put every replica on that worker's GPU.
+GPU_VARIABLES = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": ""}
+
+
+class ScorerPool:
+    """Replicas of one scorer on the run's Ray cluster, found by name, so that every process of the run has the same.
+
+    The replicas are detached actors: they outlive the worker that made them, but not the run, because each ends itself
+    when the last process left or when none was heard of for the lease. One that died is made anew, and the calls that
+    it had not answered are sent again.
+
+    Args:
+        settings: of the pool; processes with equal settings in one Ray job share one.
+
+    Raises:
+        JRMError: the cluster has not the GPUs that the replicas ask for.
+    """
+
+    def __init__(self, settings: ScorerSettings):
+        self.settings = settings
+        wanted, there = settings.num_gpus * settings.replicas, ray.cluster_resources().get("GPU", 0)
+        if wanted > there:
+            raise JRMError(
+                f"{settings.section} ask for {settings.replicas} replicas with {settings.num_gpus} GPUs each, and the "
+                f"Ray cluster has {there:g}; lower num_gpus or replicas (num_gpus: 0 scores on CPU)."
+            )
+        digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
+        self._name = f"scorer-{ray.get_runtime_context().get_job_id()}-{digest}"
+        self._client = uuid.uuid4().hex
+        self._slots = asyncio.Semaphore(settings.max_in_flight)
+        self._lock = threading.Lock()
+        self._members = [self._member(index) for index in range(settings.replicas)]
+        self._closed = threading.Event()
+        threading.Thread(target=self._stay, daemon=True).start()
+        atexit.register(self.close)
+
+    async def score(self, samples: Sequence[Sample]) -> list[RewardScore | JRMError]:
+        """The score of each sample, or what is wrong with it; all go to one replica, with others of the same prompt.
+
+        Raises:
+            JRMError: the model cannot be loaded.
+            RayActorError: the replica died and so did each of its successors.
+        """
+        prefix = _prefix(samples[0])
+        async with self._slots:
+            return await self._ask(int(prefix, 16), lambda replica: replica.score.remote(prefix, samples))
+
+    async def dimensions(self) -> list[str]:
+        """The model's dimensions.
+
+        Raises:
+            JRMError: the model cannot be loaded.
+        """
+        return await self._ask(0, lambda replica: replica.join.remote(self._client))
+
+    def statistics(self) -> list[Statistics]:
+        """What each replica has done."""
+        return ray.get([member.replica.statistics.remote() for member in self._members])
+
+    def close(self) -> None:
+        """This process needs the pool no more; the last one to say so ends the replicas."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if ray.is_initialized():
+            leaving = [member.replica.leave.remote(self._client) for member in self._members]
+            ray.wait(leaving, num_returns=len(leaving), timeout=1)
+
+    # -- replicas
+
+    def _member(self, index: int) -> "_Member":
+        settings = self.settings
+        replica = (
+            ray.remote(ScorerReplica)
+            .options(
+                name=f"{self._name}-{index}",
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=settings.num_cpus,
+                num_gpus=settings.num_gpus,
+                max_concurrency=100_000,  # the clients' max_in_flight is what limits
+                runtime_env={"env_vars": GPU_VARIABLES} if settings.num_gpus else None,
+            )
+            .remote(settings)
+        )
+        return _Member(replica, replica.join.remote(self._client))
+
+    def _replace(self, index: int, dead: "_Member") -> None:
+        with self._lock:
+            if self._members[index] is dead and not self._closed.is_set():
+                logger.warning("Replica %d of the JRM scorers died; another takes its place.", index)
+                self._members[index] = self._member(index)
+
+    async def _ask(self, number: int, call: Callable[[Any], ray.ObjectRef]) -> Any:
+        index = number % len(self._members)
+        for attempt in range(ATTEMPTS):
+            member = self._members[index]
+            try:
+                return await call(member.replica)
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, JRMError) else error from None
+            except RayActorError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                self._replace(index, member)
+                await asyncio.sleep(0.1 * 2**attempt)
+
+    def _stay(self) -> None:
+        """Tells the replicas that this process is there, and looks whether they are."""
+        while not self._closed.wait(min(self.settings.lease / 4, PATIENCE)):
+            for index, member in enumerate(self._members):
+                try:
+                    self._look_after(index, member)
+                except Exception as error:  # Ray is shutting down, or it is no more: calls would say what is wrong
+                    logger.debug("Replica %d could not be asked: %s", index, error)
+
+    def _look_after(self, index: int, member: "_Member") -> None:
+        ready, _ = ray.wait([member.joining], timeout=0)
+        if ready:
+            try:
+                ray.get(member.joining)
+            except RayTaskError:
+                pass  # the model cannot be loaded; those who call are told
+            except RayActorError:
+                return self._replace(index, member)
+            member.joined, member.heard = True, time.monotonic()
+            member.joining = member.replica.join.remote(self._client)
+        elif time.monotonic() - member.heard > max(self.settings.lease, PATIENCE):
+            if member.joined:  # it is there and does not answer
+                ray.kill(member.replica)
+                return self._replace(index, member)
+            member.heard = time.monotonic()
+            free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+            logger.warning(
+                "Replica %d of the JRM scorers is not ready: it loads its model, or waits for %g CPUs and %g GPUs, and "
+                "the cluster has %s free. A trainer that holds every GPU leaves none.",
+                index,
+                self.settings.num_cpus,
+                self.settings.num_gpus,
+                free,
+            )
+
+
+@dataclass(eq=False)
+class _Member:
+    """A replica as this process knows it: `joining` is the question that shows whether it is there."""
+
+    replica: Any
+    joining: ray.ObjectRef
+    joined: bool = False
+    heard: float = field(default_factory=time.monotonic)
+
+
+@cache
+def shared_pool(settings: ScorerSettings) -> ScorerPool:
+    """The one pool with these settings in this process."""
+    return ScorerPool(settings)
+
+
+def _prefix(sample: Sample) -> str:
+    """Equal for samples with the same prompt: a hexadecimal digest of its text and images."""
+    digest = hashlib.blake2b(sample.prompt_text.encode(errors="surrogatepass"), digest_size=8)
+    for image in sample.prompt_images:
+        if isinstance(image, str):
+            digest.update(image.encode(errors="surrogatepass"))
+        else:
+            digest.update(image if isinstance(image, bytes) else image.tobytes())
+    return digest.hexdigest()

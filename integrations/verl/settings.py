@@ -1,0 +1,136 @@
+"""The section `reward.jrm` of a verl config, and the ways to choose JRM in one."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.integrations.ray.settings import ScorerSettings
+from jrm_plugin.rollouts import RolloutReward
+
+SECTION = "reward.jrm"
+
+
+@dataclass(frozen=True)
+class JRMSettings(ScorerSettings):
+    """What the section `reward.jrm` holds: the scorers, and what is scored how.
+
+    Args:
+        task, render, mode, k, floor: as in [`RolloutReward`], with two differences. `render` is a dotted path. In the
+            mode `win_probability` an edit is compared with its unedited source, since verl asks for one reward at a
+            time.
+        on_error: `raise` ends the run at a sample that cannot be scored; with `floor` it gets the floor and is counted.
+
+    Raises:
+        JRMError: a value is missing or wrong.
+    """
+
+    task: str = "edit"
+    render: str | None = None
+    mode: str = "mean"
+    k: float = 1.0
+    floor: float | None = None
+    on_error: str = "raise"
+
+    section: ClassVar[str] = f"the settings {SECTION}"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.on_error not in ("raise", "floor"):
+            raise JRMError(f"on_error in {self.section} must be raise or floor, not {self.on_error!r}.")
+        floor = self.rollouts().floor
+        if self.on_error == "floor" and floor is None:
+            raise JRMError(
+                f"on_error: floor in {self.section} needs a floor: the reward of a sample that cannot be scored, in "
+                "the units of the model's score and below what a bad image gets."
+            )
+        if self.render is None and self.on_error == "raise" and self.floor is not None:
+            raise JRMError(f"floor in {self.section} has no use without render or on_error: floor; leave it out.")
+        if self.mode == "win_probability" and self.task != "edit":
+            raise JRMError(
+                f"the mode win_probability in {self.section} compares an edit with its unedited source, and the task "
+                f"{self.task} has none; use mean or lower_confidence_bound."
+            )
+
+    def rollouts(self) -> RolloutReward:
+        return RolloutReward(self.task, self.render, self.mode, self.k, self.floor)
+
+    def scorers(self) -> ScorerSettings:
+        """Those that processes must have in common to share a pool."""
+        return ScorerSettings(**{field.name: getattr(self, field.name) for field in fields(ScorerSettings)})
+
+
+def defaults() -> dict[str, Any]:
+    """Every key of `reward.jrm` with its default, as plain values."""
+    return {field.name: field.default for field in fields(JRMSettings)}
+
+
+def settings_of(given: Mapping[str, Any] | None) -> JRMSettings:
+    """The settings in a section `reward.jrm`.
+
+    Raises:
+        JRMError: a key is unknown, or a value is missing or wrong.
+    """
+    given = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else dict(given or {})
+    if unknown := sorted(given.keys() - defaults().keys()):
+        raise JRMError(f"{SECTION} has no key {unknown[0]}; its keys are {', '.join(defaults())}.")
+    return JRMSettings(**given)
+
+
+def choose_jrm(config: DictConfig) -> None:
+    """Lets `reward_model: jrm` and `reward_model.reward_manager: jrm`, which verl passes over, choose the manager jrm.
+
+    Where JRM is chosen, by these or by `reward.reward_manager.name: jrm`, `reward.jrm` gets every key that it lacks;
+    otherwise the config stays as it is.
+
+    Raises:
+        JRMError: another reward manager is chosen beside it, or the config asks for something else that would keep JRM
+            from being asked.
+    """
+    manager = config.reward.reward_manager
+    chosen = manager.source == "register" and manager.name == "jrm"
+    if _by_reward_model(config) and not chosen:
+        if (manager.source, manager.name) != ("register", "naive"):  # verl's default
+            raise JRMError(
+                f"the config chooses JRM by reward_model and another reward manager, {manager.name}, by "
+                "reward.reward_manager; leave one out."
+            )
+        with open_dict(config):
+            manager.name = "jrm"
+        chosen = True
+    if not chosen:
+        return
+    if config.reward.reward_model.enable:
+        raise JRMError(
+            "with reward.reward_model.enable verl asks its own reward model and never JRM; leave it false, JRM loads "
+            f"{SECTION}.model_path itself."
+        )
+    if config.reward.get("custom_reward_function") and config.reward.custom_reward_function.path is not None:
+        raise JRMError(
+            "the reward manager jrm calls no other reward function; leave reward.custom_reward_function.path out."
+        )
+    given = config.reward.get("jrm")
+    given = {} if given is None else OmegaConf.to_container(given, resolve=True)
+    settings = settings_of(given)
+    with open_dict(config):
+        config.reward.jrm = asdict(settings)
+
+
+def refuse_reward_model(config: DictConfig) -> None:
+    """For a verl in which nothing can be chosen for the user: says what to write instead of `reward_model: jrm`.
+
+    Raises:
+        JRMError: the config has `reward_model: jrm` or `reward_model.reward_manager: jrm`.
+    """
+    if _by_reward_model(config):
+        raise JRMError(
+            "this version of verl does not let reward_model choose JRM; write reward.reward_manager.name=jrm and leave "
+            "reward_model out."
+        )
+
+
+def _by_reward_model(config: DictConfig) -> bool:
+    given = config.get("reward_model")
+    return (given.get("reward_manager") if isinstance(given, Mapping) else given) == "jrm"
