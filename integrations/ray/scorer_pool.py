@@ -82,9 +82,11 @@ class ScorerPool:
         """
         return await self._ask(0, lambda replica: replica.join.remote(self._client))
 
-    def statistics(self) -> list[Statistics]:
-        """What each replica has done."""
-        return ray.get([member.replica.statistics.remote() for member in self._members])
+    async def statistics(self) -> list[Statistics]:
+        """What each replica has done since it was made."""
+        return [
+            await self._ask(number, lambda replica: replica.statistics.remote()) for number in range(len(self._members))
+        ]
 
     def close(self) -> None:
         """This process needs the pool no more; the last one to say so ends the replicas."""

@@ -128,9 +128,6 @@ class ScorerReplica:
         if not self._clients:
             ray.actor.exit_actor()
 
-    async def end(self) -> None:
-        ray.actor.exit_actor()
-
     async def statistics(self) -> Statistics:
         self._statistics.clients = len(self._clients)
         if self._scorer is not None:
@@ -143,4 +140,4 @@ class ScorerReplica:
             time.sleep(self._settings.lease / 4)
             heard = max([self._started, *list(self._clients.values())])
             if time.monotonic() - heard > self._settings.lease:
-                self._itself.end.remote()
+                ray.kill(self._itself)

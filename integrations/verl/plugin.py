@@ -8,6 +8,7 @@
 import functools
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from types import ModuleType
 
 from wrapt import when_imported
@@ -36,9 +37,7 @@ def _guarded(what: str) -> Callable:
 @when_imported("verl.experimental.reward_loop.reward_manager.registry")
 @_guarded("the reward manager jrm")
 def _register(registry: ModuleType) -> None:
-    from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager
-
-    registry.register("jrm")(JRMRewardManager)
+    import_module("jrm_plugin.integrations.verl.reward_manager")  # registers itself
 
 
 @when_imported("verl.trainer.ppo.reward")

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.registry import register
 from verl.protocol import DataProtoItem
 
 from jrm_plugin.integrations.verl.pooled_reward import PooledReward
 from jrm_plugin.integrations.verl.settings import settings_of
 
 
+@register("jrm")
 class JRMRewardManager(RewardManagerBase):
     """Scores what the policy wrote, or the image that was made of it, with a JRM checkpoint.
 

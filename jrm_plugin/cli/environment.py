@@ -1,14 +1,16 @@
 """`jrm env`: what is installed, on which device, and which integrations are there."""
 
+import logging
 import os
 import pkgutil
 import platform
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, version
+from importlib.util import find_spec
 
 import jrm_plugin.integrations
 
-PACKAGES = ("jrm-plugin", "torch", "transformers", "trl", "peft", "accelerate", "verl", "deepspeed", "triton")
+PACKAGES = ("jrm-plugin", "torch", "transformers", "trl", "peft", "accelerate", "verl", "ray", "deepspeed", "triton")
 
 
 def environment() -> dict[str, dict[str, str]]:
@@ -35,16 +37,19 @@ def _device() -> dict[str, str]:
 
 
 def _integrations() -> dict[str, str]:
-    """Imports every integration of the package: works, its framework is not installed, or why it failed."""
+    """Each integration, which is named as its framework is imported: registered, ready, not installed, or failed."""
+    logging.disable(logging.WARNING)  # what frameworks say of this machine when they are imported
     found = {}
     for module in pkgutil.iter_modules(jrm_plugin.integrations.__path__):
+        name = module.name
+        if find_spec(name) is None:
+            extra = name in (metadata("jrm-plugin").get_all("Provides-Extra") or ())
+            found[name] = "not installed" + (f": pip install jrm-plugin[{name}]" if extra else "")
+            continue
         try:
-            import_module(f"jrm_plugin.integrations.{module.name}")
-            found[module.name] = "works"
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("jrm_plugin"):
-                raise
-            found[module.name] = f"not installed ({error.name} is missing): pip install jrm-plugin[{module.name}]"
+            adapter = import_module(f"jrm_plugin.integrations.{name}")
+            found[name] = adapter.registered() if hasattr(adapter, "registered") else "ready"
         except Exception as error:  # a broken framework must not break the report of the others
-            found[module.name] = f"failed: {type(error).__name__}: {error}"
+            found[name] = f"failed: {type(error).__name__}: {error}"
+    logging.disable(logging.NOTSET)
     return found

@@ -5,17 +5,27 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 from jrm_plugin import __version__
+
+READY = {
+    "flow_grpo": "not installed",
+    "ray": "ready",
+    "trl": "ready",
+    "verl": "registered as the reward manager jrm of verl",
+    "verl_omni": "not installed",
+}
 
 
 def test_json_and_table_say_the_same(jrm):
     finished = jrm("env", "--json")
     assert (finished.code, finished.err) == (0, "")
     found = json.loads(finished.out)
-    assert found["Integrations"] == {"trl": "works"}
+    assert set(found["Integrations"]) == set(READY)
+    assert all(found["Integrations"][name].startswith(state) for name, state in READY.items())
     assert found["Versions"]["jrm-plugin"] == __version__
     assert found["Versions"]["torch"] == version("torch")
     assert len(found["Device"]) >= 1
@@ -24,23 +34,41 @@ def test_json_and_table_say_the_same(jrm):
         assert all(name in table for name in rows)
 
 
-@pytest.mark.parametrize(
-    ("trl", "said"),
-    [
-        ("raise RuntimeError('built for another torch')", "failed: RuntimeError: built for another torch"),
-        (
-            "raise ModuleNotFoundError('no trl', name='trl')",
-            "not installed (trl is missing): pip install jrm-plugin[trl]",
-        ),
-    ],
-)
-def test_integration_whose_framework_is_broken_or_missing(tmp_path, trl, said):
-    (tmp_path / "trl.py").write_text(trl)
+def integrations(*path: Path, missing: str = "") -> dict[str, str]:
+    """What `jrm env` says in a fresh Python with further folders on its path, or as if a package were not installed."""
+    code = f"""
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == {missing!r} else find_spec(name, *rest)
+from jrm_plugin.cli import main
+main(["env", "--json"])
+"""
     finished = subprocess.run(
-        [sys.executable, "-m", "jrm_plugin.cli", "env", "--json"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
         capture_output=True,
         text=True,
     )
     assert (finished.returncode, finished.stderr) == (0, "")
-    assert json.loads(finished.stdout)["Integrations"] == {"trl": said}
+    return json.loads(finished.stdout)["Integrations"]
+
+
+@pytest.mark.parametrize("framework", ["trl", "verl"])
+def test_a_broken_framework_breaks_nothing_else(tmp_path, framework):
+    (tmp_path / f"{framework}.py").write_text("raise RuntimeError('built for another torch')")
+    found = integrations(tmp_path)
+    assert found[framework] == "failed: RuntimeError: built for another torch"
+    others = READY.keys() - {framework}
+    assert all(found[name].startswith(READY[name]) for name in others)
+
+
+@pytest.mark.parametrize("framework", ["trl", "verl"])
+def test_a_missing_framework(framework):
+    assert integrations(missing=framework)[framework] == f"not installed: pip install jrm-plugin[{framework}]"
+
+
+def test_a_verl_without_its_registry(tmp_path):
+    """Of a version that has moved it, say: what verl itself would keep to itself is said."""
+    (tmp_path / "verl").mkdir()
+    (tmp_path / "verl" / "__init__.py").write_text("__version__ = '0.2'")
+    assert "failed: ModuleNotFoundError: No module named 'verl.experimental'" in integrations(tmp_path)["verl"]

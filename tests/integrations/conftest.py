@@ -1,0 +1,57 @@
+"""A real Ray cluster on this machine, and edits of ShapeEdits to score."""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jrm_plugin import RewardScorer, Sample
+from jrm_plugin.data.shape_edits import draw_edit
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE))  # for `rendering`
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """For tests that start actors; they share it, since it takes seconds to start."""
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["PYTHONPATH"] = str(HERE)  # of the workers
+    ray.init(num_cpus=16, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> RewardScorer:
+    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
+
+
+def png(image: np.ndarray | Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def group_of() -> Callable[..., list[Sample]]:
+    """`group_of(seed, count, size)`: samples of one scene that differ in a line through the edited image."""
+
+    def make(seed: int, count: int, size: int = 48) -> list[Sample]:
+        edit = draw_edit(np.random.default_rng(seed), heldout=True, outcomes=[("none", "clean")])
+        source = Image.fromarray(edit.source).resize((size, size))
+        edited = []
+        for k in range(count):
+            pixels = np.array(source)
+            pixels[:, k % size] = 0
+            edited.append(png(pixels))
+        return [Sample.edit(png(source), edit.instruction, image) for image in edited]
+
+    return make

@@ -1,0 +1,225 @@
+"""The pool of scorers on a real Ray cluster: shared, batched, replaced when dead, and gone when nobody needs it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from jrm_plugin import JRMError, Sample  # noqa: E402
+from jrm_plugin.integrations.ray import ScorerPool, ScorerSettings  # noqa: E402
+from jrm_plugin.integrations.ray.scorer_pool import NAMESPACE  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def make_pool():
+    pools = []
+
+    def make(**settings) -> ScorerPool:
+        pools.append(ScorerPool(ScorerSettings(**{"model_path": "jrm-tiny", "device": "cpu"} | settings)))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def score_each(pool: ScorerPool, samples: list[Sample]) -> list:
+    """Every sample in a call of its own, all at once."""
+
+    async def calls():
+        return await asyncio.gather(*(pool.score([sample]) for sample in samples))
+
+    return [scores[0] for scores in asyncio.run(calls())]
+
+
+def assert_equal(scores, expected) -> None:
+    for score, other in zip(scores, expected, strict=True):
+        assert score.mu == pytest.approx(other.mu, abs=1e-5) and score.sigma == pytest.approx(other.sigma, abs=1e-5)
+
+
+def replicas(pool: ScorerPool) -> set[str]:
+    """Names of this pool's actors that are alive."""
+    there = ray.util.list_named_actors(all_namespaces=True)
+    return {one["name"] for one in there if one["namespace"] == NAMESPACE and one["name"].startswith(pool._name)}
+
+
+def eventually(condition, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_concurrent_calls_are_scored_together_and_as_alone(make_pool, tiny, group_of):
+    samples = [sample for seed in range(4) for sample in group_of(seed, 8)]
+    pool = make_pool(replicas=2)
+    assert asyncio.run(pool.dimensions()) == tiny.dimensions
+    assert_equal(score_each(pool, samples), tiny.score(samples))
+    done = asyncio.run(pool.statistics())
+    assert sum(one.samples for one in done) == sum(one.calls for one in done) == 32
+    assert sum(one.batches for one in done) <= 8
+    # a group's source image is encoded once, by one replica
+    assert sum(one.image_misses for one in done) == 4 + 32
+
+
+def test_two_processes_share_the_replicas(make_pool, group_of, tiny):
+    pool = make_pool(replicas=1, lease=45.0)
+    samples = group_of(9, 3)
+
+    @ray.remote(num_cpus=0)
+    def in_another_process(settings, samples):
+        pool = ScorerPool(settings)
+        scores = asyncio.run(pool.score(samples))
+        return scores, asyncio.run(pool.statistics())
+
+    scores, (there,) = ray.get(in_another_process.remote(pool.settings, samples))
+    assert_equal(scores, tiny.score(samples))
+    assert there.pid == asyncio.run(pool.statistics())[0].pid
+
+
+def test_calls_of_one_prompt_are_taken_together_though_others_came_between(make_pool, group_of):
+    """With room for six samples at once, three groups of six that come in turns make three batches."""
+    groups = [group_of(seed, 6) for seed in range(3)]
+    pool = make_pool(max_batch=6, batch_window=0.5)
+    asyncio.run(pool.dimensions())
+    score_each(pool, [sample for turn in zip(*groups, strict=True) for sample in turn])
+    (done,) = asyncio.run(pool.statistics())
+    assert (done.batches, done.image_misses) == (3, 3 * 7)
+
+
+def test_a_process_sends_no_more_than_its_share(make_pool, group_of):
+    pool = make_pool(max_in_flight=2, batch_window=0.2)
+    asyncio.run(pool.dimensions())
+    score_each(pool, group_of(1, 6))
+    assert asyncio.run(pool.statistics())[0].batches >= 3
+
+
+def test_a_bad_sample_is_answered_with_its_error_and_harms_no_other(make_pool, group_of, tiny):
+    good = group_of(2, 3)
+    bad = Sample.edit(good[0].prompt_images[0], good[0].prompt_text, good[0].response_images[0][:200])
+    scores = score_each(make_pool(), [good[0], bad, *good[1:]])
+    assert isinstance(scores[1], JRMError)
+    assert_equal([scores[0], *scores[2:]], tiny.score(good))
+
+
+def test_a_dead_replica_is_replaced_and_its_calls_answered(make_pool, group_of, tiny):
+    samples = [sample for seed in range(4) for sample in group_of(seed, 8, size=160)]
+    pool = make_pool(replicas=2, max_batch=4)
+    asyncio.run(pool.dimensions())
+    before = {one.pid for one in asyncio.run(pool.statistics())}
+    victim = asyncio.run(pool.statistics())[0].pid
+
+    async def with_a_death():
+        calls = [asyncio.create_task(pool.score([sample])) for sample in samples]
+        while not any(call.done() for call in calls):
+            await asyncio.sleep(0.005)
+        open_calls = sum(not call.done() for call in calls)
+        os.kill(victim, signal.SIGKILL)
+        return open_calls, await asyncio.gather(*calls)
+
+    open_calls, scores = asyncio.run(with_a_death())
+    assert open_calls > 0
+    assert_equal([score for (score,) in scores], tiny.score(samples))
+    assert victim in before and victim not in {one.pid for one in asyncio.run(pool.statistics())}
+
+
+def test_a_replica_that_dies_while_nobody_calls_is_replaced(make_pool):
+    pool = make_pool(lease=2.0)
+    asyncio.run(pool.dimensions())
+    victim = asyncio.run(pool.statistics())[0].pid
+    os.kill(victim, signal.SIGKILL)
+
+    dead = pool._members[0]
+    assert eventually(lambda: pool._members[0] is not dead)
+    assert asyncio.run(pool.statistics())[0].pid != victim
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_for_all_who_call(make_pool, group_of):
+    pool = make_pool(model_path="/no/such/folder")
+    for _ in range(2):
+        with pytest.raises(JRMError, match="there is no model folder /no/such/folder"):
+            asyncio.run(pool.score(group_of(0, 1)))
+
+
+def test_the_replicas_end_when_the_last_process_leaves(make_pool):
+    one, other = make_pool(num_cpus=0.5), make_pool(num_cpus=0.5)
+    asyncio.run(one.dimensions())
+    asyncio.run(other.dimensions())
+    assert len(replicas(one)) == 1 and replicas(one) == replicas(other)
+    one.close()
+    assert asyncio.run(other.dimensions())
+    other.close()
+    assert eventually(lambda: not replicas(other))
+
+
+def test_the_replicas_outlive_their_maker_but_not_their_lease(make_pool):
+    """The process that made them dies at once; without a sign of life they end themselves."""
+    settings = ScorerSettings("jrm-tiny", device="cpu", lease=3.0)
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def make_and_die(settings):
+        asyncio.run(ScorerPool(settings).dimensions())
+        os._exit(1)
+
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(make_and_die.remote(settings))
+    names = ray.util.list_named_actors(all_namespaces=True)
+    pool = make_pool(lease=3.0)
+    assert pool._name in {one["name"].rpartition("-")[0] for one in names}  # it is there without its maker
+    pool._closed.set()  # as if this process had died too
+    assert eventually(lambda: not replicas(pool))
+
+
+def test_nothing_is_left_when_a_process_with_its_own_cluster_ends():
+    code = """
+import asyncio, os, ray
+ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+from jrm_plugin.integrations.ray import ScorerPool, ScorerSettings
+pool = ScorerPool(ScorerSettings("jrm-tiny", device="cpu"))
+asyncio.run(pool.dimensions())
+print(asyncio.run(pool.statistics())[0].pid)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    pid = int(finished.stdout.split()[-1])
+
+    def gone():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    assert eventually(gone)
+
+
+def test_gpus_that_the_cluster_has_not(make_pool):
+    with pytest.raises(JRMError, match="ask for 2 replicas with 0.5 GPUs each, and the Ray cluster has 0"):
+        make_pool(num_gpus=0.5, replicas=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model_path": None}, "have no model_path; give the folder"),
+        ({"replicas": 0}, "replicas in the scorer settings must be a whole number of at least 1, not 0"),
+        ({"max_batch": 2.5}, "max_batch in the scorer settings must be a whole number"),
+        ({"num_gpus": -1}, "num_gpus in the scorer settings must be a number of at least 0"),
+        ({"batch_window": "20ms"}, "batch_window in the scorer settings must be a number"),
+        ({"lease": float("nan")}, "lease in the scorer settings must be a number"),
+        ({"max_in_flight": True}, "max_in_flight in the scorer settings must be a whole number"),
+    ],
+)
+def test_wrong_settings(settings, said):
+    with pytest.raises(JRMError, match=said):
+        ScorerSettings(**{"model_path": "jrm-tiny"} | settings)
