@@ -22,7 +22,7 @@ import torch
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.images import is_data_url
-from jrm_plugin.rollouts import RolloutReward
+from jrm_plugin.rollouts import RolloutReward, pictures_of, settings_from_environment
 from jrm_plugin.scoring import RewardScorer
 
 # The variables that configure `jrm_score`, and the argument that each one gives.
@@ -82,7 +82,9 @@ def jrm_score(
         >>> scores, _ = reward(torch.rand(2, 3, 48, 48), ["a red circle", "a blue square"], [{}, {}])
     """
     given = {"model": model, "task": task, "mode": mode, "image_folder": image_folder}
-    settings = _from_environment() | {name: value for name, value in given.items() if value is not None}
+    settings = settings_from_environment(VARIABLES, "jrm_score") | {
+        name: value for name, value in given.items() if value is not None
+    }
     if "model" not in settings:
         raise JRMError("no reward model is named: set the variable JRM_MODEL, or call jrm_score with model=….")
     rollouts = RolloutReward(settings.get("task", "edit"), mode=settings.get("mode", "mean"), k=k)
@@ -123,13 +125,6 @@ def jrm_score(
     return reward
 
 
-def _from_environment() -> dict[str, str]:
-    given = {name: value for name in os.environ if name.startswith("JRM_") and (value := os.environ[name])}
-    if unknown := sorted(given.keys() - VARIABLES.keys()):
-        raise JRMError(f"the variable {unknown[0]} means nothing to jrm_score; it reads {', '.join(VARIABLES)}.")
-    return {VARIABLES[name]: value for name, value in given.items()}
-
-
 @cache
 def _scorer(model: str, device: str) -> RewardScorer:
     return RewardScorer.from_pretrained(model, device=device)
@@ -156,20 +151,9 @@ def _source(number: int, row: Mapping, folder: str | Path) -> Any:
 
 
 def _pictures(images: Any, what: str) -> Sequence:
-    """One image for each of a batch, in forms that `Sample` takes: tensors become uint8 arrays `[H, W, 3]`."""
+    """One image for each of a batch, in forms that `Sample` takes."""
     if isinstance(images, torch.Tensor):
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise JRMError(f"a tensor of {what} must have the shape [N, 3, H, W], not {list(images.shape)}.")
-        if images.dtype.is_floating_point:
-            images = (images.float() * 255).round()
-            good = ((images >= 0) & (images <= 255)).flatten(1).all(dim=1).tolist()  # NaN is neither
-            if not all(good):
-                raise JRMError(
-                    f"{what}: number {good.index(False)} of the float tensor holds values outside of 0 to 1, or NaN."
-                )
-        elif images.dtype != torch.uint8:
-            raise JRMError(f"a tensor of {what} must hold floats in [0, 1] or uint8, not {images.dtype}.")
-        return list(images.to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy())
+        return pictures_of(images, what)
     if isinstance(images, np.ndarray):
         if images.ndim != 4 or images.shape[3] != 3:
             raise JRMError(f"an array of {what} must have the shape [N, H, W, 3], not {list(images.shape)}.")

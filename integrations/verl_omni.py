@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from verl import DataProto
 from verl.protocol import DataProtoItem
 
@@ -18,6 +17,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.verl.pooled_reward import PooledReward
 from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, row_of
 from jrm_plugin.integrations.verl.settings import settings_of
+from jrm_plugin.rollouts import pictures_of
 
 # What verl-omni hands to every scorer beside the keys of its config.
 _ITS_OWN = ("reward_router_address", "reward_model_tokenizer", "model_name", "sampling_params")
@@ -40,7 +40,7 @@ class JRMVisualRewardManager(JRMRewardManager):
     def rollout(self, item: DataProtoItem) -> tuple[str, dict[str, Any]]:
         row = row_of(item.non_tensor_batch)
         row["instruction"] = _LABEL.sub("", row["instruction"])
-        row["edited_image"] = to_picture(item.batch["responses"])
+        row["edited_image"] = _picture(item.batch["responses"])
         return "", row
 
 
@@ -68,7 +68,7 @@ async def compute_score_jrm(
     """
     for name in _ITS_OWN:
         settings.pop(name, None)
-    row = {"instruction": ground_truth, **extra_info, "edited_image": to_picture(solution_image)}
+    row = {"instruction": ground_truth, **extra_info, "edited_image": _picture(solution_image)}
     if "source_img" in row:
         row.setdefault("source_image", row["source_img"])
     reward, extra = await _reward(**settings)("", row)
@@ -80,19 +80,8 @@ def _reward(**settings: Any) -> PooledReward:
     return PooledReward(settings_of(settings))
 
 
-def to_picture(image: torch.Tensor | np.ndarray) -> Image.Image:
-    """The picture in a tensor `[3, H, W]` of uint8, or of floats from 0 to 1.
-
-    Raises:
-        JRMError: the tensor has another shape or dtype, or other values.
-    """
-    pixels = torch.as_tensor(image).detach().cpu()
-    if pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise JRMError(f"JRM scores one image of shape [3, height, width], not {list(pixels.shape)}; videos are not.")
-    if pixels.is_floating_point():
-        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
-            raise JRMError("an image of floats must hold numbers from 0 to 1.")
-        pixels = (pixels.float() * 255).round().to(torch.uint8)
-    if pixels.dtype != torch.uint8:
-        raise JRMError(f"an image must be of uint8, or of floats from 0 to 1, not {pixels.dtype}.")
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+def _picture(image: torch.Tensor) -> np.ndarray:
+    image = torch.as_tensor(image)
+    if image.ndim != 3:
+        raise JRMError(f"JRM scores one image of shape [3, H, W], not {list(image.shape)}; videos are not scored.")
+    return pictures_of(image[None], "responses")[0]

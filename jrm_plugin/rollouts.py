@@ -1,14 +1,19 @@
 """What of a rollout is scored, and how its score becomes a reward: what the adapters to RL frameworks share."""
 
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.functions import import_function
 from jrm_plugin.rewards import group_rewards
 from jrm_plugin.samples import TASKS, RewardScore, Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 class RenderError(Exception):
@@ -103,6 +108,44 @@ class RolloutReward:
         return Sample.edit(sources, row["instruction"], edited)
 
 
+def settings_from_environment(variables: Mapping[str, str], reader: str) -> dict[str, str]:
+    """The settings in variables `JRM_…`, by the names that `variables` gives them; an empty one is as good as none.
+
+    Raises:
+        JRMError: there is one that `reader` does not know.
+    """
+    given = {name: value for name in os.environ if name.startswith("JRM_") and (value := os.environ[name])}
+    if unknown := sorted(given.keys() - variables.keys()):
+        raise JRMError(f"the variable {unknown[0]} means nothing to {reader}; it reads {', '.join(variables)}.")
+    return {variables[name]: value for name, value in given.items()}
+
+
 def plain_image(image: Any) -> Any:
     """`datasets` gives an image that it does not decode as a dict of `bytes` and `path`."""
     return (image.get("bytes") or image.get("path")) if isinstance(image, Mapping) else image
+
+
+def pictures_of(images_N3HW: "torch.Tensor", what: str) -> "list[np.ndarray]":
+    """The images in a batch as policies make them, as uint8 arrays `[H, W, 3]`.
+
+    Args:
+        images_N3HW: uint8, or floats from 0 to 1, on any device.
+        what: names the batch in errors.
+
+    Raises:
+        JRMError: another shape or dtype, or a float outside of 0 to 1.
+    """
+    import torch  # slow to import, and rows are read without it
+
+    if images_N3HW.ndim != 4 or images_N3HW.shape[1] != 3:
+        raise JRMError(f"a tensor of {what} must have the shape [N, 3, H, W], not {list(images_N3HW.shape)}.")
+    if images_N3HW.dtype.is_floating_point:
+        images_N3HW = (images_N3HW.float() * 255).round()
+        good = ((images_N3HW >= 0) & (images_N3HW <= 255)).flatten(1).all(dim=1).tolist()  # NaN is neither
+        if not all(good):
+            raise JRMError(
+                f"{what}: number {good.index(False)} of the float tensor holds values outside of 0 to 1, or NaN."
+            )
+    elif images_N3HW.dtype != torch.uint8:
+        raise JRMError(f"a tensor of {what} must hold floats in [0, 1] or uint8, not {images_N3HW.dtype}.")
+    return list(images_N3HW.to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy())

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -16,7 +15,7 @@ from PIL import Image
 from jrm_plugin.errors import JRMError
 from jrm_plugin.images import load_image
 from jrm_plugin.rewards import group_rewards
-from jrm_plugin.rollouts import RenderError, RolloutReward, plain_image
+from jrm_plugin.rollouts import RenderError, RolloutReward, plain_image, settings_from_environment
 from jrm_plugin.samples import RewardScore, Sample
 from jrm_plugin.scoring import RewardScorer
 
@@ -189,10 +188,7 @@ def jrm_reward(prompts: Sequence, completions: Sequence, **columns: Any) -> list
 @cache
 def reward_from_environment() -> JRMReward:
     """The one [`JRMReward`] of this process that `jrm_reward` calls; an empty variable is as good as none."""
-    given = {name: value for name in os.environ if name.startswith("JRM_") and (value := os.environ[name])}
-    if unknown := sorted(given.keys() - VARIABLES.keys()):
-        raise JRMError(f"the variable {unknown[0]} means nothing to jrm_reward; it reads {', '.join(VARIABLES)}.")
-    arguments: dict[str, Any] = {VARIABLES[name]: value for name, value in given.items()}
+    arguments: dict[str, Any] = settings_from_environment(VARIABLES, "jrm_reward")
     if "floor" in arguments:
         try:
             arguments["floor"] = float(arguments["floor"])
