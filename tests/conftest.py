@@ -41,7 +41,9 @@ from jrm_plugin.scoring import RewardScorer
 from jrm_plugin.tiny import tiny_tokenizer, write_tiny_backbone
 
 torch.set_num_threads(1)
-settings.register_profile("jrm", deadline=None)
+# The same examples in every run; `pytest --hypothesis-profile explore` looks for others.
+settings.register_profile("jrm", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("jrm")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -34,9 +34,10 @@ GPU_VARIABLES = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "", "RAY_ACCEL_E
 class ScorerPool:
     """Replicas of one scorer on the run's Ray cluster, found by name, so that every process of the run has the same.
 
-    The replicas are detached actors: they outlive the worker that made them, but not the run, because each ends itself
-    when the last process left or when none was heard of for the lease. One that died is made anew, and the calls that
-    it had not answered are sent again.
+    The replicas are detached actors: they outlive the worker that made them. They do not outlive the run for long: each
+    ends itself when the last process closed the pool, or when none was heard of for the lease, since Ray ends a run's
+    workers without letting them say so. One that died is made anew, and the calls that it had not answered are sent
+    again.
 
     Args:
         settings: of the pool; processes with equal settings in one Ray job share one.

@@ -39,7 +39,7 @@ class Statistics:
 
 
 class ScorerReplica:
-    """Loads the model when made, and ends itself when the last client left or none was heard of for the lease."""
+    """Loads the model when made, and ends itself when the last client left, or none was heard of for the lease."""
 
     def __init__(self, settings: ScorerSettings):
         self._settings = settings

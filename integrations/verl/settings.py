@@ -21,7 +21,8 @@ class JRMSettings(ScorerSettings):
         task, render, mode, k, floor: as in [`RolloutReward`], with two differences. `render` is a dotted path. In the
             mode `win_probability` an edit is compared with its unedited source, since verl asks for one reward at a
             time.
-        on_error: `raise` ends the run at a sample that cannot be scored; with `floor` it gets the floor and is counted.
+        on_error: `raise`: a sample that cannot be scored is an error of verl's reward worker; `floor`: it gets the
+            floor and is counted.
 
     Raises:
         JRMError: a value is missing or wrong.

@@ -7,8 +7,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
-
 from jrm_plugin import __version__
 
 READY = {
@@ -34,12 +32,12 @@ def test_json_and_table_say_the_same(jrm):
         assert all(name in table for name in rows)
 
 
-def integrations(*path: Path, missing: str = "") -> dict[str, str]:
-    """What `jrm env` says in a fresh Python with further folders on its path, or as if a package were not installed."""
+def integrations(*path: Path, missing: tuple[str, ...] = ()) -> dict[str, str]:
+    """What `jrm env` says in a fresh Python with further folders on its path, or as if packages were not installed."""
     code = f"""
 import importlib.util
 find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == {missing!r} else find_spec(name, *rest)
+importlib.util.find_spec = lambda name, *rest: None if name in {missing!r} else find_spec(name, *rest)
 from jrm_plugin.cli import main
 main(["env", "--json"])
 """
@@ -53,18 +51,22 @@ main(["env", "--json"])
     return json.loads(finished.stdout)["Integrations"]
 
 
-@pytest.mark.parametrize("framework", ["trl", "verl"])
-def test_a_broken_framework_breaks_nothing_else(tmp_path, framework):
-    (tmp_path / f"{framework}.py").write_text("raise RuntimeError('built for another torch')")
+def test_broken_frameworks_break_nothing_else(tmp_path):
+    for framework in ("trl", "verl"):
+        (tmp_path / f"{framework}.py").write_text(f"raise RuntimeError('{framework} was built for another torch')")
     found = integrations(tmp_path)
-    assert found[framework] == "failed: RuntimeError: built for another torch"
-    others = READY.keys() - {framework}
-    assert all(found[name].startswith(READY[name]) for name in others)
+    assert {name: found[name] for name in ("trl", "verl")} == {
+        "trl": "failed: RuntimeError: trl was built for another torch",
+        "verl": "failed: RuntimeError: verl was built for another torch",
+    }
+    assert all(found[name].startswith(READY[name]) for name in ("flow_grpo", "ray", "verl_omni"))
 
 
-@pytest.mark.parametrize("framework", ["trl", "verl"])
-def test_a_missing_framework(framework):
-    assert integrations(missing=framework)[framework] == f"not installed: pip install jrm-plugin[{framework}]"
+def test_missing_frameworks():
+    found = integrations(missing=("ray", "trl", "verl"))
+    assert found["trl"] == "not installed: pip install jrm-plugin[trl]"
+    assert found["verl"] == "not installed: pip install jrm-plugin[verl]"
+    assert found["ray"] == "not installed"
 
 
 def test_a_verl_without_its_registry(tmp_path):

@@ -125,7 +125,9 @@ def test_what_is_refused_before_a_run_starts(compose, changes, said):
 
 
 def test_plain_key_without_a_model_says_where_to_put_it(compose):
-    config = compose(PLAIN.replace("{jrm: {model_path: jrm-tiny, device: cpu}}", "{num_workers: 4}"))
+    config = compose(PLAIN)
+    with open_dict(config):
+        del config.reward.jrm
     with pytest.raises(JRMError, match="the settings reward.jrm have no model_path"):
         resolve_reward_manager_cls(config)
 
