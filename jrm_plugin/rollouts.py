@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RenderError(Exception):
-    """A completion cannot be turned into an image: raised by a `render` function, rewarded with the floor."""
+    """A completion cannot be turned into an image, or is no answer: raised by `render`, rewarded with the floor."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class RolloutReward:
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row (a dict) and returns the image, or raises [`RenderError`].
         mode, k: as in `RewardScore.reward`.
-        floor: the reward of a completion that cannot be rendered; 0 by default in the mode `win_probability`, otherwise
-            `render` needs one, in the units of the model's score.
+        floor: the reward of a completion that cannot be rendered, or, in the task `response`, says nothing; in the units
+            of the model's score. `render` needs one, but for the mode `win_probability`, where it is 0 by default.
 
     Raises:
         JRMError: an argument is wrong, or they do not go together.
@@ -92,8 +92,8 @@ class RolloutReward:
                 whatever `render` reads. Images are what `Sample` takes, or a dict of `bytes` and `path`.
 
         Raises:
-            RenderError: `render` raised it.
-            JRMError: something is missing or no image.
+            RenderError: `render` raised it, or a text answer is empty and there is a floor for it.
+            JRMError: something is missing, empty or no image.
         """
         sources = None
         if self.task != "generation":
@@ -103,6 +103,10 @@ class RolloutReward:
             if self.task == "edit" and not sources:
                 raise JRMError("its row has no source image.")
         if self.task == "response":
+            if not text.strip():
+                if self.floor is None:
+                    raise JRMError("the answer is empty; give a floor, the reward of an answer that says nothing.")
+                raise RenderError("the answer is empty")
             return Sample.text_response(sources, row["instruction"], text)
         edited = plain_image(row["edited_image"]) if self.render is None else self.render(text, row)
         return Sample.edit(sources, row["instruction"], edited)

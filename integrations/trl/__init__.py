@@ -3,6 +3,15 @@
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, to_dataset
 from jrm_plugin.integrations.trl.reward import JRMReward, jrm_reward
+from jrm_plugin.integrations.trl.text_reward import JRMForTextReward
 from jrm_plugin.rollouts import RenderError
 
-__all__ = ["JRMReward", "JointRewardConfig", "JointRewardTrainer", "RenderError", "jrm_reward", "to_dataset"]
+__all__ = [
+    "JRMForTextReward",
+    "JRMReward",
+    "JointRewardConfig",
+    "JointRewardTrainer",
+    "RenderError",
+    "jrm_reward",
+    "to_dataset",
+]

@@ -49,13 +49,12 @@ class JRMReward:
             [`RenderError`].
         mode: as in `RewardScore.reward`; `win_probability` compares each candidate with the others of its group, which
             are those with an equal prompt, instruction and source images in this process.
-        floor: the reward of a completion that cannot be rendered. In the mode `win_probability` it is 0 by default;
-            otherwise `render` needs one, in the units of the model's score. A candidate that is the only rendered one
-            of its group has the win probability 0.5.
+        floor: as in [`RolloutReward`]. A candidate that is the only one of its group without it has the win
+            probability 0.5.
         k: of the mode `lower_confidence_bound`.
         device, dtype: as in `RewardScorer.from_pretrained`.
 
-    Logs the means of mu and sigma by dimension and the share of render errors as metrics, and, where TRL logs
+    Logs the means of mu and sigma by dimension, and the share of those with the floor, as metrics, and, where TRL logs
     completions, each candidate's mu and sigma and a thumbnail of its image (PNG).
 
     Raises:
@@ -78,7 +77,7 @@ class JRMReward:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if render is None and floor is not None:
+        if render is None and floor is not None and task != "response":
             raise JRMError("floor is the reward of a completion that cannot be rendered; give render with it.")
         self.rollouts = RolloutReward(task, render, mode, k, floor)
         self.__name__ = "jrm_reward"  # what TRL calls this reward in its logs
@@ -156,7 +155,7 @@ class JRMReward:
         for name in scored[0].mu if scored else ():
             log_metric(f"{self.__name__}/{name}/mu", math.fsum(score.mu[name] for score in scored) / len(scored))
             log_metric(f"{self.__name__}/{name}/sigma", math.fsum(score.sigma[name] for score in scored) / len(scored))
-        if self.rollouts.render is not None and scores:
+        if self.rollouts.floor is not None and scores:
             log_metric(f"{self.__name__}/render_errors", (len(scores) - len(scored)) / len(scores))
 
     def _log_candidates(

@@ -47,7 +47,7 @@ class JRMSettings(ScorerSettings):
                 f"on_error: floor in {self.section} needs a floor: the reward of a sample that cannot be scored, in "
                 "the units of the model's score and below what a bad image gets."
             )
-        if self.render is None and self.on_error == "raise" and self.floor is not None:
+        if self.floor is not None and self.render is None and self.on_error == "raise" and self.task != "response":
             raise JRMError(f"floor in {self.section} has no use without render or on_error: floor; leave it out.")
         if self.mode == "win_probability" and self.task != "edit":
             raise JRMError(

@@ -200,6 +200,18 @@ def test_what_cannot_be_rendered_earns_the_floor_in_every_mode(tiny, rows):
     assert metrics == {"jrm_reward/render_errors": 1.0}
 
 
+def test_an_empty_answer_earns_the_floor_or_asks_for_one(tiny):
+    batch = {"instruction": ["why"] * 3}
+    metrics = {}
+    reward = JRMReward(tiny, task="response", floor=FLOOR)
+    found = reward(["p"] * 3, ["so", " \n", "no"], log_metric=metrics.__setitem__, **batch)
+    expected = tiny.score([Sample.text_response(None, "why", text) for text in ("so", "no")])
+    assert found == pytest.approx([expected[0].reward(), FLOOR, expected[1].reward()], abs=1e-5)
+    assert metrics["jrm_reward/render_errors"] == pytest.approx(1 / 3)
+    with pytest.raises(JRMError, match="completion 1 cannot be scored: the answer is empty; give a floor"):
+        JRMReward(tiny, task="response")(["p"] * 3, ["so", "", "no"], **batch)
+
+
 def test_what_is_missing_is_named(tiny, rows):
     batch = columns(rows[:1])
     with pytest.raises(JRMError, match=r"needs instruction and source_image \(or source_images\) and edited_image"):

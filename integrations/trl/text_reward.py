@@ -1,0 +1,105 @@
+"""A JRM where TRL expects a text classifier: `reward_model_name_or_path`, or a model as a reward function.
+
+TRL renders the conversation in the chat format of the checkpoint's tokenizer and hands over token ids. A JRM has its
+own layout, with a rubric and a reward token, so the question and the answer are read out of those ids and scored as a
+[`Sample`] of the task `response`. Importing this module registers the class with transformers.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from jrm_plugin.configuration import JRMConfig
+from jrm_plugin.errors import JRMError
+from jrm_plugin.modeling import JRMForRewardModeling
+from jrm_plugin.processing import JRMProcessor
+from jrm_plugin.samples import OVERALL, Sample
+from jrm_plugin.scoring import RewardScorer
+
+
+class JRMForTextReward(PreTrainedModel):
+    """Scores conversations that end in an assistant's answer; `logits[:, 0]` is the overall mu.
+
+    The question is the last user message and the answer all that the first assistant message and what follows it say,
+    so prompts must hold no earlier assistant message. An empty answer is an error. For images, or a floor for empty
+    answers, use [`JRMReward`].
+
+    Example:
+        >>> reward = AutoModelForSequenceClassification.from_pretrained("outputs/jrm", num_labels=1)
+        >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward, train_dataset=conversations)
+    """
+
+    config_class = JRMConfig
+    _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
+
+    def __init__(self, model: JRMForRewardModeling, processor: JRMProcessor):
+        super().__init__(model.config)
+        self.jrm, self.processor = model, processor
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "JRMForTextReward":
+        """Loads a JRM folder; the arguments are those of `JRMForRewardModeling.from_pretrained`.
+
+        Raises:
+            JRMError: it is no JRM checkpoint.
+        """
+        revision = kwargs.get("revision")
+        model = JRMForRewardModeling.from_pretrained(folder, *args, **kwargs)
+        return cls(model, JRMProcessor.from_pretrained(folder, revision=revision)).eval()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
+        """`logits` `[B, 1]`, float32, of token ids `[B, L]`.
+
+        Raises:
+            JRMError: a row is no conversation in the format of the checkpoint's tokenizer.
+        """
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        scores = self._scorer.score([self._sample(row) for row in rows])
+        return SequenceClassifierOutput(logits=torch.tensor([[s.mu[OVERALL]] for s in scores], device=input_ids.device))
+
+    @cached_property
+    def _scorer(self) -> RewardScorer:
+        return RewardScorer(self.jrm, self.processor)
+
+    @cached_property
+    def _format(self) -> "_ChatFormat":
+        return _ChatFormat(self.processor.tokenizer)
+
+    def _sample(self, ids: list[int]) -> Sample:
+        text = self.processor.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Sample.text_response(None, *self._format.question_and_answer(text))
+
+
+class _ChatFormat:
+    """What a tokenizer's chat template writes around the messages."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        def rendered(*roles: str) -> list[str]:
+            messages = [{"role": role, "content": f"\ue000{role}\ue000"} for role in roles]
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            return [piece for k, piece in enumerate(text.split("\ue000")) if k % 2 == 0]
+
+        self._before_question, self._before_answer, self._end = rendered("user", "assistant")
+        self._after_system = rendered("system", "user")[1]
+
+    def question_and_answer(self, text: str) -> tuple[str, str]:
+        asked, found, answer = text.partition(self._before_answer)
+        if self._after_system in asked:
+            asked = asked.rpartition(self._after_system)[2]
+        elif asked.startswith(self._before_question):
+            asked = asked[len(self._before_question) :]
+        else:
+            found = ""
+        if not found:
+            raise JRMError(
+                "a JRM scores conversations, a user's question and an assistant's answer, in the chat format of its "
+                f"tokenizer, not {text[:60]!r}; give the data set conversational prompts."
+            )
+        return asked, answer.removesuffix(self._end)
+
+
+AutoModelForSequenceClassification.register(JRMConfig, JRMForTextReward)
