@@ -32,8 +32,8 @@ class RolloutReward:
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row (a dict) and returns the image, or raises [`RenderError`].
         mode, k: as in `RewardScore.reward`.
-        floor: the reward of a completion that cannot be rendered, or, in the task `response`, says nothing; in the units
-            of the model's score. `render` needs one, but for the mode `win_probability`, where it is 0 by default.
+        floor: the reward of a completion that cannot be rendered, or in the task `response` of an empty one, in the
+            units of the model's score. `render` needs one; in the mode `win_probability` it is 0 by default.
 
     Raises:
         JRMError: an argument is wrong, or they do not go together.
