@@ -16,6 +16,9 @@ candidates, two dimensions. Providers:
     plain      the model's own forward pass, in the row's layout; score differences are differences from it
     engine     RewardScorer, in the row's layout, with nothing remembered from the run before
 
+Research style takes `--batch` sequences at a time, plain batching as many samples. On CPU one is fastest: what
+several need is large enough for glibc to take it from the system anew for every operation.
+
 FLOPs are torch's count with eager attention (it counts none for SDPA). A rubric of R tokens is what one sequence holds.
 On CPU the time is the process's, over all threads, so that other processes disturb it little. The floor is the engine's
 FLOPs at the rate that a large matrix product reaches here.
@@ -35,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import CONFIG_MAPPING, Qwen2VLImageProcessorPil
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from benchmarks.measuring import device_description, slug, versions, write_csv
 from jrm_plugin.configuration import JRMConfig
@@ -118,7 +121,7 @@ def make_group(count: int, size: int) -> list[Sample]:
 
 
 @torch.inference_mode()
-def research(model: JRMForRewardModeling, processor: JRMProcessor, group: list[Sample], batch: int = 8) -> np.ndarray:
+def research(model: JRMForRewardModeling, processor: JRMProcessor, group: list[Sample], batch: int) -> np.ndarray:
     """Every sequence computed whole, and the head of its dimension on every token of it."""
     sequences = [sequence for sample in group for sequence in processor.encode(sample)]
     rows = []
@@ -137,7 +140,7 @@ def research(model: JRMForRewardModeling, processor: JRMProcessor, group: list[S
 
 
 @torch.inference_mode()
-def plain(model: JRMForRewardModeling, processor: JRMProcessor, group: list[Sample], batch: int = 8) -> np.ndarray:
+def plain(model: JRMForRewardModeling, processor: JRMProcessor, group: list[Sample], batch: int) -> np.ndarray:
     parts = []
     for start in range(0, len(group), batch):
         inputs = processor(group[start : start + batch])
@@ -185,26 +188,39 @@ def matmul_rate(device: str) -> float:
     return 2 * side**3 / best
 
 
-def measure_setting(
-    setting: Setting, model, tokenizer, device: str, providers: list[str], repeats: int, rate: float, known: dict
-) -> list[dict]:
+class Bench(NamedTuple):
+    """What is the same for all settings; `rate` is that of a large matrix product, in FLOP/s."""
+
+    model: JRMForRewardModeling
+    tokenizer: PreTrainedTokenizerBase
+    device: str
+    providers: list[str]
+    batch: int
+    repeats: int
+    rate: float
+
+
+def measure_setting(bench: Bench, setting: Setting, known: dict) -> list[dict]:
     """A row for each provider; `known` remembers research style's, which is the same for all layouts."""
+    model, tokenizer, device, providers, batch, repeats, rate = bench
     group = make_group(setting.group, setting.size)
     own = make_processor(tokenizer, setting.order, setting.sequences, setting.rubric, setting.size)
     task = setting[2:]
     if task not in known:
         theirs = make_processor(tokenizer, "images_first", "per_dimension", setting.rubric, setting.size)
-        known[task] = measure(lambda: research(model, theirs, group), device, repeats)
+        # its candidates share nothing: where only FLOPs are asked for, those of one tell those of all
+        count = setting.group if repeats or "plain" in providers else 1
+        found = measure(lambda: research(model, theirs, group[:count], batch), device, repeats)
+        known[task] = found._replace(gflop=found.gflop * setting.group / count)
     base = known[task]
     measured = {"research": base}
-    for provider in (plain, engine):
-        if provider.__name__ in providers:
-            measured[provider.__name__] = measure(
-                lambda provider=provider: provider(model, own, group), device, repeats
-            )
+    if "plain" in providers:
+        measured["plain"] = measure(lambda: plain(model, own, group, batch), device, repeats)
+    if "engine" in providers:
+        measured["engine"] = measure(lambda: engine(model, own, group), device, repeats)
     rows = []
     for name, found in measured.items():
-        row = setting._asdict() | {"provider": name, "gflop": round(found.gflop, 3)}
+        row = setting._asdict() | {"batch": batch, "provider": name, "gflop": round(found.gflop, 3)}
         row["flop_ratio"] = round(found.gflop / base.gflop, 4)
         row |= _quantiles("time_ratio", [a / b for a, b in zip(found.seconds, base.seconds, strict=True)])
         row |= _quantiles("seconds", found.seconds)
@@ -278,6 +294,7 @@ def main() -> None:
     layouts = [f"{order}/{sequences}" for order in ORDERS for sequences in SEQUENCES[::-1]]
     parser.add_argument("--layout", nargs="+", choices=layouts, default=layouts)
     parser.add_argument("--provider", nargs="+", choices=["plain", "engine"], default=["plain", "engine"])
+    parser.add_argument("--batch", type=int, help="rows at once of research and plain; by default 1 on CPU, 8 on a GPU")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each provider; 0: count only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--attention", default="eager", help="attention implementation (FLOPs are counted in eager)")
@@ -287,7 +304,9 @@ def main() -> None:
     tokenizer = tiny_tokenizer([f" {RUBRIC} {INSTRUCTION}"] * 2)
     reward_token_id = make_processor(tokenizer, *ORDERS[:1], "joint", 60, 224).reward_token_id
     model = make_model(options.backbone, tokenizer, reward_token_id, options.device, options.attention)
+    batch = options.batch or (1 if options.device == "cpu" else 8)
     rate = matmul_rate(options.device)
+    bench = Bench(model, tokenizer, options.device, options.provider, batch, options.repeats, rate)
     settings = [
         Setting(*layout.split("/"), group, size, rubric)
         for size in options.size
@@ -297,13 +316,13 @@ def main() -> None:
     ]
     rows, known = [], {}
     for setting in tqdm(settings, unit="setting"):
-        rows += measure_setting(
-            setting, model, tokenizer, options.device, options.provider, options.repeats, rate, known
-        )
+        rows += measure_setting(bench, setting, known)
     device = device_description(options.device)
     rows = [{"backbone": options.backbone} | row | {"device": device} | versions() for row in rows]
     print_rows(rows)
     name = f"scoring-{options.backbone}-{slug(device)}"
+    if options.batch:
+        name += f"-batch-{batch}"
     if len(options.size) * len(options.rubric) > 1:
         name += "-sizes"
     if len(options.group) > 1:

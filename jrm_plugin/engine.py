@@ -26,6 +26,9 @@ from jrm_plugin.token_tree import TokenTree, token_tree
 GIB = 2**30
 # A batch takes nodes of similar length: one padded by more than this share starts another batch.
 MAX_PADDING = 0.25
+# Large batches are for GPUs. On CPU glibc hands large blocks back to the system when they are freed, so that every
+# operation of a larger batch writes to fresh pages, and the faults take nearly half of the time.
+CPU_BATCH_BYTES = 64 * 2**20
 
 
 class FeatureCache:
@@ -162,6 +165,15 @@ class ScoringEngine:
 
     def _kv_bytes(self) -> int:
         return 2 * self._layers * self._kv_heads * self._channels * self.model.dtype.itemsize
+
+    def _bytes_at_once(self) -> int:
+        """What one batch may take; the other half of the budget is for what is held from batch to batch."""
+        limit = self.memory_budget // 2
+        if self.model.device.type != "cpu":
+            return limit
+        # a batch reads a layer's weights, so one that is small beside them would not pay for itself
+        layer = self.model.backbone.model.language_model.layers[0]
+        return min(limit, max(CPU_BATCH_BYTES, sum(weight.nbytes for weight in layer.parameters())))
 
     def _batch_bytes(self, N: int, S: int, P: int) -> int:
         """Activations of one layer for a batch of nodes, the largest of what is alive at once."""
@@ -306,8 +318,8 @@ class ScoringEngine:
         return hidden_NSH, id_NS
 
     def _batches(self, tree: TokenTree) -> Iterator[list[int]]:
-        """Nodes level by level, those of similar shape together, as many as the budget allows."""
-
+        """Nodes level by level, those of similar shape together, as many as may be computed at once."""
+        limit = self._bytes_at_once()
         by_depth: dict[int, list[tuple[int, int, int]]] = {}
         for n, node in enumerate(tree.nodes):
             by_depth.setdefault(node.depth, []).append((node.start, node.end - node.start, n))
@@ -316,7 +328,7 @@ class ScoringEngine:
             for before, own, n in sorted(by_depth[depth]):
                 P, S, tokens = max(P, before), max(S, own), tokens + before + own
                 too_padded = (len(batch) + 1) * (P + S) > (1 + MAX_PADDING) * tokens
-                if batch and (too_padded or self._batch_bytes(len(batch) + 1, S, P) > self.memory_budget // 2):
+                if batch and (too_padded or self._batch_bytes(len(batch) + 1, S, P) > limit):
                     yield batch
                     batch, P, S, tokens = [], before, own, before + own
                 batch.append(n)

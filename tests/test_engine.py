@@ -1,6 +1,8 @@
 """The engine's scores are those of one sequence at a time, whatever shares a batch, a prefix, an image or a cache."""
 
-import tracemalloc
+import threading
+import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jrm_plugin import scoring
+from jrm_plugin import engine, scoring
 from jrm_plugin.engine import FeatureCache, ScoringEngine
 from jrm_plugin.errors import JRMError
 from jrm_plugin.samples import DIMENSIONS, RewardScore, Sample
@@ -74,6 +76,22 @@ def test_a_group_under_any_budget(make_scorer, images, attention, order, sequenc
     for budget in (1, 100_000, 2**30):
         tight = RewardScorer(scorer.model, scorer.processor, memory_budget=budget)
         assert np.abs(scores_of(tight, group) - expected).max() < TOLERANCE
+
+
+def test_on_cpu_batches_are_small_and_score_the_same(make_scorer, images, monkeypatch):
+    scorer = make_scorer("qwen3_vl", "rubric_first", "joint")
+    batches = []
+    layer = scorer.model.backbone.model.language_model.layers[0]
+    layer.register_forward_hook(lambda module, inputs, output: batches.append(len(output)))
+    rng = np.random.default_rng(0)
+    candidates = rng.integers(0, 256, (48, 56, 56, 3), dtype=np.uint8)
+    group = [Sample.edit(images[0], "make it blue", image) for image in candidates]
+    expected = scores_of(scorer, group)
+    assert batches == [1, 48]  # what they share, and the rest of each
+    batches.clear()
+    monkeypatch.setattr(engine, "CPU_BATCH_BYTES", 1)
+    assert np.abs(scores_of(scorer, group) - expected).max() < TOLERANCE
+    assert max(batches) < 48
 
 
 def test_positions_one_after_another(make_scorer, images, order):
@@ -165,31 +183,37 @@ def test_out_of_memory_halves_the_budget_and_goes_on(make_scorer, images, monkey
     assert scorer.engine.memory_budget == budget // 4
 
 
-def test_memory_stays_flat_and_a_broken_image_is_told_by_its_index(make_scorer, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "SAMPLES_AT_ONCE", 32)
+def test_few_samples_are_held_at_once_and_a_broken_image_is_told_by_its_index(
+    make_scorer, images, tmp_path, monkeypatch
+):
+    """Those of a pass and those that threads read ahead, however many there are to score."""
+    monkeypatch.setattr(scoring, "SAMPLES_AT_ONCE", 24)
+    monkeypatch.setattr(scoring, "SAMPLES_AHEAD", 8)
     scorer = make_scorer("qwen2_vl")
+    encode, lock, held = scorer.processor.encode, threading.Lock(), Counter()
+
+    def forget():
+        with lock:
+            held["now"] -= 1
+
+    def encode_counted(sample, **options):
+        sequences = encode(sample, **options)
+        with lock:
+            held["now"] += len(sequences)
+            held["most"] = max(held["most"], held["now"])
+        for sequence in sequences:
+            weakref.finalize(sequence, forget)
+        return sequences
+
+    monkeypatch.setattr(scorer.processor, "encode", encode_counted)
     (tmp_path / "broken.png").write_text("no image")
-
-    def score(count):
-        rng = np.random.default_rng(count)
-        samples = [
-            Sample.edit(images[3], "make it blue", rng.integers(0, 256, (28, 28, 3), dtype=np.uint8))
-            for _ in range(count)
-        ]
-        samples[count // 2] = Sample.edit(images[3], "make it blue", tmp_path / "broken.png")
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        results = scorer.score(samples, on_error="return")
-        assert [k for k, r in enumerate(results) if not isinstance(r, RewardScore)] == [count // 2]
-        return tracemalloc.get_traced_memory()[1] - before
-
-    tracemalloc.start()
-    try:
-        score(100)
-        few, many = score(100), score(400)
-    finally:
-        tracemalloc.stop()
-    assert many < 1.2 * few + 300 * 2_000  # results themselves are about 1 kB each
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 3), dtype=np.uint8)
+    samples = [Sample.edit(images[3], "make it blue", image) for image in pixels]
+    samples[150] = Sample.edit(images[3], "make it blue", tmp_path / "broken.png")
+    results = scorer.score(samples, on_error="return")
+    assert [k for k, r in enumerate(results) if not isinstance(r, RewardScore)] == [150]
+    assert held["now"] == 0
+    assert 24 <= held["most"] <= 24 + 8 + 2  # and one in the loop's hand, one that is handed over
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

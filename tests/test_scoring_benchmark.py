@@ -35,7 +35,7 @@ def test_the_engine_computes_what_differs_and_no_more():
         model.reward_head.heads[0][-1].weight.mul_(10)
         model.reward_head.heads[1][-1].weight.mul_(10)
     group = benchmark.make_group(12, 224)
-    research_scores, research = counted(lambda: benchmark.research(model, theirs, group))
+    research_scores, research = counted(lambda: benchmark.research(model, theirs, group, batch=8))
     assert research_scores.std(0).min() > 1e-2
     for layout, processor in layouts.items():
         scores, flops = counted(lambda processor=processor: benchmark.engine(model, processor, group))
