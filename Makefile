@@ -1,6 +1,7 @@
 # Two commands: `make demo` and `make test`. Each makes what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
@@ -18,7 +19,7 @@ demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
 
 test: $(VENV)/.installed-dev lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -11,6 +11,7 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start: several at a time, and models are tiny
 if not torch.cuda.is_available():  # kernels then run in Triton's interpreter, which must be known when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
