@@ -27,8 +27,8 @@ NAMESPACE = "jrm"
 ATTEMPTS = 7
 # Seconds after which it is said that a replica still waits for its place on the cluster or for its model.
 PATIENCE = 30.0
-# What a frameworks' worker may have set for itself; inherited, it would put every replica on that worker's GPU.
-GPU_VARIABLES = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": ""}
+# A framework's worker may have set it to choose a GPU for itself; inherited, it would put every replica on that GPU.
+GPU_VARIABLES = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": ""}
 
 
 class ScorerPool:

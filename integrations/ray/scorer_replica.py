@@ -49,8 +49,9 @@ class ScorerReplica:
         self._thread = ThreadPoolExecutor(1)  # the model computes one batch at a time
         self._scorer: RewardScorer | None = None
         self._failure: JRMError | None = None
+        device = settings.device or ("cuda" if settings.num_gpus else "cpu")
         try:
-            self._scorer = RewardScorer.from_pretrained(settings.model_path, device=settings.device)
+            self._scorer = RewardScorer.from_pretrained(settings.model_path, device=device)
         except JRMError as error:  # told to those who call; an actor whose constructor fails has only a traceback
             self._failure = error
         self._clients: dict[str, float] = {}  # when each was heard of last

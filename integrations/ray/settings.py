@@ -13,12 +13,12 @@ class ScorerSettings:
 
     Args:
         model_path: a JRM folder, a LoRA folder, a hub name, or `jrm-tiny`; every node that may hold a replica reads it.
-        device: of the model, such as `cpu`; by default the GPU if a replica has a share of one.
+        device: of the model; by default `cuda` if a replica has a share of a GPU, and `cpu` if it has none.
         num_gpus, num_cpus: what each replica takes of the cluster; a share of a GPU is a fraction.
         replicas: scorers in the pool. A group of candidates goes to one of them, which shares their prefix.
         batch_window: seconds that a replica waits for further calls before it computes.
         max_batch: samples that it computes at once.
-        max_in_flight: samples that one process sends before it waits for answers.
+        max_in_flight: calls that one process has open at once; further ones wait.
         lease: seconds after which a replica ends itself when no process of the run has been heard of.
 
     Raises:

@@ -75,6 +75,7 @@ def settings_of(given: Mapping[str, Any] | None) -> JRMSettings:
         JRMError: a key is unknown, or a value is missing or wrong.
     """
     given = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else dict(given or {})
+    given = {name: value for name, value in given.items() if value != "???"}  # a value that YAML leaves to the user
     if unknown := sorted(given.keys() - defaults().keys()):
         raise JRMError(f"{SECTION} has no key {unknown[0]}; its keys are {', '.join(defaults())}.")
     return JRMSettings(**given)
@@ -112,9 +113,7 @@ def choose_jrm(config: DictConfig) -> None:
         raise JRMError(
             "the reward manager jrm calls no other reward function; leave reward.custom_reward_function.path out."
         )
-    given = config.reward.get("jrm")
-    given = {} if given is None else OmegaConf.to_container(given, resolve=True)
-    settings = settings_of(given)
+    settings = settings_of(config.reward.get("jrm"))
     with open_dict(config):
         config.reward.jrm = asdict(settings)
 

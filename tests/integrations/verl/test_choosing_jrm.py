@@ -99,6 +99,7 @@ def with_jrm(compose, **changes) -> DictConfig:
     ("changes", "said"),
     [
         ({"reward__jrm__model_path": None}, "the settings reward.jrm have no model_path; give the folder"),
+        ({"reward__jrm__model_path": "???"}, "the settings reward.jrm have no model_path; give the folder"),
         ({"reward__jrm__modle": 1}, "reward.jrm has no key modle; its keys are model_path, device"),
         ({"reward__jrm__replicas": 0}, "replicas in the settings reward.jrm must be a whole number of at least 1"),
         ({"reward__jrm__task": "paint"}, "must be edit, generation or response, not 'paint'"),
