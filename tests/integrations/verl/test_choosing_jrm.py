@@ -1,13 +1,14 @@
 """Every way to choose JRM in verl, through verl's own command and `load_reward_manager`, and what is refused."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -35,24 +36,54 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="session")
-def compose(tmp_path_factory):
-    """`compose(yaml, overrides)`: what `python -m verl.trainer.main_ppo --cfg job` makes of them; each is run once."""
+NOTHING = ("", ())
+WITHOUT_PLUS = ("", ("reward_model=jrm",))
+# `python -m verl.trainer.main_ppo --cfg job …` for every job; verl is imported once, and each job is a fork of that.
+COMPOSE = """
+import json, os, runpy, sys
+import verl.trainer.main_ppo
+for arguments, out, err in json.load(sys.stdin):
+    child = os.fork()
+    if child == 0:
+        for descriptor, path in ((1, out), (2, err)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        sys.argv = ["main_ppo", "--cfg", "job", *arguments]
+        runpy.run_module("verl.trainer.main_ppo", run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
-    @cache
-    def job(yaml: str, overrides: tuple[str, ...]) -> str:
-        flags = []
+
+class Composed(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory) -> dict[tuple, Composed]:
+    """What verl's own command makes of a YAML and overrides, for all that are tried here."""
+    folder = tmp_path_factory.mktemp("config")
+    wanted = [*WAYS.values(), NOTHING, WITHOUT_PLUS]
+    jobs = []
+    for number, (yaml, overrides) in enumerate(wanted):
         if yaml:
-            folder = tmp_path_factory.mktemp("config")
-            (folder / "mine.yaml").write_text(yaml)
-            flags = ["--config-dir", str(folder), "--config-name", "mine"]
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", "--cfg", "job", *flags, *overrides]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout
+            (folder / f"mine{number}.yaml").write_text(yaml)
+        flags = ["--config-dir", str(folder), "--config-name", f"mine{number}"] if yaml else []
+        jobs.append([[*flags, *overrides], str(folder / f"{number}.out"), str(folder / f"{number}.err")])
+    command = [sys.executable, "-W", "ignore", "-c", COMPOSE]
+    finished = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, timeout=200)
+    codes = map(int, finished.stdout.split())
+    files = [[Path(path).read_text() for path in paths] for _, *paths in jobs]
+    return {key: Composed(code, *texts) for key, code, texts in zip(wanted, codes, files, strict=True)}
 
+
+@pytest.fixture
+def compose(composed):
     def compose(yaml: str = "", overrides: tuple[str, ...] = ()) -> DictConfig:
-        config = OmegaConf.create(job(yaml, overrides))
+        found = composed[yaml, overrides]
+        assert found.code == 0, found.err
+        config = OmegaConf.create(found.out)
         OmegaConf.set_struct(config, True)  # as Hydra hands it over
         return config
 
@@ -81,10 +112,9 @@ def test_without_any_of_them_nothing_changes(compose):
     assert resolve_reward_manager_cls(config) is NaiveRewardManager
 
 
-def test_a_group_cannot_be_overridden_without_a_plus():
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--cfg", "job", "reward_model=jrm"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert finished.returncode != 0 and "+reward_model=jrm" in finished.stderr
+def test_a_group_cannot_be_overridden_without_a_plus(composed):
+    found = composed[WITHOUT_PLUS]
+    assert found.code != 0 and "+reward_model=jrm" in found.err
 
 
 def with_jrm(compose, **changes) -> DictConfig:
