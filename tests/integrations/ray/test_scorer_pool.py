@@ -49,7 +49,7 @@ def replicas(pool: ScorerPool) -> set[str]:
     return {one["name"] for one in there if one["namespace"] == NAMESPACE and one["name"].startswith(pool._name)}
 
 
-def eventually(condition, seconds: float = 60) -> bool:
+def eventually(condition, seconds: float = 150) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -85,13 +85,6 @@ def test_concurrent_calls_are_scored_together_and_as_alone(make_pool, tiny, grou
     assert there.pid == done.pid and there.clients == 2
 
 
-def test_a_process_sends_no_more_than_its_share(make_pool, group_of):
-    pool = make_pool(max_in_flight=2, batch_window=0.2)
-    asyncio.run(pool.dimensions())
-    score_each(pool, group_of(1, 6))
-    assert asyncio.run(pool.statistics())[0].batches >= 3
-
-
 def test_a_dead_replica_is_replaced_and_its_calls_answered(make_pool, group_of, tiny):
     samples = [sample for seed in range(4) for sample in group_of(seed, 8, size=160)]
     pool = make_pool(replicas=2, max_batch=4)
@@ -113,17 +106,6 @@ def test_a_dead_replica_is_replaced_and_its_calls_answered(make_pool, group_of, 
     assert victim in before and victim not in {one.pid for one in asyncio.run(pool.statistics())}
 
 
-def test_a_replica_that_dies_while_nobody_calls_is_replaced(make_pool):
-    pool = make_pool(lease=2.0)
-    asyncio.run(pool.dimensions())
-    victim = asyncio.run(pool.statistics())[0].pid
-    os.kill(victim, signal.SIGKILL)
-
-    dead = pool._members[0]
-    assert eventually(lambda: pool._members[0] is not dead)
-    assert asyncio.run(pool.statistics())[0].pid != victim
-
-
 def test_a_model_that_cannot_be_loaded_is_an_error_for_all_who_call(make_pool, group_of):
     pool = make_pool(model_path="/no/such/folder")
     for _ in range(2):
@@ -131,10 +113,11 @@ def test_a_model_that_cannot_be_loaded_is_an_error_for_all_who_call(make_pool, g
             asyncio.run(pool.score(group_of(0, 1)))
 
 
-def test_the_replicas_end_when_the_last_process_leaves(make_pool):
-    one, other = make_pool(num_cpus=0.5), make_pool(num_cpus=0.5)
+def test_the_replicas_end_when_the_last_process_leaves(make_pool, group_of):
+    one, other = (make_pool(max_in_flight=2, batch_window=0.2) for _ in range(2))
     asyncio.run(one.dimensions())
-    asyncio.run(other.dimensions())
+    score_each(other, group_of(1, 6))
+    assert asyncio.run(other.statistics())[0].batches >= 3  # a process has no more calls open than it may
     assert len(replicas(one)) == 1 and replicas(one) == replicas(other)
     one.close()
     assert asyncio.run(other.dimensions())
@@ -143,7 +126,7 @@ def test_the_replicas_end_when_the_last_process_leaves(make_pool):
 
 
 def test_the_replicas_outlive_their_maker_but_not_their_lease(make_pool):
-    """The process that made them dies at once; without a sign of life they end themselves."""
+    """Their maker dies at once, one that dies is made anew, and without a sign of life they end themselves."""
     settings = ScorerSettings("jrm-tiny", device="cpu", lease=3.0)
 
     @ray.remote(num_cpus=0, max_retries=0)
@@ -156,6 +139,10 @@ def test_the_replicas_outlive_their_maker_but_not_their_lease(make_pool):
     names = ray.util.list_named_actors(all_namespaces=True)
     pool = make_pool(lease=3.0)
     assert pool._name in {one["name"].rpartition("-")[0] for one in names}  # it is there without its maker
+    dead = pool._members[0]
+    os.kill(asyncio.run(pool.statistics())[0].pid, signal.SIGKILL)  # it is replaced though nobody calls
+    assert eventually(lambda: pool._members[0] is not dead)
+    assert asyncio.run(pool.dimensions())
     pool._closed.set()  # as if this process had died too
     assert eventually(lambda: not replicas(pool))
 

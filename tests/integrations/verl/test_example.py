@@ -38,7 +38,7 @@ def test_the_reward_path_runs_to_its_end():
     for needed in ("cachetools", "fastapi", "uvicorn"):
         pytest.importorskip(needed, reason=f"verl's agent loop imports {needed}, which verl installs with its servers")
     options = ["--groups", "2", "--candidates", "6", "--workers", "1"]
-    output = output_of([sys.executable, str(EXAMPLE / "reward_path_on_cpu.py"), *options], 240)
+    output = output_of([sys.executable, str(EXAMPLE / "reward_path_on_cpu.py"), *options], 500)
 
     def numbers(line: str) -> list[float]:
         (found,) = re.findall(rf"^{line}: (.*)$", output, re.MULTILINE)
@@ -62,7 +62,7 @@ def test_the_recipe_composes_and_is_accepted(tmp_path):
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables = {"PATH": tools, "JRM_MODEL": "jrm-tiny", "DATA": str(tmp_path), "NODES": "2", "REPLICAS": "2"}
     script = ["bash", str(EXAMPLE / "run_grpo_qwen2_5_vl.sh"), "--cfg", "job", "--resolve"]
-    config = OmegaConf.create(output_of(script, 120, **variables))
+    config = OmegaConf.create(output_of(script, 240, **variables))
     choose_jrm(config)
     assert config.reward.reward_manager.name == "jrm"
     settings = settings_of(config.reward.jrm)

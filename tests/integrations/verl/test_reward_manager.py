@@ -41,22 +41,29 @@ def make_config(workers: int, settings: dict):
         return compose("ppo_trainer", overrides=["reward=jrm", f"reward.num_workers={workers}", tokenizer, *overrides])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reward_loop():
     """`reward_loop(workers, **settings of reward.jrm)`: verl's manager of reward workers, and the pool they use."""
-    started = []
+    running = {}
 
     def start(workers: int = 1, **settings) -> tuple[RewardLoopManager, ScorerPool]:
-        config = make_config(workers, settings)
-        started.append(RewardLoopManager(config))
-        return started[-1], shared_pool(settings_of(config.reward.jrm).scorers())
+        asked = (workers, *settings.items())
+        if asked not in running:
+            for name in list(running):  # verl's workers have names, so that there is one set of them at a time
+                end(running.pop(name)[0])
+            config = make_config(workers, settings)
+            running[asked] = RewardLoopManager(config), shared_pool(settings_of(config.reward.jrm).scorers())
+        return running[asked]
 
-    yield start
-    for manager in started:
+    def end(manager: RewardLoopManager) -> None:
         for worker in manager.reward_loop_workers:
             ray.kill(worker)
-    while any(one["name"].startswith("reward_loop_worker") for one in ray.util.list_named_actors(all_namespaces=True)):
-        time.sleep(0.1)
+        while any(one["name"].startswith("reward_loop") for one in ray.util.list_named_actors(all_namespaces=True)):
+            time.sleep(0.1)
+
+    yield start
+    for manager, _ in running.values():
+        end(manager)
 
 
 def objects(values: list) -> np.ndarray:
@@ -139,7 +146,7 @@ def one_undecodable(samples: list[Sample]) -> DataProto:
 
 
 def test_an_undecodable_image_ends_the_run(reward_loop, group_of):
-    manager, _ = reward_loop()
+    manager, _ = reward_loop(workers=4, replicas=2)
     with pytest.raises(ray.exceptions.RayTaskError, match="a rollout cannot be scored, and on_error is raise: .*image"):
         manager.compute_rm_score(one_undecodable(group_of(3, 8)))
 
