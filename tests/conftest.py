@@ -49,6 +49,14 @@ settings.load_profile("jrm")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay in one process, which makes once what they share; all that use Ray share its cluster."""
+    for item in items:
+        uses_ray = {"ray", "verl", "test_verl_omni.py"} & {*item.path.relative_to(item.config.rootpath).parts}
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
+
+
 FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 TEXT = "make the red circle blue remove add square move triangle left right of noise edit was done as asked"
 WORDS = TEXT.split()
