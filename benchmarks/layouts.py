@@ -21,11 +21,11 @@ from rich.table import Table
 
 from benchmarks.measuring import device_description, versions, write_csv
 from jrm_plugin.cli.demo import HELDOUT_PAIRS, SHAPES, training_texts
-from jrm_plugin.data.edit_reward import read_edit_reward
-from jrm_plugin.evaluation import evaluate_pairs, summarize
-from jrm_plugin.processing import ORDERS, SEQUENCES
-from jrm_plugin.scoring import RewardScorer
-from jrm_plugin.tiny import write_tiny_backbone
+from jrm_plugin.data.editreward import read_edit_reward
+from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
+from jrm_plugin.model.processing import ORDERS, SEQUENCES
+from jrm_plugin.model.tiny import write_tiny_backbone
+from jrm_plugin.scoring.scorer import RewardScorer
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from benchmarks.measuring import device_description
 from jrm_plugin.errors import JRMError
-from jrm_plugin.samples import Sample
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.scoring.scorer import RewardScorer
 
 GROUP = 24
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import device_description
-from jrm_plugin.data.shape_edits import draw_edit
-from jrm_plugin.samples import DIMENSIONS, Sample
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.records.samples import DIMENSIONS, Sample
+from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.synthetic.shape_edits import draw_edit
 
 
 def engine_scores(scorer: RewardScorer, samples: list[Sample]) -> np.ndarray:

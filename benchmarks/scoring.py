@@ -41,12 +41,12 @@ from tqdm import tqdm
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from benchmarks.measuring import device_description, slug, versions, write_csv
-from jrm_plugin.configuration import JRMConfig
-from jrm_plugin.modeling import JRMForRewardModeling
-from jrm_plugin.processing import ORDERS, SEQUENCES, JRMProcessor
-from jrm_plugin.samples import DIMENSIONS, Sample
-from jrm_plugin.scoring import RewardScorer
-from jrm_plugin.tiny import VISION, tiny_tokenizer
+from jrm_plugin.model.configuration import JRMConfig
+from jrm_plugin.model.modeling import JRMForRewardModeling
+from jrm_plugin.model.processing import ORDERS, SEQUENCES, JRMProcessor
+from jrm_plugin.model.tiny import VISION, tiny_tokenizer
+from jrm_plugin.records.samples import DIMENSIONS, Sample
+from jrm_plugin.scoring.scorer import RewardScorer
 
 HERE = Path(__file__).parent
 PATCH, MERGE = 16, 2

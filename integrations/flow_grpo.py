@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.images import is_data_url
+from jrm_plugin.records.images import is_data_url
 from jrm_plugin.rollouts import RolloutReward, pictures_of, settings_from_environment
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.scoring.scorer import RewardScorer
 
 # The variables that configure `jrm_score`, and the argument that each one gives.
 VARIABLES = {

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError
-from jrm_plugin.functions import import_function
-from jrm_plugin.rewards import group_rewards
-from jrm_plugin.samples import TASKS, RewardScore, Sample
+from jrm_plugin.records.samples import TASKS, Sample
+from jrm_plugin.records.scores import RewardScore, group_rewards
 
 if TYPE_CHECKING:
     import numpy as np

@@ -34,12 +34,13 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from jrm_plugin.modeling import JRMForRewardModeling
-from jrm_plugin.processing import JRMProcessor
-from jrm_plugin.rubrics import default_rubrics
-from jrm_plugin.samples import Critique, EditRegion, Sample
-from jrm_plugin.scoring import RewardScorer
-from jrm_plugin.tiny import tiny_tokenizer, write_tiny_backbone
+from jrm_plugin.model.modeling import JRMForRewardModeling
+from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.model.tiny import tiny_tokenizer, write_tiny_backbone
+from jrm_plugin.records.critiques import Critique, EditRegion
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.scoring.scorer import RewardScorer
 
 torch.set_num_threads(1)
 # The same examples in every run; `pytest --hypothesis-profile explore` looks for others.

@@ -52,7 +52,7 @@ for module in pkgutil.walk_packages(jrm_plugin.__path__, "jrm_plugin."):
         print(module.name)
 import jrm_plugin.cli.app, jrm_plugin.cli.bulk, jrm_plugin.cli.environment
 """)
-    assert {"jrm_plugin.scoring", "jrm_plugin.data.edit_reward", "jrm_plugin.data.photo_edits"} <= {*printed.split()}
+    assert {"jrm_plugin.scoring.scorer", "jrm_plugin.data.editreward", "jrm_plugin.synthetic.photo_edits"} <= {*printed.split()}
 
 
 def imported_by(file: Path) -> set[str]:
@@ -123,7 +123,7 @@ def test_wheel_holds_every_module_and_resource(wheel):
         "jrm_plugin/kernels/__init__.py",
         "jrm_plugin/integrations/trl/__init__.py",
     } <= packed
-    assert {"jrm_plugin/resources/rubrics/full/edit/visual_quality.md", "jrm_plugin/cli/report.html.j2"} <= packed
+    assert {"jrm_plugin/resources/rubrics/full/edit/visual_quality.md", "jrm_plugin/evaluation/report.html.j2"} <= packed
     assert expected == {name for name in packed if ".dist-info/" not in name}
 
 
@@ -137,7 +137,7 @@ def test_wheel_works_without_the_checkout(wheel, make_scorer, tmp_path):
         """
 import jrm_plugin, jrm_plugin.integrations
 from jrm_plugin import RewardScorer, Sample
-from jrm_plugin.rubrics import data_prompt, default_rubrics
+from jrm_plugin.model.rubrics import data_prompt, default_rubrics
 assert default_rubrics()["edit"] and default_rubrics("short")["response"] and data_prompt("visual_quality")
 score = RewardScorer.from_pretrained("model", device="cpu").score([Sample.text_response(None, "why", "so")])
 print(jrm_plugin.__file__, jrm_plugin.kernels.__file__, jrm_plugin.integrations.__file__, score[0].mu["overall"])

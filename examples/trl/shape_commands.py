@@ -26,13 +26,13 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, 
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from jrm_plugin.data.edit_sets import PLACES
-from jrm_plugin.data.shape_editor import Scene, read_instruction, read_scene
-from jrm_plugin.data.shape_edits import COLOURS, GRID, SHAPES, as_asked, draw_edit, render
+from jrm_plugin.evaluation.metrics import Z95, proportion
 from jrm_plugin.integrations.trl import JRMReward, RenderError
-from jrm_plugin.metrics import Z95, proportion
-from jrm_plugin.optimization import MuonWithAdamW, muon_groups
-from jrm_plugin.tiny import tiny_tokenizer
+from jrm_plugin.model.tiny import tiny_tokenizer
+from jrm_plugin.synthetic.preferences import PLACES
+from jrm_plugin.synthetic.shape_edits import COLOURS, GRID, SHAPES, as_asked, draw_edit, render
+from jrm_plugin.synthetic.shape_reader import Scene, read_instruction, read_scene
+from jrm_plugin.training.optimization import MuonWithAdamW, muon_groups
 
 RIGHT = 0.2  # share of the warm-up's commands that are what the instruction asks for
 FLOOR = -5.0  # reward of what is no command; jrm-tiny gives an edit that was ignored about -1.5

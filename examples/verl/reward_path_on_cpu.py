@@ -42,11 +42,11 @@ from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 from verl.utils.torch_functional import logprobs_from_logits
 from verl.workers.rollout.replica import TokenOutput
 
-from jrm_plugin.data.shape_edits import COLOURS, draw_edit
 from jrm_plugin.integrations.ray import ScorerPool, shared_pool
 from jrm_plugin.integrations.verl.settings import settings_of
-from jrm_plugin.modeling import built_in_folder
-from jrm_plugin.tiny import tiny_tokenizer
+from jrm_plugin.model.loading import built_in_folder
+from jrm_plugin.model.tiny import tiny_tokenizer
+from jrm_plugin.synthetic.shape_edits import COLOURS, draw_edit
 
 KINDS = ("right", "wrong", "unparsable")  # of commands; the candidates of a group take turns
 FLOOR = -5.0  # reward of what is no command; jrm-tiny gives an edit that was ignored about -1.5

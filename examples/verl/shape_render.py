@@ -7,9 +7,9 @@ import re
 
 from PIL import Image
 
-from jrm_plugin.data.shape_editor import read_scene
-from jrm_plugin.data.shape_edits import COLOURS, GRID, SHAPES, render
 from jrm_plugin.rollouts import RenderError
+from jrm_plugin.synthetic.shape_edits import COLOURS, GRID, SHAPES, render
+from jrm_plugin.synthetic.shape_reader import read_scene
 
 COMMAND = re.compile(f"recolour ({'|'.join(SHAPES)}) ({'|'.join(COLOURS)})")
 

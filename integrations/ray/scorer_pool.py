@@ -18,7 +18,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.ray.scorer_replica import ScorerReplica, Statistics
 from jrm_plugin.integrations.ray.settings import ScorerSettings
-from jrm_plugin.samples import RewardScore, Sample
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.scores import RewardScore
 
 logger = logging.getLogger(__name__)
 

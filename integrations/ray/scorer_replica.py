@@ -13,8 +13,9 @@ import ray
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.ray.settings import ScorerSettings
-from jrm_plugin.samples import RewardScore, Sample
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.scoring.scorer import RewardScorer
 
 
 class Call(NamedTuple):

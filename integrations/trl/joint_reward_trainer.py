@@ -20,14 +20,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.evaluation.metrics import preference_calibration
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.kernels import win_probability
-from jrm_plugin.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
-from jrm_plugin.metrics import preference_calibration
-from jrm_plugin.modeling import JRMForRewardModeling
-from jrm_plugin.optimization import MuonWithAdamW, muon_groups
-from jrm_plugin.processing import JRMProcessor
-from jrm_plugin.samples import OVERALL, CritiqueExample, PreferencePair, example_from_record, example_to_record
+from jrm_plugin.model.modeling import JRMForRewardModeling
+from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
+from jrm_plugin.records.samples import OVERALL
+from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
+from jrm_plugin.training.optimization import MuonWithAdamW, muon_groups
 
 _MODEL_CARD = """---
 library_name: jrm-plugin

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.images import load_image
-from jrm_plugin.rewards import group_rewards
+from jrm_plugin.records.images import load_image
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.scores import RewardScore, group_rewards
 from jrm_plugin.rollouts import RenderError, RolloutReward, plain_image, settings_from_environment
-from jrm_plugin.samples import RewardScore, Sample
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.scoring.scorer import RewardScorer
 
 # The variables that configure `jrm_reward`, and the argument of `JRMReward` that each one gives.
 VARIABLES = {

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from jrm_plugin.configuration import JRMConfig
 from jrm_plugin.errors import JRMError
-from jrm_plugin.modeling import JRMForRewardModeling
-from jrm_plugin.processing import JRMProcessor
-from jrm_plugin.samples import OVERALL, Sample
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.model.configuration import JRMConfig
+from jrm_plugin.model.modeling import JRMForRewardModeling
+from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.records.samples import OVERALL, Sample
+from jrm_plugin.scoring.scorer import RewardScorer
 
 
 class JRMForTextReward(PreTrainedModel):

@@ -7,11 +7,12 @@ from typing import Any
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.images import load_image
 from jrm_plugin.integrations.ray import shared_pool
 from jrm_plugin.integrations.verl.settings import JRMSettings
+from jrm_plugin.records.images import load_image
+from jrm_plugin.records.samples import OVERALL, Sample
+from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import RenderError
-from jrm_plugin.samples import OVERALL, RewardScore, Sample
 
 
 class PooledReward:

@@ -98,7 +98,7 @@ def _scorer(options: argparse.Namespace):
     _quiet()
     import torch
 
-    from jrm_plugin.scoring import RewardScorer
+    from jrm_plugin.scoring.scorer import RewardScorer
 
     if options.memory is not None and not options.memory > 0:
         raise JRMError(f"--memory must be above 0 (GiB), got {options.memory}.")
@@ -119,7 +119,7 @@ def _scorer(options: argparse.Namespace):
 
 
 def _samples(options: argparse.Namespace) -> list:
-    from jrm_plugin.samples import Sample
+    from jrm_plugin.records.samples import Sample
 
     return [Sample.edit(options.source, options.instruction, edited) for edited in options.edited]
 
@@ -157,8 +157,8 @@ def _score(options: argparse.Namespace) -> int:
 def _rank(options: argparse.Namespace) -> int:
     samples = _samples(options)
     if options.best:
-        from jrm_plugin.cli.files import check_image_file
-        from jrm_plugin.images import load_image
+        from jrm_plugin.files import check_image_file
+        from jrm_plugin.records.images import load_image
 
         check_image_file(options.best)
     ranked = _scorer(options).rank(samples)
@@ -180,12 +180,11 @@ def _print_scores(options: argparse.Namespace, places: list, title: str) -> None
 
 
 def _critique(options: argparse.Namespace) -> int:
-    from jrm_plugin.samples import Critique
-    from jrm_plugin.scoring import RepairedCritique
+    from jrm_plugin.records.critiques import Critique, RepairedCritique
 
     samples = _samples(options)
     if options.draw:
-        from jrm_plugin.cli.files import check_image_file
+        from jrm_plugin.files import check_image_file
 
         check_image_file(options.draw)
         if len(samples) > 1:
@@ -225,8 +224,8 @@ def _critique(options: argparse.Namespace) -> int:
 
 def _draw(options: argparse.Namespace, critiques: dict) -> None:
     """The edited image with the boxes of all critiques; small images are enlarged."""
-    from jrm_plugin.drawing import draw_boxes, enlarged
-    from jrm_plugin.samples import Critique
+    from jrm_plugin.evaluation.drawing import draw_boxes, enlarged
+    from jrm_plugin.records.critiques import Critique
 
     picture = enlarged(options.edited[0])
     for found in critiques.values():

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from jrm_plugin.cli.files import check_writable
-from jrm_plugin.data.bulk import BulkItem, read_samples
+from jrm_plugin.data.samples import BulkItem, read_samples
 from jrm_plugin.errors import JRMError
+from jrm_plugin.files import check_writable
 
 # Rows are written after so many samples: what a stop can lose.
 ROWS_AT_ONCE = 64

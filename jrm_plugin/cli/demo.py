@@ -20,19 +20,23 @@ import torch
 from transformers.utils import logging
 
 from jrm_plugin.cli.environment import versions
-from jrm_plugin.cli.files import check_writable
-from jrm_plugin.cli.report import write_report
 from jrm_plugin.cli.train import parse, train
-from jrm_plugin.data import photo_edits, shape_edits
-from jrm_plugin.data.edit_reward import read_edit_reward, write_text
-from jrm_plugin.data.edit_sets import Candidate
+from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.errors import JRMError
-from jrm_plugin.evaluation import evaluate_critiques, evaluate_pairs, evaluate_representation, summarize
-from jrm_plugin.metrics import accuracy_difference
-from jrm_plugin.rubrics import default_rubrics
-from jrm_plugin.samples import DIMENSIONS, Critique, PreferencePair, Sample
-from jrm_plugin.scoring import RewardScorer
-from jrm_plugin.tiny import write_tiny_backbone
+from jrm_plugin.evaluation.critiques import evaluate_critiques
+from jrm_plugin.evaluation.metrics import accuracy_difference
+from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
+from jrm_plugin.evaluation.report import write_report
+from jrm_plugin.evaluation.representation import evaluate_representation
+from jrm_plugin.files import check_writable, write_text
+from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.model.tiny import write_tiny_backbone
+from jrm_plugin.records.critiques import Critique
+from jrm_plugin.records.preferences import PreferencePair
+from jrm_plugin.records.samples import DIMENSIONS, Sample
+from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.synthetic import photo_edits, shape_edits
+from jrm_plugin.synthetic.preferences import Candidate
 
 HELDOUT_PAIRS = 1000
 CRITICISED_PAIRS = 100

@@ -12,8 +12,8 @@ from pathlib import Path
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, TrlParser
 from trl.scripts import grpo
 
-from jrm_plugin.cli.files import read_yaml
 from jrm_plugin.errors import JRMError
+from jrm_plugin.files import read_yaml
 from jrm_plugin.integrations.trl import reward
 
 JRM_REWARD = "jrm_plugin.integrations.trl.jrm_reward"

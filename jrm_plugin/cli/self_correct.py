@@ -5,16 +5,19 @@ import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
-from jrm_plugin.cli.files import check_writable, read_yaml
-from jrm_plugin.data.bulk import read_samples
-from jrm_plugin.data.edit_reward import read_edit_reward, write_text
-from jrm_plugin.data.shape_editor import draw_samples, edit_shapes, oracle_score
-from jrm_plugin.editors import DiffusersEditor
+from jrm_plugin.correction.diffusers_editor import DiffusersEditor
+from jrm_plugin.correction.editing import Editor
+from jrm_plugin.correction.loop import self_correct
+from jrm_plugin.correction.shape_editor import draw_samples, edit_shapes
+from jrm_plugin.correction.table import correction_table, initial_quantiles
+from jrm_plugin.data.editreward import read_edit_reward
+from jrm_plugin.data.samples import read_samples
+from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError
-from jrm_plugin.functions import import_function
-from jrm_plugin.samples import Sample
-from jrm_plugin.scoring import RewardScorer
-from jrm_plugin.self_correction import Editor, correction_table, initial_quantiles, self_correct
+from jrm_plugin.files import check_writable, read_yaml, write_text
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.synthetic.shape_reader import oracle_score
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,16 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 from trl import TrlParser
 
-from jrm_plugin.cli.files import check_writable, read_yaml
-from jrm_plugin.configuration import HEAD_FIELDS, JRMConfig
-from jrm_plugin.data.edit_reward import read_edit_reward, read_language, write_text
+from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
+from jrm_plugin.files import check_writable, read_yaml, write_text
 from jrm_plugin.integrations.trl import JointRewardConfig, JointRewardTrainer
-from jrm_plugin.lora import lora_config
-from jrm_plugin.modeling import JRMForRewardModeling, built_in_folder, load_config
-from jrm_plugin.processing import JRMProcessor
-from jrm_plugin.rubrics import default_rubrics
+from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
+from jrm_plugin.model.loading import built_in_folder, load_config
+from jrm_plugin.model.lora import lora_config
+from jrm_plugin.model.modeling import JRMForRewardModeling
+from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.rubrics import default_rubrics
 
 SETTINGS_FILE = "jrm_train.json"
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from jrm_plugin.data.shape_edits import write_shape_edits
+from jrm_plugin.synthetic.shape_edits import write_shape_edits
 
 _PRELOAD = [
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "transformers.models.auto.tokenization_auto",
     "jrm_plugin.cli.bulk",
     "jrm_plugin.cli.train",
-    "jrm_plugin.scoring",
+    "jrm_plugin.scoring.scorer",
 ]
 _COMMAND = """
 import multiprocessing

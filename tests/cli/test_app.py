@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageColor
 from safetensors.torch import load_file, save_file
 
-from jrm_plugin.drawing import REGION_COLOURS
-from jrm_plugin.samples import Sample
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.evaluation.drawing import REGION_COLOURS
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.scoring.scorer import RewardScorer
 
 INSTRUCTION = "make the red circle blue"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jrm_plugin.samples import Sample
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.scoring.scorer import RewardScorer
 
 
 @pytest.fixture(scope="session")

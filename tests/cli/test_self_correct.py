@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jrm_plugin.data.shape_edits import write_shape_edits
+from jrm_plugin.synthetic.shape_edits import write_shape_edits
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "self_correction" / "shape_edits.yaml"
 

@@ -14,9 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from jrm_plugin.data.edit_reward import read_edit_reward
-from jrm_plugin.samples import Sample
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.data.editreward import read_edit_reward
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.scoring.scorer import RewardScorer
 
 ADAMW = {}
 MUON_AND_WORKER = {"muon_learning_rate": 0.01, "dataloader_num_workers": 1}

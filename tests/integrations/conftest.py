@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jrm_plugin import RewardScorer, Sample
-from jrm_plugin.data.shape_edits import draw_edit
+from jrm_plugin.synthetic.shape_edits import draw_edit
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))  # for `rendering`

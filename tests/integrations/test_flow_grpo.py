@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from jrm_plugin import JRMError, RewardScorer, Sample
-from jrm_plugin.data.shape_edits import draw_edit
 from jrm_plugin.integrations import flow_grpo
 from jrm_plugin.integrations.flow_grpo import jrm_score
+from jrm_plugin.synthetic.shape_edits import draw_edit
 
 
 @pytest.fixture(scope="module")

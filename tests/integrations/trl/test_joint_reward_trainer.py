@@ -14,13 +14,14 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from jrm_plugin.data.edit_reward import read_edit_reward, read_language
-from jrm_plugin.data.shape_edits import write_shape_edits
+from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.trl import JointRewardConfig, JointRewardTrainer, to_dataset
-from jrm_plugin.lora import lora_config
-from jrm_plugin.samples import Critique, CritiqueExample, PreferencePair
-from jrm_plugin.scoring import RewardScorer
+from jrm_plugin.model.lora import lora_config
+from jrm_plugin.records.critiques import Critique
+from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
+from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.synthetic.shape_edits import write_shape_edits
 
 DIMENSIONS = ("instruction_following", "visual_quality", "overall")
 MAX_PIXELS = 48 * 48

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from jrm_plugin import JRMError, RewardScorer, Sample, group_rewards
-from jrm_plugin.data.shape_edits import draw_edit
 from jrm_plugin.integrations.trl import JRMReward, RenderError, jrm_reward
 from jrm_plugin.integrations.trl.reward import reward_from_environment
+from jrm_plugin.synthetic.shape_edits import draw_edit
 
 FLOOR = -7.5
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}

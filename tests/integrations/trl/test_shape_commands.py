@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jrm_plugin.data.shape_editor import oracle_score
 from jrm_plugin.integrations.trl import RenderError
+from jrm_plugin.synthetic.shape_reader import oracle_score
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "trl" / "shape_commands.py"
 

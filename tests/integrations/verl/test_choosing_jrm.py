@@ -169,9 +169,9 @@ def test_plain_key_without_a_model_says_where_to_put_it(compose):
 def test_registered_by_importing_verl_alone():
     code = """
 import sys, verl
-print(any(name.startswith(("torch.distributed.fsdp", "jrm_plugin.scoring", "hydra")) for name in sys.modules))
+print(any(name.startswith(("torch.distributed.fsdp", "jrm_plugin.scoring.scorer", "hydra")) for name in sys.modules))
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
-print(get_reward_manager_cls("jrm").__module__, "jrm_plugin.scoring" in sys.modules)
+print(get_reward_manager_cls("jrm").__module__, "jrm_plugin.scoring.scorer" in sys.modules)
 """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert finished.stdout.split("\n")[1] == "jrm_plugin.integrations.verl.reward_manager True", finished.stderr

@@ -1,0 +1,165 @@
+"""Self-correction: the model's critique tells an editor what to mend, and its score tells what that was worth.
+
+The paper's section 4.4: an edited image is scored, the language head writes a critique of it, the editor is called with
+the critique as a further condition, and the score head alone judges the image that comes out. A control arm calls the
+editor with the instruction only, so that what a second try is worth by itself can be told from what the critique adds.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from jrm_plugin.correction.editing import Editor, EditRequest
+from jrm_plugin.correction.rounds import CONTROL, CRITIQUE, START, CorrectionFolder, CorrectionRound, best_round
+from jrm_plugin.errors import JRMError
+from jrm_plugin.records.critiques import Critique
+from jrm_plugin.records.images import load_image, to_data_url
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.scoring.scorer import RewardScorer
+
+SAMPLES_AT_ONCE = 16  # criticised, edited and scored together: what a stop can lose, but for the edits
+
+
+def self_correct(
+    scorer: RewardScorer,
+    samples: Sequence[Sample],
+    editor: Editor,
+    rounds: int,
+    *,
+    output: str | Path,
+    control: bool = True,
+    keep_better: bool = False,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> list[CorrectionRound]:
+    """Score, criticise, edit and score again, `rounds` times (paper section 4.4).
+
+    Everything is in `output` as soon as it is made: `images/*.png`, `rounds.jsonl` with a [`CorrectionRound`] a line,
+    and `settings.json`. Stopped at any point, the same call goes on from there.
+
+    Args:
+        scorer: judges, and writes the critiques.
+        samples: edits or generations with one response image each.
+        editor: called with an [`EditRequest`]; gives an image. What it raises is recorded as this sample's `error` and
+            ends this arm of the sample; the others go on. An error is not tried again.
+        rounds: corrections per sample and arm.
+        output: the folder to write, or to go on in.
+        control: also run the arm in which the editor gets the instruction and no critique.
+        keep_better: each round edits the best image so far instead of the last one.
+        seed: of `EditRequest.seed`.
+        settings: what else a run in `output` must agree in to be gone on from, such as the names of model and editor;
+            plain JSON.
+        progress: show a progress bar.
+
+    Returns:
+        All rounds, by sample, arm and number.
+
+    Raises:
+        JRMError: an argument is wrong, `output` cannot be written or holds another run.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise JRMError(f"rounds must be a whole number of 1 or more, not {rounds!r}.")
+    for index, sample in enumerate(samples):
+        if sample.task == "response" or len(sample.response) != 1:
+            raise JRMError(f"sample {index} cannot be corrected: its response must be one image and nothing else.")
+    settings = {"rounds": rounds, "control": control, "keep_better": keep_better, "seed": seed, **(settings or {})}
+    run = _Run(
+        scorer, samples, editor, CorrectionFolder(Path(output), settings | {"samples": _fingerprint(samples)}), settings
+    )
+    arms = (CRITIQUE, CONTROL) if control else (CRITIQUE,)
+    total = len(samples) * (1 + rounds * len(arms))
+    with tqdm(total=total, desc="Correcting", unit="image", disable=not progress) as bar:
+        for first in range(0, len(samples), SAMPLES_AT_ONCE):
+            batch = range(first, min(first + SAMPLES_AT_ONCE, len(samples)))
+            run.start(batch)
+            bar.update(len(batch))
+            for arm in arms:
+                for number in range(1, rounds + 1):
+                    run.correct(batch, arm, number)
+                    bar.update(len(batch))
+    order = (START, *arms)
+    return sorted(run.log.rounds.values(), key=lambda one: (one.sample, order.index(one.arm), one.number))
+
+
+def _fingerprint(samples: Sequence[Sample]) -> str:
+    """Tells lists of samples apart: by texts, paths, and the content of images in memory."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        images = [*sample.prompt_images, *sample.response_images]
+        spelled = [image if isinstance(image, str) else to_data_url(image) for image in images]
+        digest.update(json.dumps([sample.prompt_text, *spelled]).encode())
+    return digest.hexdigest()
+
+
+class _Run:
+    """The steps of `self_correct` on a batch. A step that is in the log already is not done again; one that is there in
+    part is done for the whole batch, so that numbers do not depend on where a run was interrupted."""
+
+    def __init__(self, scorer, samples, editor, log: "CorrectionFolder", settings: Mapping[str, Any]):
+        self.scorer, self.samples, self.editor, self.log, self.settings = scorer, samples, editor, log, settings
+
+    def start(self, batch: Iterable[int]) -> None:
+        """Scores the images as they were given, and keeps a copy of them."""
+        if self.log.has(batch, START, 0):
+            return
+        scores = self.scorer.score([self.samples[k] for k in batch], on_error="return")
+        for k, score in zip(batch, scores, strict=True):
+            if isinstance(score, JRMError):
+                self.log.add(CorrectionRound(k, START, 0, None, {}, None, None, str(score)))
+                continue
+            image = self.log.image_name(k, START, 0)
+            self.log.save(load_image(self.samples[k].response_images[0]), image)
+            self.log.add(CorrectionRound(k, START, 0, None, {}, image, score, None))
+
+    def correct(self, batch: Iterable[int], arm: str, number: int) -> None:
+        """One round of one arm: critiques, edits, scores."""
+        histories = {k: self.log.history(k, arm, number) for k in batch}
+        histories = {k: history for k, history in histories.items() if all(one.error is None for one in history)}
+        if self.log.has(histories, arm, number):
+            return
+        base = {k: best_round(h) if self.settings["keep_better"] else h[-1] for k, h in histories.items()}
+        current = [self._with_image(k, base[k].image) for k in base]
+        critiques = self.scorer.critique(current) if arm == CRITIQUE else [{} for _ in base]
+        told = dict(zip(base, critiques, strict=True))
+        made = {k: self._edit(k, base[k], told[k], arm, number) for k in base}
+        edited = [k for k, image in made.items() if isinstance(image, str)]
+        scores = self.scorer.score([self._with_image(k, made[k]) for k in edited], on_error="return")
+        scores = dict(zip(edited, scores, strict=True))
+        for k in base:
+            texts = {d: c.to_json() if isinstance(c, Critique) else c.text for d, c in told[k].items()}
+            image, result = (made[k], scores[k]) if k in scores else (None, made[k])
+            failed = isinstance(result, Exception)
+            score, error = (None, _reason(result)) if failed else (result, None)
+            self.log.add(CorrectionRound(k, arm, number, base[k].number, texts, image, score, error))
+
+    def _with_image(self, k: int, image: str) -> Sample:
+        return Sample(self.samples[k].prompt, ({"type": "image", "image": str(self.log.folder / image)},))
+
+    def _edit(self, k: int, base: CorrectionRound, critiques: Mapping, arm: str, number: int) -> str | Exception:
+        """The name of the edited image, or what the editor raised."""
+        name = self.log.image_name(k, arm, number)
+        if (self.log.folder / name).exists():  # edited before an interruption that came before its score: edits cost
+            return name
+        try:
+            request = EditRequest(
+                tuple(load_image(image) for image in self.samples[k].prompt_images),
+                self.samples[k].prompt_text,
+                load_image(self.log.folder / base.image),
+                critiques,
+                int(np.random.SeedSequence([self.settings["seed"], k, number]).generate_state(1)[0]),
+            )
+            image = load_image(self.editor(request), name="the editor's image")
+        except Exception as error:  # whatever the user's code raises; the other samples go on
+            return error
+        self.log.save(image, name)
+        return name
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, JRMError) else f"the editor raised {type(error).__name__}: {error}"

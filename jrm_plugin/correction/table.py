@@ -1,0 +1,91 @@
+"""What the corrections were worth: the paper's table 3."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jrm_plugin.correction.rounds import START, CorrectionRound, best_round, overall
+from jrm_plugin.errors import JRMError
+from jrm_plugin.records.samples import OVERALL
+
+
+def initial_quantiles(rounds: Iterable[CorrectionRound], quantiles: Sequence[float]) -> list[float]:
+    """Thresholds for `correction_table`: these quantiles (0 to 1) of the overall scores before any correction."""
+    if not all(0 < quantile < 1 for quantile in quantiles):
+        raise JRMError(f"quantiles of thresholds must lie between 0 and 1, not {list(quantiles)}.")
+    scores = [one.score.mu[OVERALL] for one in rounds if one.arm == START and one.score is not None]
+    return [float(value) for value in np.quantile(scores, quantiles)] if scores and len(quantiles) else []
+
+
+def correction_table(
+    rounds: Iterable[CorrectionRound],
+    thresholds: Sequence[float] = (),
+    *,
+    oracle: Callable[[CorrectionRound], float] | None = None,
+) -> dict:
+    """Mean change of the score, for all samples and for those that began below a threshold (paper table 3).
+
+    Args:
+        rounds: what `self_correct` gave.
+        thresholds: of the overall score before any correction, in the model's own units; a sample counts where it began
+            strictly below.
+        oracle: the true score of a round's image, where there is one; it is asked once for each that counts.
+
+    Returns:
+        - `rounds`: corrections per sample; `arms`: their names;
+        - `left_out`: the samples that have an error in any arm, and therefore count in none;
+        - `rows`: for None (all) and each threshold, as `below`: `samples`, their number, and by arm what became of
+          them. `last` is the image of the last round, `kept` the one the model scored highest, the start included. Each
+          holds `delta`, the change of the overall mu, and with an oracle `oracle_delta`; a row then has
+          `oracle_before` too. All are `{"mean", "half_width"}`: the mean, and 1.96 standard errors of it; None without
+          samples, and half_width None below two.
+    """
+    rounds = list(rounds)
+    by_key = {(one.sample, one.arm, one.number): one for one in rounds}
+    samples = sorted({one.sample for one in rounds})
+    arms = sorted({one.arm for one in rounds} - {START}, reverse=True)  # critique before control
+    count = max((one.number for one in rounds), default=0)
+    failed = {one.sample for one in rounds if one.error is not None}
+    before = {k: by_key[k, START, 0] for k in samples if k not in failed}
+    ends: dict[str, dict[str, dict[int, CorrectionRound]]] = {}
+    for arm in arms:
+        histories = {k: [before[k], *(by_key[k, arm, number] for number in range(1, count + 1))] for k in before}
+        kept = {k: best_round(history) for k, history in histories.items()}
+        ends[arm] = {"last": {k: history[-1] for k, history in histories.items()}, "kept": kept}
+
+    measures = {"delta": overall} | ({"oracle_delta": oracle} if oracle else {})
+    values = {name: _ValueOf(measure) for name, measure in measures.items()}
+    rows = []
+    for threshold in (None, *thresholds):
+        counted = [k for k, one in before.items() if threshold is None or overall(one) < threshold]
+        row: dict[str, Any] = {"below": threshold, "samples": len(counted)}
+        if oracle:
+            row["oracle_before"] = _mean([values["oracle_delta"](before[k]) for k in counted])
+        for arm, by_end in ends.items():
+            row[arm] = {
+                end: {name: _mean([of(found[k]) - of(before[k]) for k in counted]) for name, of in values.items()}
+                for end, found in by_end.items()
+            }
+        rows.append(row)
+    return {"rounds": count, "arms": arms, "left_out": sorted(failed), "rows": rows}
+
+
+class _ValueOf:
+    """A function of a round that is asked once for each: an oracle may be a person."""
+
+    def __init__(self, function: Callable[[CorrectionRound], float]):
+        self._function, self._known = function, {}
+
+    def __call__(self, one: CorrectionRound) -> float:
+        key = (one.sample, one.arm, one.number)
+        if key not in self._known:
+            self._known[key] = self._function(one)
+        return self._known[key]
+
+
+def _mean(values: list[float]) -> dict | None:
+    if not values:
+        return None
+    half_width = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "half_width": half_width}

@@ -1,0 +1,269 @@
+"""EditReward's training format, read and written, with critiques in a file beside it.
+
+`train.json` is a list of records: `prompt`, `path_src`, `path1` (always the preferred image), `path2`, `tie_case`, the
+models, and scores of 1 to 4 per dimension (`model1_dim1_score` is instruction following, `..._dim2_...` visual quality;
+`..._overall_score` is their sum). `path_src` may also be a list of images, or null where the images were made from text
+alone. Any further key of a record is kept in `PreferencePair.info`.
+
+`train_critiques.jsonl` holds one line per judged image, found by the prompt and the paths as the records spell them:
+`{"prompt": ..., "path_src": ..., "path": ..., "instruction_following": {critique}, "visual_quality": {critique}}`.
+
+`language.jsonl` holds one line per text to learn without a preference: `{"prompt", "path_src", "path", "text"}`.
+
+Paths are relative to `images_root`, by default the folder of the file they stand in.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from jrm_plugin.data.reading import (
+    BadRecord,
+    ImageCheck,
+    Records,
+    checked_records,
+    is_number,
+    need,
+    read_json_lines,
+    read_json_list,
+    reading_bar,
+)
+from jrm_plugin.errors import JRMError
+from jrm_plugin.files import write_jsonl, write_text
+from jrm_plugin.records.critiques import Critique
+from jrm_plugin.records.images import is_data_url
+from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
+from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
+
+_SCORE_KEYS = {(side, name): f"model{side}_dim{k}_score" for side in (1, 2) for k, name in enumerate(DIMENSIONS, 1)}
+_REQUIRED = ("prompt", "path_src", "path1", "path2")
+# What the samples and labels already say, so that it is not repeated in `info`.
+_TOLD = {*_REQUIRED, *_SCORE_KEYS.values(), "model1_overall_score", "model2_overall_score", "tie_case"}
+_OWN_INFO = {"file", "row"}  # added by the readers, not written back
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_edit_reward(path, *, critiques=None, images_root=None, strict: bool = True, progress: bool = True) -> Records:
+    """Read EditReward's training JSON into `PreferencePair`s; `path1` becomes `chosen`.
+
+    Labels: `"overall"` is 1, or 0 with `tie_case`; a dimension's label follows from its two scores. `info` holds the
+    record's other keys, `file` and `row`. Images stay paths.
+
+    Args:
+        path: the JSON file.
+        critiques: the JSONL with critiques; by default `<stem>_critiques.jsonl` beside `path`, if there is one.
+        images_root: the folder that image paths are relative to; by default the folder of `path`.
+        strict: True: every image's header is checked, and a bad record is an error. False: every image is decoded, and
+            bad records are left out and listed.
+        progress: show a bar on a terminal.
+
+    Returns:
+        `Records` of `PreferencePair`.
+
+    Raises:
+        JRMError: the file cannot be read or is no JSON list; with `strict`, the first bad record and their number.
+    """
+    path = Path(path)
+    root = Path(images_root) if images_root is not None else path.parent
+    if critiques is None and _critiques_beside(path).exists():
+        critiques = _critiques_beside(path)
+    bad: list[BadRecord] = []
+    by_image = _read_critiques(Path(critiques), bad) if critiques is not None else {}
+    images, examples, judged = ImageCheck(decode=not strict), [], set()
+    rows = read_json_list(path)
+    for row, record in enumerate(reading_bar(rows, path, progress), 1):
+        try:
+            pair = _to_pair(record, root, by_image, judged, {"file": str(path), "row": row})
+            images.check(pair.chosen, pair.rejected)
+            examples.append(pair)
+        except JRMError as error:
+            bad.append(BadRecord(str(path), row, str(error)))
+    if unused := len(by_image.keys() - judged):
+        warnings.warn(f"{unused} of {len(by_image)} lines of {critiques} belong to no record of {path}.", stacklevel=2)
+    return checked_records(examples, bad, strict)
+
+
+def read_language(path, *, images_root=None, strict: bool = True, progress: bool = True) -> Records:
+    """Read `language.jsonl` into `CritiqueExample`s, in the order of the file; arguments as in `read_edit_reward`."""
+    path = Path(path)
+    root = Path(images_root) if images_root is not None else path.parent
+    bad: list[BadRecord] = []
+    images, examples = ImageCheck(decode=not strict), []
+    for row, record in read_json_lines(path, bad, progress):
+        try:
+            need(record, ("prompt", "path_src", "path", "text"))
+            sample = _sample(record["prompt"], record["path_src"], record["path"], root)
+            info = {key: value for key, value in record.items() if key not in ("prompt", "path_src", "path", "text")}
+            example = CritiqueExample(sample, record["text"], {**info, "file": str(path), "row": row})
+            images.check(sample)
+            examples.append(example)
+        except JRMError as error:
+            bad.append(BadRecord(str(path), row, str(error)))
+    return checked_records(examples, bad, strict)
+
+
+def _to_pair(record, root: Path, by_image: dict, judged: set, origin: dict) -> PreferencePair:
+    need(record, _REQUIRED)
+    tie = record.get("tie_case", False)
+    if not isinstance(tie, bool):
+        raise JRMError(f"tie_case must be true or false, not {tie!r}")
+    _check_votes(record)
+    scores: tuple[dict, dict] = ({}, {})
+    for name in DIMENSIONS:
+        keys = _SCORE_KEYS[1, name], _SCORE_KEYS[2, name]
+        values = [record.get(key) for key in keys]
+        if values == [None, None]:
+            continue
+        for key, value in zip(keys, values, strict=True):
+            if not is_number(value):
+                raise JRMError(f"{key} must be a number, not {value!r}")
+        scores[0][name], scores[1][name] = values
+    samples, found = [], []
+    for key in ("path1", "path2"):
+        samples.append(_sample(record["prompt"], record["path_src"], record[key], root))
+        name = _image_key(record["prompt"], record["path_src"], record[key])
+        judged.add(name)
+        found.append(by_image.get(name, {}))
+    info = {key: value for key, value in record.items() if key not in _TOLD and value is not None}
+    return PreferencePair(
+        *samples,
+        labels={OVERALL: 0 if tie else 1},
+        chosen_scores=scores[0] or None,
+        rejected_scores=scores[1] or None,
+        chosen_critiques=found[0],
+        rejected_critiques=found[1],
+        info={**info, **origin},
+    )
+
+
+def _check_votes(record: dict) -> None:
+    votes = record.get("choice_dist")
+    if votes is not None and not (isinstance(votes, list) and len(votes) == 2 and all(map(is_number, votes))):
+        raise JRMError(f"choice_dist must be null or a list of two numbers, not {votes!r}")
+    confidence = record.get("confidence")
+    if confidence is not None and not is_number(confidence):
+        raise JRMError(f"confidence must be null or a number, not {confidence!r}")
+
+
+def _sample(prompt, sources, image, root: Path) -> Sample:
+    sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
+    return Sample.edit([_located(source, root) for source in sources], prompt, _located(image, root))
+
+
+def _located(path, root: Path) -> str:
+    if not isinstance(path, str) or not path:
+        raise JRMError(f"an image must be given as a path, not {path!r}")
+    return path if is_data_url(path) or "://" in path else os.path.join(root, path)
+
+
+def _image_key(prompt, sources, image) -> tuple:
+    return prompt, tuple(sources) if isinstance(sources, list) else sources, image
+
+
+def _read_critiques(path: Path, bad: list[BadRecord]) -> dict[tuple, dict[str, Critique]]:
+    by_image: dict[tuple, dict[str, Critique]] = {}
+    for row, record in read_json_lines(path, bad, progress=False):
+        try:
+            need(record, ("prompt", "path_src", "path"))
+            name = _image_key(record.pop("prompt"), record.pop("path_src"), record.pop("path"))
+            if name in by_image:
+                raise JRMError(f"a second line for {name[2]!r} with the same prompt and source")
+            by_image[name] = {dimension: Critique.parse(json.dumps(value)) for dimension, value in record.items()}
+        except JRMError as error:
+            bad.append(BadRecord(str(path), row, str(error)))
+        except TypeError:  # a path or prompt that is a list or an object cannot be looked up
+            bad.append(BadRecord(str(path), row, "prompt and path must be text, path_src text, a list or null"))
+    return by_image
+
+
+def _critiques_beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_critiques.jsonl")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_edit_reward(path, pairs: Iterable[PreferencePair]) -> Path:
+    """Write pairs as EditReward's training JSON, with their critiques in `<stem>_critiques.jsonl` beside it.
+
+    `chosen` becomes `path1`. Images must be files (or `data:` URLs); paths under the folder of `path` are
+    written relative to it, others absolute. `read_edit_reward` gives the same pairs back.
+
+    Raises:
+        JRMError: a pair says what the format cannot: it has no overall label or prefers `rejected`, has a dimension's
+            label without scores, a score in another dimension or of one side only, text as response or an image in
+            memory.
+    """
+    path = Path(path)
+    records, critiques = [], {}
+    for number, pair in enumerate(pairs, 1):
+        try:
+            records.append(_to_record(pair, path.parent, critiques))
+        except JRMError as error:
+            raise JRMError(f"pair {number} does not fit into {path}: {error}") from None
+    write_text(path, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+    beside = _critiques_beside(path)
+    if critiques:
+        write_jsonl(beside, critiques.values())
+    else:
+        beside.unlink(missing_ok=True)  # of an earlier file of this name: they are not about these pairs
+    return path
+
+
+def write_language(path, examples: Iterable[CritiqueExample]) -> Path:
+    """Write `language.jsonl`, which `read_language` reads; paths as in `write_edit_reward`."""
+    path = Path(path)
+    lines = []
+    for example in examples:
+        prompt, sources, image = _parts(example.sample, path.parent)
+        info = {key: value for key, value in example.info.items() if key not in _OWN_INFO}
+        lines.append({"prompt": prompt, "path_src": sources, "path": image, "text": example.text, **info})
+    return write_jsonl(path, lines)
+
+
+def _to_record(pair: PreferencePair, root: Path, critiques: dict) -> dict:
+    label = pair.labels.get(OVERALL)
+    if label not in (0, 1):
+        raise JRMError("overall, its chosen sample must be the better one or a tie")
+    scores = (pair.chosen_scores or {}, pair.rejected_scores or {})
+    for name in {*pair.labels, *scores[0], *scores[1]} - {OVERALL}:
+        if name not in DIMENSIONS or name not in scores[0] or name not in scores[1]:
+            raise JRMError(f"{name} needs a score of both images and must be one of {', '.join(DIMENSIONS)}")
+        if pair.labels[name] != (scores[0][name] > scores[1][name]) - (scores[0][name] < scores[1][name]):
+            raise JRMError(f"its label of {name} contradicts the scores")
+    prompt, sources, path1 = _parts(pair.chosen, root)
+    path2 = _parts(pair.rejected, root)[2]
+    record = {"prompt": prompt, "choice_dist": None, "confidence": None, "path_src": sources}
+    record |= {"path1": path1, "path2": path2}
+    for side, of_side in enumerate(scores, 1):
+        record |= {_SCORE_KEYS[side, name]: of_side[name] for name in DIMENSIONS if name in of_side}
+        if all(name in of_side for name in DIMENSIONS):
+            record[f"model{side}_overall_score"] = sum(of_side[name] for name in DIMENSIONS)
+    for path, of_image in ((path1, pair.chosen_critiques), (path2, pair.rejected_critiques)):
+        if of_image:
+            line = {"prompt": prompt, "path_src": sources, "path": path}
+            line |= {name: json.loads(critique.to_json()) for name, critique in of_image.items()}
+            if critiques.setdefault(_image_key(prompt, sources, path), line) != line:
+                raise JRMError(f"{path} has other critiques in an earlier pair with the same prompt")
+    record["tie_case"] = label == 0
+    return record | {key: value for key, value in pair.info.items() if key not in _OWN_INFO}
+
+
+def _parts(sample: Sample, root: Path):
+    """Prompt text, source (one path, a list or null) and edited image of a sample as the formats spell them."""
+    if sample.response_text or len(sample.response_images) != 1:
+        raise JRMError("the response must be one image")
+    sources = [_relative(image, root) for image in sample.prompt_images]
+    one_or_none = (sources or [None])[0]
+    return sample.prompt_text, sources if len(sources) > 1 else one_or_none, _relative(sample.response_images[0], root)
+
+
+def _relative(image, root: Path) -> str:
+    if not isinstance(image, str):
+        raise JRMError(f"its images must be files, not a {type(image).__name__}")
+    folder = os.path.join(root, "")
+    return image.removeprefix(folder) if is_data_url(image) or image.startswith(folder) else os.path.abspath(image)

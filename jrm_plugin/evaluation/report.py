@@ -1,0 +1,351 @@
+"""The demo's report: one HTML file that needs nothing else, and its charts and pictures as PNG files beside it.
+
+`write_report(folder, report)` takes a `Report`, defined below as plain dictionaries. Numbers come in the shapes that
+`jrm_plugin.evaluation` and `jrm_plugin.metrics` return; images are anything that `load_image` reads.
+"""
+
+import base64
+import html
+import io
+import math
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image, ImageOps
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.evaluation import charts
+from jrm_plugin.evaluation.drawing import draw_boxes, enlarged, region_colour
+from jrm_plugin.records.critiques import Critique
+from jrm_plugin.records.samples import OVERALL
+from jrm_plugin.records.scores import RewardScore
+
+SHOWN_PIXELS = 800  # longer side of the largest picture in the page
+
+
+class Stage(TypedDict):
+    """A stage of the training. `log` is the trainer's `state.log_history`: rows with `step` and, of the training,
+    `rank_loss`, `critique_loss`, `accuracy/<dimension>`; of evaluation set `x`, `eval_x_rank_loss` and so on."""
+
+    name: str
+    log: list[dict]
+
+
+class Candidate(TypedDict):
+    image: Any
+    score: RewardScore
+    note: NotRequired[str]  # what is known of it, for example "wrong object, blurred"
+
+
+class RankedGroup(TypedDict):
+    """Candidates for one instruction, in any order: the report puts the best first."""
+
+    instruction: str
+    sources: list
+    candidates: list[Candidate]
+
+
+class CritiqueShown(TypedDict):
+    """What a model wrote about one image; `critiques` by dimension hold `Critique`s or `UnparsedCritique`s."""
+
+    instruction: str
+    sources: list
+    image: Any
+    critiques: dict[str, Any]
+    expected: NotRequired[dict[str, Critique]]  # what the data say of it
+
+
+class Arm(TypedDict):
+    """One of the compared models; `log` is that of its joint stage."""
+
+    name: str  # "alpha = 0.7"
+    log: list[dict]
+    summary: dict  # evaluation.summarize
+    effective_rank: dict  # evaluation.evaluate_representation
+
+
+class Comparison(TypedDict):
+    """The trained model first, then the baseline; both start from one language warm start, and the report says so."""
+
+    arms: list[Arm]
+    accuracy_difference: dict[str, dict]  # dimension -> metrics.accuracy_difference(first arm, second arm)
+
+
+class Report(TypedDict):
+    title: str
+    lead: str  # one or two sentences: what was trained on what
+    facts: dict[str, Any]  # further sizes and settings to list: {"training pairs": 3000, "parameters": 912345}
+    stages: list[Stage]
+    summary: dict  # evaluation.summarize
+    critique_quality: NotRequired[dict]  # evaluation.evaluate_critiques
+    effective_rank: NotRequired[dict]  # evaluation.evaluate_representation
+    ranked: list[RankedGroup]
+    critiques: list[CritiqueShown]
+    comparison: NotRequired[Comparison]
+    timings: dict[str, float]  # step -> seconds, in order
+    versions: dict[str, str]
+    seed: int
+    command: str  # that makes this result again
+
+
+def write_report(folder: str | Path, report: Report) -> Path:
+    """Write `report.html` and the PNG files into `folder`; returns the path of the HTML file.
+
+    Raises:
+        JRMError: the folder cannot be written, an image cannot be read, or matplotlib is missing.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        page = _Page(folder)
+        text = _template().render(_content(page, report))
+        path = folder / "report.html"
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise JRMError(f"The report cannot be written to {folder}: {error.strerror or error}.") from error
+    return path
+
+
+class _Page:
+    """Writes each picture beside the report and gives it back for the HTML."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def chart(self, name: str, alt: str, draw: Callable, *args, **options) -> dict:
+        """A chart in both themes; the file is the light one."""
+        light, dark = (charts.png(draw(theme, *args, **options)) for theme in (charts.LIGHT, charts.DARK))
+        (self.folder / f"{name}.png").write_bytes(light)
+        return {"alt": alt, "light": _data_url(light), "dark": _data_url(dark)}
+
+    def picture(self, image: Image.Image, name: str | None = None) -> str:
+        """A picture, photographs reduced to what a page shows."""
+        if max(image.size) > SHOWN_PIXELS:
+            image = ImageOps.contain(image, (SHOWN_PIXELS, SHOWN_PIXELS))
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", optimize=True)
+        if name:
+            (self.folder / f"{name}.png").write_bytes(buffer.getvalue())
+        return _data_url(buffer.getvalue())
+
+
+def _data_url(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+
+
+# --- what the page shows ----------------------------------------------------------------------------------------------
+
+
+def _content(page: _Page, report: Report) -> dict:
+    summary = report["summary"]
+    dimensions = [OVERALL, *(name for name in summary["dimensions"] if name != OVERALL)]
+    return {
+        **report,
+        "dimensions": dimensions,
+        "tiles": _tiles(report, dimensions),
+        "ranked": [_ranked(page, k, group) for k, group in enumerate(report["ranked"], 1)],
+        "critiques": [_critique(page, k, shown) for k, shown in enumerate(report["critiques"], 1)],
+        "accuracy_charts": _accuracy_charts(page, summary, dimensions),
+        "accuracy_tables": _accuracy_tables(summary),
+        "calibration_charts": [
+            page.chart(
+                f"calibration_{name}",
+                f"Calibration of {charts.words(name)}: predicted probability against observed preference.",
+                charts.calibration_plot,
+                dimensions,
+                name,
+                summary["calibration"][name],
+            )
+            for name in dimensions
+            if summary["calibration"][name]["n"]
+        ],
+        "training_charts": _training_charts(page, report),
+        "spectrum_charts": _spectrum_charts(page, report),
+        "total_seconds": sum(report["timings"].values()),
+    }
+
+
+def _tiles(report: Report, dimensions: list[str]) -> list[dict]:
+    """The headline numbers: label, value and a line of small print each."""
+    tiles = []
+    for name in dimensions:
+        share = report["summary"]["accuracy"][name]
+        tiles.append(
+            {"label": f"{charts.words(name)} accuracy", "value": percent(share["value"]), "note": among(share)}
+        )
+    if "critique_quality" in report:
+        share = report["critique_quality"]["parsed"]
+        tiles.append({"label": "critiques that parse", "value": percent(share["value"]), "note": among(share)})
+    overall = report["summary"]["calibration"][OVERALL]
+    if overall["n"]:
+        note = f"expected calibration error, overall; log-loss {overall['log_loss']:.3f}, a coin 0.693"
+        tiles.append(
+            {"label": "calibration error", "value": percent(overall["expected_calibration_error"]), "note": note}
+        )
+    if "effective_rank" in report:
+        rank = report["effective_rank"]
+        raw = rank["raw"]
+        note = f"{raw['low']:.1f} to {raw['high']:.1f}, of {rank['features']} directions, {rank['n']} samples"
+        tiles.append({"label": "effective rank", "value": f"{raw['value']:.1f}", "note": note})
+    return tiles
+
+
+def _ranked(page: _Page, number: int, group: RankedGroup) -> dict:
+    best_first = sorted(group["candidates"], key=lambda each: -each["score"].mu[OVERALL])
+    strip = {**group, "candidates": best_first}
+    (page.folder / f"ranked_{number}.png").write_bytes(charts.png(charts.ranked_strip(charts.LIGHT, strip)))
+    scores = [each["score"] for each in best_first]
+    names = [OVERALL, *(name for name in scores[0].mu if name != OVERALL)] if scores else []
+    low = min((s.mu[name] - s.sigma[name] for s in scores for name in names), default=0.0)
+    high = max((s.mu[name] + s.sigma[name] for s in scores for name in names), default=1.0)
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / ((high - low) or 1), 2)
+
+    candidates = []
+    for each in best_first:
+        rows = []
+        for name in names:
+            mu, sigma = each["score"].mu[name], each["score"].sigma[name]
+            left, right = place(mu - sigma), place(mu + sigma)
+            rows.append({"name": name, "mu": mu, "sigma": sigma, "at": place(mu), "left": left, "width": right - left})
+        image = page.picture(enlarged(each["image"]))
+        candidates.append({"image": image, "rows": rows, "note": each.get("note", "")})
+    sources = [page.picture(enlarged(source)) for source in group["sources"]]
+    return {"instruction": group["instruction"], "sources": sources, "candidates": candidates}
+
+
+def _critique(page: _Page, number: int, shown: CritiqueShown) -> dict:
+    written = [critique for critique in shown["critiques"].values() if isinstance(critique, Critique)]
+    with_boxes = [critique for critique in written if critique.edit_region]
+    pictures = [draw_boxes(shown["image"], critique) for critique in with_boxes] or [enlarged(shown["image"])]
+    names = [f"critique_{number}" + (f"_{k}" if k else "") for k in range(len(pictures))]
+    expected = shown.get("expected", {})
+    rows = []
+    for dimension, critique in shown["critiques"].items():
+        row = {"dimension": dimension, "parsed": isinstance(critique, Critique)}
+        if row["parsed"]:
+            row["text"] = reasoning_html(critique.reasoning)
+        else:
+            row |= {"raw": critique.text, "error": critique.error}
+        if dimension in expected:
+            row["same"] = critique == expected[dimension]
+            row["same_words"] = row["parsed"] and critique.reasoning == expected[dimension].reasoning
+            row["expected"] = reasoning_html(expected[dimension].reasoning)
+        rows.append(row)
+    return {
+        "instruction": shown["instruction"],
+        "sources": [page.picture(enlarged(source)) for source in shown["sources"]],
+        "pictures": [page.picture(picture, name) for picture, name in zip(pictures, names, strict=True)],
+        "rows": rows,
+    }
+
+
+GROUPS = (
+    ("by_failure", "Failure to follow the instruction, where one candidate shows it", "Failure of one candidate"),
+    ("by_edit", "Kind of edit", "Edit"),
+    ("by_quality", "Flaw of the picture, where one candidate shows it", "Flaw of one candidate"),
+)
+
+
+def _accuracy_charts(page: _Page, summary: dict, dimensions: list[str]) -> list[dict]:
+    by_dimension = {name: {name: summary["accuracy"][name]} for name in dimensions}
+    drawn = [("accuracy_by_dimension", "Dimension", by_dimension)]
+    drawn += [(f"accuracy_{key}", title, summary[key]) for key, title, _ in GROUPS if summary[key]]
+    return [
+        page.chart(name, f"Accuracy: {title.lower()}.", charts.accuracy_bars, dimensions, groups) | {"title": title}
+        for name, title, groups in drawn
+    ]
+
+
+def _accuracy_tables(summary: dict) -> list[dict]:
+    return [{"title": title, "head": head, "rows": summary[key]} for key, title, head in GROUPS if summary[key]]
+
+
+def _training_charts(page: _Page, report: Report) -> list[dict]:
+    stages = report["stages"]
+    compared = report["comparison"]["arms"] if "comparison" in report else []
+    result = []
+    for key, name, label, coin in (
+        ("critique_loss", "training_critique_loss", "critique loss (nats per token)", None),
+        ("rank_loss", "training_rank_loss", "ranking loss (nats per pair)", math.log(2)),
+        (f"accuracy/{OVERALL}", "training_accuracy", "overall accuracy (%)", 0.5),
+    ):
+        if any(charts.series_of(stage["log"], key) for stage in stages):
+            alt = f"{label} over the steps of the training."
+            # The baseline learns no critiques, so it has no critique loss to compare.
+            arms = [] if key == "critique_loss" else compared
+            result.append(page.chart(name, alt, charts.training_curve, stages, key, label, coin, arms))
+    return result
+
+
+def _spectrum_charts(page: _Page, report: Report) -> list[dict]:
+    if "comparison" in report:
+        ranks = {arm["name"]: arm["effective_rank"] for arm in report["comparison"]["arms"]}
+    elif "effective_rank" in report:
+        ranks = {"this model": report["effective_rank"]}
+    else:
+        return []
+    alt = "Singular values of the hidden states, largest first."
+    return [page.chart(f"spectrum_{kind}", alt, charts.spectrum_plot, ranks, kind) for kind in ("raw", "centred")]
+
+
+# --- how numbers and words are written --------------------------------------------------------------------------------
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(share: dict) -> str:
+    return f"{100 * share['low']:.1f} to {100 * share['high']:.1f} %"
+
+
+def among(share: dict) -> str:
+    return f"{interval(share)}, n = {share['n']}"
+
+
+def points(difference: dict) -> str:
+    """A difference of two shares in percentage points, with its interval."""
+    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def reasoning_html(reasoning: str) -> Markup:
+    """The reasoning, escaped, with its tags as chips: a region's in the colour of its box."""
+
+    def chip(match: re.Match) -> str:
+        if match[2] is None:
+            return '<span class="chip">whole image</span>'
+        return f'<span class="chip" style="background:{region_colour(int(match[2]))};color:#fff">{match[2]}</span>'
+
+    return Markup(re.sub(r"&lt;\|(bbox_([0-9]+)|global)\|&gt;", chip, html.escape(reasoning)))
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {
+        "words": charts.words,
+        "signed": charts.signed,
+        "percent": percent,
+        "interval": interval,
+        "points": points,
+        "duration": duration,
+    }
+    return environment.from_string(
+        files("jrm_plugin.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )

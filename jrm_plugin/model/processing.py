@@ -1,0 +1,441 @@
+"""From samples to sequences: the layout, the rubric, the tokenizer and the image processor.
+
+A sequence is one user turn (images, rubric, instruction, in the order of the layout) that the reward token closes,
+and, in training, the assistant turn with the critiques. Shape suffixes: B sequences, L length.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.model.configuration import check_backbone_family
+from jrm_plugin.model.loading import first_line, load_config
+from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.records.critiques import REGION_TAGS, Critique
+from jrm_plugin.records.images import image_size, load_image
+from jrm_plugin.records.samples import DIMENSIONS, Sample
+
+REWARD_TOKEN = "<|Reward|>"
+LAYOUT_FILE = "jrm_processor.json"
+ORDERS = ("images_first", "rubric_first")
+SEQUENCES = ("joint", "per_dimension")
+
+_REGION_TAG = re.compile("(" + "|".join(map(re.escape, REGION_TAGS)) + ")")
+# Marks a slot in the rendered chat template; private-use characters, so that no template's own text contains it.
+_SLOT = re.compile("\ue000([trR])\ue001")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a sequence: an image, or text that is read as plain text whatever it spells.
+
+    Only in a rubric, which belongs to the checkpoint, region tags are the tokens that critiques use.
+    """
+
+    kind: Literal["image", "text"]
+    content: Any
+    is_rubric: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image as the backbone takes it: its patches `[patches, C * T * P * P]`, their grid `[3]`, and its tokens."""
+
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+    tokens: int
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal for equal patches of equal grids: images that look the same to the backbone."""
+        content = hashlib.blake2b(self.pixel_values.numpy().tobytes(), digest_size=16)
+        content.update(self.grid_thw.numpy().tobytes())
+        return content.digest()
+
+
+@dataclass(frozen=True)
+class EncodedSequence:
+    """One sequence before it is padded: token ids of both turns, its images, and the dimension it scores.
+
+    `dimension` is `None` where a sequence scores every dimension (or none: a text to learn).
+    """
+
+    prompt: list[int]
+    critique: list[int]
+    images: list[EncodedImage]
+    dimension: int | None
+
+
+class JRMProcessor:
+    """Turns [`Sample`]s into the model's inputs; saved with the checkpoint, rubrics included.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template, the reward token and the region tags.
+        image_processor: of the backbone.
+        image_token: the placeholder that stands for one merged patch.
+        dimensions: ordered names of what is scored.
+        order: `images_first` (images, rubric, instruction) or `rubric_first` (rubric, instruction, prompt images, and
+            the response's image last).
+        sequences: `joint` (one sequence scores every dimension) or `per_dimension` (one sequence and rubric each).
+        rubrics: text by task and dimension; by default the package's full ones.
+        max_pixels: images larger than this are scaled down (paper appendix B.1: 200,704).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Qwen2VLImageProcessorPil,
+        *,
+        image_token: str,
+        dimensions: Sequence[str] = DIMENSIONS,
+        order: str = "images_first",
+        sequences: str = "joint",
+        rubrics: Mapping[str, Mapping[str, str]] | None = None,
+        max_pixels: int | None = None,
+    ):
+        if order not in ORDERS or sequences not in SEQUENCES:
+            raise JRMError(
+                f"unknown layout order={order!r}, sequences={sequences!r}; "
+                f"order is one of {', '.join(ORDERS)}, sequences one of {', '.join(SEQUENCES)}."
+            )
+        if not tokenizer.is_fast or not tokenizer.chat_template:
+            raise JRMError("the backbone's tokenizer must be a fast one with a chat template.")
+        self.tokenizer, self.image_processor, self.image_token = tokenizer, image_processor, image_token
+        self.dimensions, self.order, self.sequences = list(dimensions), order, sequences
+        self.rubrics = {task: dict(texts) for task, texts in (rubrics or default_rubrics()).items()}
+        for task, texts in self.rubrics.items():
+            if missing := [d for d in self.dimensions if d not in texts]:
+                raise JRMError(f"the rubrics for task {task!r} have no text for dimension {', '.join(missing)}.")
+        tokenizer.add_special_tokens({"extra_special_tokens": [REWARD_TOKEN]}, replace_extra_special_tokens=False)
+        tokenizer.add_tokens(list(REGION_TAGS))
+        self.reward_token_id = tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.added_token_ids = sorted(tokenizer.convert_tokens_to_ids([REWARD_TOKEN, *REGION_TAGS]))
+        self._all_added_ids = set(tokenizer.get_added_vocab().values())
+        self._plain = _without_added_tokens(tokenizer)
+        self._templates: dict[str, list[list[int] | str]] = {}  # by kinds of segments
+        self._pixels_per_token = (image_processor.patch_size * image_processor.merge_size) ** 2
+        if max_pixels is not None:
+            self.max_pixels = max_pixels
+
+    # -- construction, saving and loading
+
+    @classmethod
+    def from_backbone(
+        cls, name_or_path: str | Path, *, max_pixels: int = 200_704, revision: str | None = None, **layout: Any
+    ) -> "JRMProcessor":
+        """A processor for a pretrained backbone; `layout` are the keyword arguments of [`JRMProcessor`]."""
+        config = load_config(name_or_path, revision=revision)
+        check_backbone_family(config.model_type)
+        tokenizer, image_processor = _load_parts(name_or_path, revision)
+        image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        return cls(tokenizer, image_processor, image_token=image_token, max_pixels=max_pixels, **layout)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, revision: str | None = None, max_pixels: int | None = None
+    ) -> "JRMProcessor":
+        """Loads what `save_pretrained` wrote."""
+        tokenizer, image_processor = _load_parts(folder, revision)
+        path = Path(folder) / LAYOUT_FILE
+        if not path.is_file():
+            from transformers.utils import cached_file
+
+            try:
+                path = Path(cached_file(folder, LAYOUT_FILE, revision=revision))
+            except OSError as error:
+                raise JRMError(
+                    f"{folder} has no {LAYOUT_FILE}, so it is no complete JRM checkpoint; "
+                    "save the processor with the model."
+                ) from error
+        try:
+            layout = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise JRMError(f"{path} is no valid JSON ({error}); save the processor again.") from error
+        return cls(tokenizer, image_processor, max_pixels=max_pixels, **layout)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes tokenizer, image processor, layout and rubrics into `folder`, beside the model's weights."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        layout = {
+            "image_token": self.image_token,
+            "dimensions": self.dimensions,
+            "order": self.order,
+            "sequences": self.sequences,
+            "rubrics": self.rubrics,
+        }
+        text = json.dumps(layout, indent=2, ensure_ascii=False) + "\n"
+        Path(folder, LAYOUT_FILE).write_text(text, encoding="utf-8")
+
+    @property
+    def max_pixels(self) -> int:
+        """Images with more pixels than this are scaled down before they are cut into patches."""
+        return self.image_processor.size["longest_edge"]
+
+    @max_pixels.setter
+    def max_pixels(self, value: int):
+        if value < self._pixels_per_token:
+            raise JRMError(f"max_pixels={value} is less than one image token's {self._pixels_per_token} pixels.")
+        self.image_processor.size = {
+            "shortest_edge": min(self.image_processor.size["shortest_edge"], value),
+            "longest_edge": value,
+        }
+
+    # -- from a sample to its pieces
+
+    def dimensions_of(self, sequence: int) -> list[str]:
+        """The dimensions that the `sequence`-th sequence of a sample scores."""
+        return self.dimensions if self.sequences == "joint" else [self.dimensions[sequence]]
+
+    @property
+    def sequences_per_sample(self) -> int:
+        return 1 if self.sequences == "joint" else len(self.dimensions)
+
+    def segments(self, sample: Sample, dimensions: Sequence[str]) -> list[Segment]:
+        """The user turn's pieces, in the order of the layout; without dimensions there is no rubric."""
+        rubrics = [self.rubric(sample.task, dimension) for dimension in dimensions]
+        rubric = [Segment("text", text + "\n", is_rubric=True) for text in rubrics]
+        instruction = [Segment("text", sample.prompt_text)] if sample.prompt_text else []
+        answer = [Segment("text", "\n" + sample.response_text)] if sample.response_text else []
+        before = [Segment("image", image) for image in sample.prompt_images]
+        after = [Segment("image", image) for image in sample.response_images]
+        if self.order == "images_first":
+            return before + after + rubric + instruction + answer
+        return rubric + instruction + before + after + answer
+
+    def rubric(self, task: str, dimension: str) -> str:
+        if task not in self.rubrics:
+            raise JRMError(
+                f"this checkpoint has no rubric for task {task!r} (it has {', '.join(self.rubrics)}); "
+                "score samples of a task it was trained for."
+            )
+        return self.rubrics[task][dimension]
+
+    def critique_text(self, critiques: Mapping[str, Critique], dimensions: Sequence[str]) -> str:
+        """The assistant turn: in a joint sequence one line per dimension, in their order, headed by its name."""
+        present = [(d, critiques[d].to_json()) for d in dimensions if d in critiques]
+        if len(dimensions) == 1:
+            return "".join(text for _, text in present)
+        return "\n".join(f"{dimension}: {text}" for dimension, text in present)
+
+    def split_critiques(self, texts: Sequence[str]) -> dict[str, str]:
+        """The inverse of `critique_text`: each dimension's part of the assistant turns of one sample's sequences."""
+        if len(self.dimensions) == 1 or self.sequences == "per_dimension":
+            return dict(zip(self.dimensions, texts, strict=True))
+        lines = [line.partition(": ") for line in texts[0].split("\n")]
+        return {head: text for head, separator, text in lines if separator and head in self.dimensions}
+
+    # -- from pieces to tokens
+
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of a text from outside: whatever it spells, no added token can arise from it."""
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        if not self._all_added_ids.isdisjoint(ids):
+            raise JRMError(f"the tokenizer makes an added token out of plain text ({text[:60]!r}); it cannot be used.")
+        return ids
+
+    def encode_critique(self, text: str) -> list[int]:
+        """Tokens of an assistant turn: region tags are tokens, all else is plain text; ends the turn."""
+        return [*self._encode_with_tags(text), self.tokenizer.eos_token_id]
+
+    def _encode_with_tags(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for k, piece in enumerate(_REGION_TAG.split(text)):
+            if k % 2:
+                ids.append(self.tokenizer.convert_tokens_to_ids(piece))
+            elif piece:
+                ids += self.encode_text(piece)
+        return ids
+
+    def encode_image(self, image: Any) -> EncodedImage:
+        """Decodes an image, scales it and cuts it into patches.
+
+        Raises:
+            JRMError: it cannot be opened.
+        """
+        encoded = self.image_processor(images=[load_image(image)], return_tensors="pt")
+        pixel_values, (grid_thw,) = encoded["pixel_values"], encoded["image_grid_thw"]
+        return EncodedImage(pixel_values, grid_thw, len(pixel_values) // self.image_processor.merge_size**2)
+
+    def image_tokens(self, image: Any) -> int:
+        """How many tokens an image takes; reads no more of a file than its header."""
+        width, height = image_size(image)
+        return self.image_processor.get_number_of_image_patches(height, width, {}) // self.image_processor.merge_size**2
+
+    def sequence_length(self, sample: Sample, sequence: int, critiques: Mapping[str, Critique] | str | None) -> int:
+        """Tokens of a sequence in training, critiques included, without decoding an image."""
+        dimensions = [] if isinstance(critiques, str) else self.dimensions_of(sequence)
+        segments = self.segments(sample, dimensions)
+        counts = [self.image_tokens(s.content) for s in segments if s.kind == "image"]
+        return len(self._prompt_ids(segments, counts)) + len(self._critique_ids(critiques, dimensions))
+
+    def _critique_ids(self, critiques: Mapping[str, Critique] | str | None, dimensions: Sequence[str]) -> list[int]:
+        text = critiques if isinstance(critiques, str) else self.critique_text(critiques or {}, dimensions)
+        return self.encode_critique(text) if text else []
+
+    def _template(self, kinds: str) -> list[list[int] | str]:
+        if kinds not in self._templates:
+            self._templates[kinds] = self._render_template(kinds)
+        return self._templates[kinds]
+
+    def _render_template(self, kinds: str) -> list[list[int] | str]:
+        """The chat template around a user turn of these kinds of segments (`i`, `t`): token ids and slots."""
+        content = [
+            {"type": "image"} if kind == "i" else {"type": "text", "text": f"\ue000{kind}\ue001"}
+            for kind in kinds + "R"
+        ]
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        pieces: list[list[int] | str] = []
+        for k, piece in enumerate(_SLOT.split(rendered)):
+            if k % 2:
+                pieces.append(piece)
+                continue
+            ids = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+            start = 0
+            for j, token in enumerate(ids):
+                if token == self.image_token_id:
+                    pieces += [ids[start:j], "i"]
+                    start = j + 1
+            pieces.append(ids[start:])
+        slots = "".join(piece for piece in pieces if isinstance(piece, str))
+        if slots != kinds + "R":
+            raise JRMError(
+                f"the backbone's chat template does not keep the order of images and text ({kinds!r} became "
+                f"{slots[:-1]!r}); it cannot be used."
+            )
+        return pieces
+
+    def _prompt_ids(self, segments: Sequence[Segment], image_tokens: Sequence[int]) -> list[int]:
+        texts = iter([s for s in segments if s.kind == "text"])
+        counts = iter(image_tokens)
+        ids: list[int] = []
+        for piece in self._template("".join(s.kind[0] for s in segments)):
+            if piece == "i":
+                ids += [self.image_token_id] * next(counts)
+            elif piece == "t":
+                text = next(texts)
+                ids += self._encode_with_tags(text.content) if text.is_rubric else self.encode_text(text.content)
+            elif piece == "R":
+                ids.append(self.reward_token_id)
+            else:
+                ids += piece
+        return ids
+
+    # -- the batch
+
+    def __call__(
+        self,
+        samples: Iterable[Sample],
+        critiques: Iterable[Mapping[str, Critique] | str | None] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Makes the model's inputs: [`~JRMProcessor.encode`] for each sample, then [`~JRMProcessor.collate`]."""
+        if critiques is None:
+            return self.collate([sequence for sample in samples for sequence in self.encode(sample)])
+        pairs = zip(samples, critiques, strict=True)
+        return self.collate([s for sample, critique in pairs for s in self.encode(sample, critique)], with_labels=True)
+
+    def encode(
+        self,
+        sample: Sample,
+        critiques: Mapping[str, Critique] | str | None = None,
+        *,
+        encode_image: Callable[[Any], EncodedImage] | None = None,
+    ) -> list["EncodedSequence"]:
+        """The sequences of one sample, its images decoded.
+
+        Args:
+            sample: what to score.
+            critiques: nothing, critiques by dimension, or a text to learn (a [`CritiqueExample`]'s; such a sample is
+                one sequence, without a rubric).
+            encode_image: instead of `JRMProcessor.encode_image`, for callers who remember images.
+
+        Raises:
+            JRMError: an image cannot be opened, or the checkpoint has no rubric for the sample's task.
+        """
+        encode_image = encode_image or self.encode_image
+        encoded = {id(image): encode_image(image) for image in sample.prompt_images + sample.response_images}
+        sequences = []
+        for k in range(1 if isinstance(critiques, str) else self.sequences_per_sample):
+            dimensions = [] if isinstance(critiques, str) else self.dimensions_of(k)
+            segments = self.segments(sample, dimensions)
+            images = [encoded[id(s.content)] for s in segments if s.kind == "image"]
+            sequences.append(
+                EncodedSequence(
+                    prompt=self._prompt_ids(segments, [image.tokens for image in images]),
+                    critique=self._critique_ids(critiques, dimensions),
+                    images=images,
+                    dimension=k if len(dimensions) == 1 < len(self.dimensions) else None,
+                )
+            )
+        return sequences
+
+    def collate(
+        self,
+        sequences: Sequence["EncodedSequence"],
+        *,
+        with_labels: bool = False,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> dict[str, torch.Tensor]:
+        """Pads sequences into one batch; `padding_side="left"` is for generation.
+
+        Returns:
+            `input_ids`, `attention_mask` `[B, L]`; with images `pixel_values` and `image_grid_thw`; `labels` `[B, L]`
+            if asked for, -100 but for the critiques; in the `per_dimension` layout `dimension_ids` `[B]`.
+        """
+        rows = [torch.tensor(sequence.prompt + sequence.critique) for sequence in sequences]
+        masks = [torch.ones_like(row) for row in rows]
+        pad = partial(pad_sequence, batch_first=True, padding_side=padding_side)
+        batch = {
+            "input_ids": pad(rows, padding_value=self.tokenizer.pad_token_id),
+            "attention_mask": pad(masks, padding_value=0),
+        }
+        if with_labels:
+            labels = [row.clone() for row in rows]
+            for label, sequence in zip(labels, sequences, strict=True):
+                label[: len(sequence.prompt)] = -100
+            batch["labels"] = pad(labels, padding_value=-100)
+        images = [image for sequence in sequences for image in sequence.images]
+        if images:
+            batch["pixel_values"] = torch.cat([image.pixel_values for image in images])
+            batch["image_grid_thw"] = torch.stack([image.grid_thw for image in images])
+        if any(sequence.dimension is not None for sequence in sequences):
+            batch["dimension_ids"] = torch.tensor([sequence.dimension for sequence in sequences])
+        return batch
+
+
+def _load_parts(folder: str | Path, revision: str | None) -> tuple[PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
+    try:
+        # All families use Qwen2-VL's image processor; its PIL backend everywhere, because scores must not depend on
+        # whether torchvision is installed.
+        return (
+            AutoTokenizer.from_pretrained(folder, revision=revision),
+            Qwen2VLImageProcessorPil.from_pretrained(folder, revision=revision),
+        )
+    except (OSError, ValueError) as error:
+        raise JRMError(
+            f"{folder} has no tokenizer or image processor that can be loaded ({first_line(error)})."
+        ) from error
+
+
+def _without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The same tokenizer without its added tokens.
+
+    `split_special_tokens` is not enough: it leaves added tokens that are not special whole.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.update(added_tokens=[], truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(state))

@@ -1,0 +1,45 @@
+"""The texts that tell a model, or an annotator, what to judge: package data under `resources/`.
+
+A rubric is the prompt text of one task and dimension. The criteria, the scale of 1 to 4, the region tags and the form
+of the answer follow the paper's appendices C.1 and C.2 (rubrics) and A.1 and A.2 (data construction); the words are
+ours, and so are the rubrics for generated images and for text answers. A rubric is part of a checkpoint: what was
+trained with one text is scored with the same text.
+"""
+
+from importlib.resources import files
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.records.samples import DIMENSIONS, TASKS
+
+KINDS = ("full", "short")
+
+
+def default_rubrics(kind: str = "full") -> dict[str, dict[str, str]]:
+    """The rubrics by task (`edit`, `generation`, `response`) and dimension.
+
+    None of them has a slot for the instruction: whoever builds a prompt puts the instruction after the rubric.
+
+    Args:
+        kind: `full`, or `short`: two or three lower-case words, for very small models.
+    """
+    if kind not in KINDS:
+        raise JRMError(f"the kind of rubrics must be one of {', '.join(KINDS)}, not {kind!r}.")
+    return {task: {name: _resource("rubrics", kind, task, f"{name}.md") for name in DIMENSIONS} for task in TASKS}
+
+
+def data_prompt(dimension: str) -> str:
+    """The prompt that asks a vision-language model for the critique of an image edit whose score is known.
+
+    The answer is in `Critique.parse`'s form. Fill the slots with `str.format`, in which braces inside the instruction
+    stay as they are; the prompt for visual quality does not show the instruction (appendix A.2).
+
+    Example:
+        >>> prompt = data_prompt("instruction_following").format(instruction="make the cat {blue}", score=4)
+    """
+    if dimension not in DIMENSIONS:
+        raise JRMError(f"there is a data prompt for {' and '.join(DIMENSIONS)}, not for {dimension!r}.")
+    return _resource("prompts", f"{dimension}.md")
+
+
+def _resource(*parts: str) -> str:
+    return files("jrm_plugin").joinpath("resources", *parts).read_text(encoding="utf-8").strip()

@@ -1,0 +1,128 @@
+"""What is scored: a prompt and a response, as any reader, command and integration writes them.
+
+Images inside are paths (`str`), `data:` URLs (`str`), `bytes` or `PIL.Image`s; `jrm_plugin.records.images.load_image`
+opens them when they are needed.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.records.checks import checked_text, kind_of
+from jrm_plugin.records.images import load_image
+
+DIMENSIONS = ("instruction_following", "visual_quality")  # the default, in order; a model's config may hold others
+OVERALL = "overall"
+TASKS = ("edit", "generation", "response")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is scored: a prompt and a response, each a sequence of content blocks in the Hugging Face chat form.
+
+    A block is `{"type": "image", "image": image}` or `{"type": "text", "text": str}`. Lists are accepted and stored as
+    tuples; a `Path` is stored as `str`, a numpy array as the `PIL.Image` that `load_image` makes of it. The prompt must
+    hold text (the instruction or the question), the response at least one block.
+
+    Example:
+        >>> sample = Sample.edit("cat.png", "make the cat blue", "blue-cat.png")
+        >>> sample.task
+        'edit'
+    """
+
+    prompt: tuple[dict, ...]
+    response: tuple[dict, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "prompt", _blocks(self.prompt, "prompt"))
+        object.__setattr__(self, "response", _blocks(self.response, "response"))
+        if not self.prompt_text:
+            raise JRMError("a sample's prompt has no text: give the instruction or the question.")
+        if not self.response:
+            raise JRMError("a sample has no response: give the image or the text to be scored.")
+
+    @classmethod
+    def edit(cls, source, instruction: str, edited) -> "Sample":
+        """An edited image; `source` is one image, a list of images or `None` (then it is a generation)."""
+        return cls(_prompt(source, _text_block(instruction, "instruction")), (image_block(edited),))
+
+    @classmethod
+    def generation(cls, instruction: str, image) -> "Sample":
+        """An image made from text alone."""
+        return cls.edit(None, instruction, image)
+
+    @classmethod
+    def text_response(cls, images, question: str, text: str) -> "Sample":
+        """A text answer to a question about images; `images` as `source` in `edit`."""
+        return cls(_prompt(images, _text_block(question, "question")), (_text_block(text, "response text"),))
+
+    @property
+    def task(self) -> str:
+        """`edit` (an image made from images), `generation` (an image made from text) or `response` (a text)."""
+        if not self.response_images:
+            return "response"
+        return "edit" if self.prompt_images else "generation"
+
+    @property
+    def prompt_images(self) -> tuple:
+        return tuple(block["image"] for block in self.prompt if block["type"] == "image")
+
+    @property
+    def response_images(self) -> tuple:
+        return tuple(block["image"] for block in self.response if block["type"] == "image")
+
+    @property
+    def prompt_text(self) -> str:
+        return "\n".join(block["text"] for block in self.prompt if block["type"] == "text")
+
+    @property
+    def response_text(self) -> str:
+        return "\n".join(block["text"] for block in self.response if block["type"] == "text")
+
+
+def _prompt(images, text_block: dict) -> tuple[dict, ...]:
+    """The images first, then the text; `images` is one image, a list or `None`."""
+    images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
+    return (*map(image_block, images), text_block)
+
+
+def image_block(image) -> dict:
+    return {"type": "image", "image": image}
+
+
+def _text_block(text, what: str) -> dict:
+    return {"type": "text", "text": checked_text(text, what)}
+
+
+def _blocks(blocks, side: str) -> tuple[dict, ...]:
+    if not isinstance(blocks, (list, tuple)):
+        raise JRMError(f"a sample's {side} must be a list of content blocks, not {kind_of(blocks)}.")
+    return tuple(_block(block, f"{side} block {position}") for position, block in enumerate(blocks))
+
+
+def _block(block, where: str) -> dict:
+    if not isinstance(block, Mapping) or block.get("type") not in ("image", "text"):
+        raise JRMError(f'{where} must be a dict with "type" "image" or "text", not {str(block)[:80]}.')
+    kind = block["type"]
+    if set(block) != {"type", kind}:
+        raise JRMError(f'{where} must have the keys "type" and "{kind}" and no other, not {sorted(map(str, block))}.')
+    if kind == "text":
+        return _text_block(block["text"], f"text of {where}")
+    return image_block(_image(block["image"], where))
+
+
+def _image(image, where: str):
+    """The image in a form that can be compared and pickled; files are not opened here."""
+    if isinstance(image, np.ndarray):
+        return load_image(image, name=where)
+    if isinstance(image, os.PathLike):
+        image = os.fspath(image)
+    if not isinstance(image, (str, bytes, Image.Image)):
+        raise JRMError(f"image of {where} must be a PIL image, path, bytes, data: URL or array, not {kind_of(image)}.")
+    if isinstance(image, (str, bytes)) and not image:
+        raise JRMError(f"image of {where} is empty: give a path, a data: URL or the bytes of a file.")
+    return image

@@ -1,0 +1,119 @@
+"""What comes out: a score, and the rewards and advantages of a group of candidates."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.records.samples import OVERALL
+
+
+@dataclass(frozen=True)
+class RewardScore:
+    """A Gaussian score per dimension: `mu` and `sigma` by name, larger `mu` is better.
+
+    Made from the dimensions' values alone; `"overall"` is added: its `mu` is the mean of theirs, its `sigma` that of a
+    mean of D independent Gaussians, `sqrt(sum of squares) / D`.
+
+    Example:
+        >>> score = RewardScore(mu={"a": 1, "b": 2}, sigma={"a": 3, "b": 4})
+        >>> score.mu["overall"], score.sigma["overall"]
+        (1.5, 2.5)
+    """
+
+    mu: Mapping[str, float]
+    sigma: Mapping[str, float]
+
+    def __post_init__(self):
+        if not self.mu or set(self.mu) != set(self.sigma) or OVERALL in self.mu:
+            names = f"{list(self.mu)} and {list(self.sigma)}"
+            raise JRMError(f'a reward score needs mu and sigma of the same dimensions, none "overall", not {names}.')
+        mu = {name: float(value) for name, value in self.mu.items()}
+        sigma = {name: float(self.sigma[name]) for name in mu}
+        if not all(map(math.isfinite, [*mu.values(), *sigma.values()])) or min(sigma.values()) < 0:
+            raise JRMError(f"a reward score must be finite with sigma of 0 or more, not mu {mu} and sigma {sigma}.")
+        mu[OVERALL] = math.fsum(mu.values()) / len(mu)
+        sigma[OVERALL] = math.hypot(*sigma.values()) / len(sigma)
+        object.__setattr__(self, "mu", mu)
+        object.__setattr__(self, "sigma", sigma)
+
+    def reward(
+        self,
+        mode: Literal["mean", "lower_confidence_bound", "win_probability"] = "mean",
+        *,
+        dimension: str = OVERALL,
+        k: float = 1.0,
+        against: "RewardScore | Sequence[RewardScore] | None" = None,
+    ) -> float:
+        """One number for an RL loop.
+
+        - `mean`: mu.
+        - `lower_confidence_bound`: mu - k sigma; an uncertain score counts less.
+        - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] (paper eq. 4), the mean over
+          `against` where that is a group; between 0 and 1. `against` may be the score of the unedited source, say.
+
+        Raises:
+            JRMError: an unknown mode or dimension, k below 0, or `against` missing, empty or not wanted by the mode.
+        """
+        if dimension not in self.mu:
+            raise JRMError(f"this score has no dimension {dimension!r}; it has {', '.join(self.mu)}.")
+        if (mode == "win_probability") != (against is not None):
+            raise JRMError(f"against belongs to the mode win_probability and only to it, not to {mode!r}.")
+        if mode == "mean":
+            return self.mu[dimension]
+        if mode == "lower_confidence_bound":
+            if not k >= 0:
+                raise JRMError(f"k of a lower confidence bound must be at least 0, got {k!r}.")
+            return self.mu[dimension] - k * self.sigma[dimension]
+        if mode != "win_probability":
+            raise JRMError(f"unknown reward mode {mode!r}; use mean, lower_confidence_bound or win_probability.")
+        others = [against] if isinstance(against, RewardScore) else list(against)
+        if not others:
+            raise JRMError("win_probability needs at least one score to compare with; against is empty.")
+        import torch  # torch is slow to import, and samples are made without it
+
+        from jrm_plugin.kernels import win_probability
+
+        mu, sigma = (
+            torch.tensor([getattr(score, name)[dimension] for score in (self, *others)], dtype=torch.float64)
+            for name in ("mu", "sigma")
+        )
+        mine = (x[:1].expand(len(others)) for x in (mu, sigma.log()))
+        return float(win_probability(*mine, mu[1:], sigma[1:].log()).mean())
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """`{"mu": {...}, "sigma": {...}}` by dimension and overall."""
+        return {"mu": dict(self.mu), "sigma": dict(self.sigma)}
+
+
+def group_rewards(scores: Sequence[RewardScore], mode: str = "mean", **options) -> list[float]:
+    """`RewardScore.reward` of every candidate; in mode `win_probability` against all the others of the group.
+
+    `options` are `reward`'s. A given `against` is what all are compared with instead.
+    """
+    if mode != "win_probability" or "against" in options:
+        return [score.reward(mode, **options) for score in scores]
+    if len(scores) < 2:
+        raise JRMError("win_probability within a group needs at least 2 candidates; give against, or another mode.")
+    others = [[*scores[:k], *scores[k + 1 :]] for k in range(len(scores))]
+    return [score.reward(mode, against=rest, **options) for score, rest in zip(scores, others, strict=True)]
+
+
+def group_advantages(rewards: Sequence[float], *, scale: bool = True) -> list[float]:
+    """(r - mean) / standard deviation within the group (GRPO); without `scale` only the mean is taken off (Dr. GRPO).
+
+    The deviation is the sample's (over G - 1). Equal rewards have advantage 0, and so has a group of one.
+    """
+    if not rewards or not all(map(math.isfinite, rewards)):
+        raise JRMError(f"a group needs at least one reward, all finite, not {list(rewards)}.")
+    if min(rewards) == max(rewards):  # their mean may be rounded to another number
+        return [0.0] * len(rewards)
+    mean = math.fsum(rewards) / len(rewards)
+    centred = [reward - mean for reward in rewards]
+    if not scale:
+        return centred
+    # in units of the largest, whose square neither overflows nor vanishes
+    largest = max(map(abs, centred))
+    deviation = math.sqrt(math.fsum((c / largest) ** 2 for c in centred) / (len(rewards) - 1))
+    return [c / largest / deviation for c in centred]

@@ -1,0 +1,476 @@
+"""The scoring engine: sequences for the price of what differs between them.
+
+A group of candidates shares its source image, its instruction and its rubric. Each distinct image is encoded once, and
+each distinct beginning of the sequences is computed once: the sequences become a tree (`token_tree`), and its nodes are
+computed level by level, every node on the keys and values of the tokens before it. All nodes of a level that fit into
+the memory budget are one batch. The final norm runs on reward tokens only.
+
+Shape suffixes: B sequences, N nodes of a batch, S tokens of a node, P tokens before it, T tokens kept, F image tokens,
+K key-value heads, C channels of a head, H hidden.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import DynamicCache, LogitsProcessorList
+from transformers.masking_utils import create_causal_mask
+
+from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
+from jrm_plugin.model.modeling import JRMForRewardModeling
+from jrm_plugin.model.processing import EncodedImage, EncodedSequence
+from jrm_plugin.scoring.token_tree import TokenTree, token_tree
+
+GIB = 2**30
+# A batch takes nodes of similar length: one padded by more than this share starts another batch.
+MAX_PADDING = 0.25
+# Large batches are for GPUs. On CPU glibc hands large blocks back to the system when they are freed, so that every
+# operation of a larger batch writes to fresh pages, and the faults take nearly half of the time.
+CPU_BATCH_BYTES = 64 * 2**20
+
+
+class FeatureCache:
+    """Image features by the image's content, the least recently used ones dropped beyond `max_bytes`.
+
+    `hits` and `misses` count images asked for.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
+        self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of images asked for that were here; 0 before any was."""
+        return self.hits / max(self.hits + self.misses, 1)
+
+    def get(self, digest: bytes) -> torch.Tensor | None:
+        features = self._features.get(digest)
+        if features is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+            self._features.move_to_end(digest)
+        return features
+
+    def put(self, digest: bytes, features: torch.Tensor) -> None:
+        self._features[digest] = features
+        self.bytes += features.nbytes
+        while self.bytes > self.max_bytes and self._features:
+            _, dropped = self._features.popitem(last=False)
+            self.bytes -= dropped.nbytes
+
+
+@dataclass
+class _KeyValues:
+    """Keys and values of all tokens that something stands behind, `[T, K, C]` for each layer."""
+
+    tokens: int
+    keys: list[torch.Tensor | None]
+    values: list[torch.Tensor | None]
+
+
+class _PrefixCache(DynamicCache):
+    """Hands a layer the keys and values before each node, and keeps those of the node's own tokens.
+
+    One layer's at a time are copied out, so that a prefix costs its memory once and not once for each candidate.
+    """
+
+    is_compileable = False
+
+    def __init__(self, kept: _KeyValues, prefix_NP: torch.Tensor, own: list[torch.Tensor]):
+        super().__init__()
+        self.kept, self.prefix_NP, self.own = kept, prefix_NP, own
+
+    def update(self, key_NKSC, value_NKSC, layer_idx, *_, **__):
+        return tuple(
+            self._extend(store, layer_idx, new_NKSC)
+            for store, new_NKSC in ((self.kept.keys, key_NKSC), (self.kept.values, value_NKSC))
+        )
+
+    def _extend(self, store, layer, new_NKSC):
+        if self.own:
+            row_M, place_M, slot_M = (index.to(new_NKSC.device) for index in self.own)
+            if store[layer] is None:
+                _, K, _, C = new_NKSC.shape
+                store[layer] = new_NKSC.new_empty(self.kept.tokens, K, C)
+            store[layer][slot_M] = new_NKSC[row_M, :, place_M]
+        if self.prefix_NP.shape[1] == 0:
+            return new_NKSC
+        prefix_NKPC = store[layer][self.prefix_NP.to(new_NKSC.device)].transpose(1, 2)
+        return torch.cat([prefix_NKPC, new_NKSC], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.prefix_NP.shape[1]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.prefix_NP.shape[1] + query_length, 0
+
+
+@dataclass
+class _Computed:
+    """What a pass over the tree leaves behind.
+
+    `next_position_B` is the rotary position behind each sequence's last token, in all three dimensions.
+    """
+
+    tree: TokenTree
+    reward_BH: torch.Tensor
+    last_BH: torch.Tensor
+    kept: _KeyValues
+    slots: list[np.ndarray]  # of each node
+    next_position_B: list[int]
+
+
+class ScoringEngine:
+    """Computes the reward tokens' hidden states of sequences that share beginnings, and continues them.
+
+    Args:
+        memory_budget: bytes that a pass may take beside the weights (estimated from shapes). On a GPU that runs out of
+            memory all the same, it is halved and the pass repeated.
+        cache_bytes: image features kept for later calls.
+    """
+
+    def __init__(self, model: JRMForRewardModeling, *, memory_budget: int, cache_bytes: int):
+        self.model, self.memory_budget = model, memory_budget
+        self.features = FeatureCache(cache_bytes)
+        config = model.config.get_text_config()
+        self._layers = config.num_hidden_layers
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._channels = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        self._hidden, self._intermediate = config.hidden_size, config.intermediate_size
+
+    @staticmethod
+    def supports(model: JRMForRewardModeling) -> bool:
+        """Whether the backbone has the structure that the engine walks through: full attention, rotary positions."""
+        core = model.backbone.model
+        language = getattr(core, "language_model", None)
+        parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+        return (
+            all(hasattr(language, part) for part in parts)
+            and hasattr(core, "get_image_features")
+            and hasattr(core, "get_rope_index")
+            and not getattr(language, "has_sliding_layers", False)
+        )
+
+    # -- memory, in bytes
+
+    def sequence_bytes(self, sequences: Sequence[EncodedSequence]) -> int:
+        """An upper bound of what sequences hold in memory while others are computed: keys and values, and pixels."""
+        tokens = sum(len(sequence.prompt) for sequence in sequences)
+        images = {id(image): image for sequence in sequences for image in sequence.images}
+        return tokens * self._kv_bytes() + sum(image.pixel_values.nbytes for image in images.values())
+
+    def _kv_bytes(self) -> int:
+        return 2 * self._layers * self._kv_heads * self._channels * self.model.dtype.itemsize
+
+    def _bytes_at_once(self) -> int:
+        """What one batch may take; the other half of the budget is for what is held from batch to batch."""
+        limit = self.memory_budget // 2
+        if self.model.device.type != "cpu":
+            return limit
+        # a batch reads a layer's weights, so one that is small beside them would not pay for itself
+        layer = self.model.backbone.model.language_model.layers[0]
+        return min(limit, max(CPU_BATCH_BYTES, sum(weight.nbytes for weight in layer.parameters())))
+
+    def _batch_bytes(self, N: int, S: int, P: int) -> int:
+        """Activations of one layer for a batch of nodes, the largest of what is alive at once."""
+        per_token = 8 * self._hidden + 3 * self._intermediate + 4 * (self._heads + 2 * self._kv_heads) * self._channels
+        attended = 2 * (P + S) * (2 * self._kv_heads + self._heads) * self._channels
+        eager = self.model.config.get_text_config()._attn_implementation == "eager"
+        scores = S * (P + S) * (3 * self._heads if eager else 1)
+        return N * (S * per_token + attended + scores) * max(self.model.dtype.itemsize, 4 if eager else 1)
+
+    def _vision_bytes(self, patches: int) -> int:
+        vision = self.model.config.backbone_config.vision_config
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        per_patch = 8 * width + 4 * (getattr(vision, "intermediate_size", None) or 4 * width)
+        eager = self.model.config._attn_implementation == "eager"
+        return patches * (per_patch + (patches * vision.num_heads * 2 if eager else 0)) * 4
+
+    # -- scores
+
+    def hidden_states(self, sequences: Sequence[EncodedSequence]) -> torch.Tensor:
+        """The reward token's final hidden state of every sequence, `[B, H]`.
+
+        Nothing behind the reward token is computed.
+
+        Raises:
+            ValueError: a sequence has not exactly one reward token.
+        """
+        reward = self.model.config.reward_token_id
+        return self._retrying(
+            lambda: self._compute(sequences, [s.prompt.index(reward) + 1 for s in sequences], False).reward_BH
+        )
+
+    def _retrying(self, compute):
+        while True:
+            try:
+                return compute()
+            except torch.OutOfMemoryError:
+                if self.memory_budget < 2**20:
+                    raise
+                self.memory_budget //= 2
+                torch.cuda.empty_cache()
+
+    def _compute(self, sequences: Sequence[EncodedSequence], lengths: Sequence[int], keep_all: bool) -> _Computed:
+        """One pass over the tree of the first `lengths` tokens; keys and values of leaves are kept if asked for."""
+        features, row_of = self._image_features(sequences)
+        keys = [self._keys(s, row_of)[:length] for s, length in zip(sequences, lengths, strict=True)]
+        tree = token_tree(keys)
+        position_3L = self._positions(sequences, tree)
+
+        slots, tokens = [], 0
+        for node in tree.nodes:
+            size = node.end - node.start if keep_all or not node.is_leaf else 0
+            slots.append(np.arange(tokens, tokens + size))
+            tokens += size
+        kept = _KeyValues(tokens, [None] * self._layers, [None] * self._layers)
+
+        reward_by_leaf: dict[int, torch.Tensor] = {}
+        last_by_leaf: dict[int, torch.Tensor] = {}
+        counts: list[torch.Tensor] = []
+        for batch in self._batches(tree):
+            nodes = [tree.nodes[n] for n in batch]
+            key_NS = _padded([keys[node.sequence][node.start : node.end] for node in nodes], value=0)
+            prefixes = [_joined([slots[above] for above in tree.path(n)[:-1]]) for n in batch]
+            hidden_NSH, id_NS = self._run(
+                key_NS,
+                lengths=[node.end - node.start for node in nodes],
+                position_3NS=np.stack(
+                    [_padded([position_3L[n.sequence][axis, n.start : n.end] for n in nodes], 0) for axis in range(3)]
+                ),
+                prefixes=prefixes,
+                own=[slots[n] for n in batch],
+                kept=kept,
+                features=features,
+            )
+            leaves = [k for k, node in enumerate(nodes) if node.is_leaf]
+            if not leaves:
+                continue
+            at = torch.tensor(leaves, device=hidden_NSH.device)
+            pooled_NKH, count_N = pool_reward_tokens(
+                hidden_NSH[at], id_NS[at], self.model.config.reward_token_id, return_counts=True
+            )
+            counts.append(count_N)
+            norm = self.model.backbone.model.language_model.norm
+            reward_NH = norm(pooled_NKH.squeeze(1))
+            ends = torch.tensor([nodes[k].end - nodes[k].start - 1 for k in leaves], device=at.device)
+            last_NH = norm(hidden_NSH[at, ends]) if keep_all else reward_NH
+            for k, reward_H, last_H in zip(leaves, reward_NH, last_NH, strict=True):
+                reward_by_leaf[batch[k]], last_by_leaf[batch[k]] = reward_H, last_H
+        check_reward_token_counts(torch.cat(counts))  # once for all, because it waits for the device
+        return _Computed(
+            tree,
+            torch.stack([reward_by_leaf[leaf] for leaf in tree.leaf_of]),
+            torch.stack([last_by_leaf[leaf] for leaf in tree.leaf_of]),
+            kept,
+            slots,
+            [int(position_3L[tree.nodes[leaf].sequence][:, : tree.nodes[leaf].end].max()) + 1 for leaf in tree.leaf_of],
+        )
+
+    def _run(
+        self, key_NS, *, lengths, position_3NS, prefixes, own, kept, features
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The decoder layers on a batch of nodes: hidden states before the final norm, `[N, S, H]`, and token ids."""
+        core, config = self.model.backbone.model, self.model.config
+        language, device = core.language_model, self.model.device
+        N, S = key_NS.shape
+        P = max(map(len, prefixes))
+        # where images stand is known here, so that the device need not be asked, which would mean to wait for it
+        is_image_NS = key_NS < 0
+        image_n_F, image_s_F = (torch.from_numpy(index).to(device) for index in is_image_NS.nonzero())
+        row_F = torch.from_numpy(-1 - key_NS[is_image_NS]).to(device)
+        id_NS = np.where(is_image_NS, config.backbone_config.image_token_id, key_NS)
+        id_NS = torch.from_numpy(id_NS).to(device)
+        hidden_NSH = language.embed_tokens(id_NS)
+        if len(row_F):
+            hidden_NSH = hidden_NSH.index_put((image_n_F, image_s_F), features[row_F, 0].to(hidden_NSH))
+
+        # prefixes stand right before their nodes, so that padding is left of them and right of the node's tokens
+        prefix_NP = np.zeros((N, P), dtype=np.int64)
+        valid_N = np.ones((N, P + S), dtype=bool)
+        for n, (prefix, length) in enumerate(zip(prefixes, lengths, strict=True)):
+            prefix_NP[n, P - len(prefix) :] = prefix
+            valid_N[n, : P - len(prefix)] = False
+            valid_N[n, P + length :] = False
+        stored = [(np.full(len(slots), n), np.arange(len(slots)), slots) for n, slots in enumerate(own) if len(slots)]
+        where = [torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*stored, strict=True)]
+        cache = _PrefixCache(kept, torch.from_numpy(prefix_NP).to(device), where)
+        mask = create_causal_mask(
+            config=language.config,
+            inputs_embeds=hidden_NSH,
+            attention_mask=None if valid_N.all() else torch.from_numpy(valid_N).to(device),
+            past_key_values=cache,
+            position_ids=None,
+        )
+        rotary = language.rotary_emb(hidden_NSH, torch.from_numpy(position_3NS).to(device))
+        deep_layers = features.shape[1] - 1 if len(row_F) else 0
+        for k, layer in enumerate(language.layers):
+            hidden_NSH = layer(
+                hidden_NSH, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True
+            )
+            if k < deep_layers:  # Qwen3-VL adds features of earlier vision layers here
+                deep_FH = features[row_F, 1 + k].to(hidden_NSH)
+                hidden_NSH = hidden_NSH.index_put((image_n_F, image_s_F), deep_FH, accumulate=True)
+        return hidden_NSH, id_NS
+
+    def _batches(self, tree: TokenTree) -> Iterator[list[int]]:
+        """Nodes level by level, those of similar shape together, as many as may be computed at once."""
+        limit = self._bytes_at_once()
+        by_depth: dict[int, list[tuple[int, int, int]]] = {}
+        for n, node in enumerate(tree.nodes):
+            by_depth.setdefault(node.depth, []).append((node.start, node.end - node.start, n))
+        for depth in sorted(by_depth):
+            batch, P, S, tokens = [], 0, 0, 0
+            for before, own, n in sorted(by_depth[depth]):
+                P, S, tokens = max(P, before), max(S, own), tokens + before + own
+                too_padded = (len(batch) + 1) * (P + S) > (1 + MAX_PADDING) * tokens
+                if batch and (too_padded or self._batch_bytes(len(batch) + 1, S, P) > limit):
+                    yield batch
+                    batch, P, S, tokens = [], before, own, before + own
+                batch.append(n)
+            yield batch
+
+    def _keys(self, sequence: EncodedSequence, row_of: dict[bytes, int]) -> np.ndarray:
+        """A key for every token: its id, or for an image token -1 less the row of its features."""
+        keys = np.array(sequence.prompt, dtype=np.int64)
+        rows = [np.arange(image.tokens) + row_of[image.digest] for image in sequence.images]
+        keys[keys == self.model.config.backbone_config.image_token_id] = -1 - _joined(rows)
+        return keys
+
+    def _positions(self, sequences: Sequence[EncodedSequence], tree: TokenTree) -> dict[int, np.ndarray]:
+        """The rotary positions of the sequences that nodes are taken from, `[3, L]` each."""
+        positions = {}
+        image_token = self.model.config.backbone_config.image_token_id
+        for k in {node.sequence for node in tree.nodes}:
+            sequence = sequences[k]
+            if self.model.config.position_ids == "1d" or not sequence.images:
+                positions[k] = np.arange(len(sequence.prompt))[None].repeat(3, 0)
+                continue
+            id_1L = torch.tensor([sequence.prompt])
+            position_31L, _ = self.model.backbone.model.get_rope_index(
+                id_1L,
+                mm_token_type_ids=(id_1L == image_token).int(),
+                image_grid_thw=torch.stack([image.grid_thw for image in sequence.images]),
+                attention_mask=torch.ones_like(id_1L),
+            )
+            positions[k] = position_31L[:, 0].numpy()
+        return positions
+
+    # -- images
+
+    def _image_features(self, sequences: Sequence[EncodedSequence]) -> tuple[torch.Tensor | None, dict[bytes, int]]:
+        """Features of every distinct image, `[F, 1 + deep layers, H]`, and the first row of each."""
+        images = {image.digest: image for sequence in sequences for image in sequence.images}
+        found = {digest: self.features.get(digest) for digest in images}
+        missing = [digest for digest, features in found.items() if features is None]
+        while missing:
+            batch = [missing.pop()]
+            patches = len(images[batch[0]].pixel_values)
+            while missing:
+                patches += len(images[missing[-1]].pixel_values)
+                if self._vision_bytes(patches) > self.memory_budget // 2:
+                    break
+                batch.append(missing.pop())
+            for digest, features in zip(batch, self._encode([images[digest] for digest in batch]), strict=True):
+                found[digest] = features
+                self.features.put(digest, features)
+        rows = np.cumsum([0, *(len(features) for features in found.values())])
+        row_of = dict(zip(found, rows.tolist(), strict=False))
+        return torch.cat(list(found.values())) if found else None, row_of
+
+    def _encode(self, images: Sequence[EncodedImage]) -> list[torch.Tensor]:
+        device = self.model.device
+        output = self.model.backbone.model.get_image_features(
+            torch.cat([image.pixel_values for image in images]).to(device),
+            torch.stack([image.grid_thw for image in images]).to(device),
+            return_dict=True,
+        )
+        layers = [torch.cat(list(output.pooler_output)), *(getattr(output, "deepstack_features", None) or [])]
+        features = torch.stack(layers, 1)
+        return [part.clone() for part in features.split([image.tokens for image in images])]
+
+    # -- text
+
+    def generate(
+        self, sequences: Sequence[EncodedSequence], *, max_new_tokens: int, eos_token_id: int,
+        warpers: LogitsProcessorList | None = None, generator: torch.Generator | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Continues every sequence from its keys and values: greedily, or by sampling from the warped distribution.
+
+        Returns:
+            New token ids of each sequence, without the one that ends it.
+        """
+        return self._retrying(lambda: self._generate(sequences, max_new_tokens, eos_token_id, warpers, generator))
+
+    def _generate(self, sequences, max_new_tokens, eos_token_id, warpers, generator) -> list[list[int]]:
+        computed = self._compute(sequences, [len(sequence.prompt) for sequence in sequences], True)
+        longest = max(len(sequence.prompt) for sequence in sequences) + max_new_tokens
+        at_once = max(1, self.memory_budget // 2 // (longest * self._kv_bytes()))
+        written: list[list[int]] = []
+        for start in range(0, len(sequences), at_once):
+            rows = range(start, min(start + at_once, len(sequences)))
+            written += self._continue(computed, rows, max_new_tokens, eos_token_id, warpers, generator)
+        return written
+
+    def _continue(self, computed, rows, max_new_tokens, eos_token_id, warpers, generator) -> list[list[int]]:
+        language, device = self.model.backbone.model.language_model, self.model.device
+        tree = computed.tree
+        prefixes = [_joined([computed.slots[n] for n in tree.path(tree.leaf_of[b])]) for b in rows]
+        P = max(map(len, prefixes))
+        prefix_NP = np.stack([np.pad(prefix, (P - len(prefix), 0)) for prefix in prefixes])
+        valid_NP = np.stack([np.arange(P) >= P - len(prefix) for prefix in prefixes])
+        cache = DynamicCache()
+        for layer, (key, value) in enumerate(zip(computed.kept.keys, computed.kept.values, strict=True)):
+            index_NP = torch.from_numpy(prefix_NP).to(key.device)
+            cache.update(key[index_NP].transpose(1, 2), value[index_NP].transpose(1, 2), layer)
+
+        valid_N = torch.from_numpy(valid_NP).to(device)
+        position_N = torch.tensor([computed.next_position_B[b] for b in rows], device=device)
+        ended_N = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        last_NH = computed.last_BH[rows.start : rows.stop]
+        new: list[torch.Tensor] = []
+        for step in range(max_new_tokens):
+            token_N = self._choose(last_NH, new, warpers, generator).masked_fill(ended_N, eos_token_id)
+            ended_N |= token_N == eos_token_id
+            new.append(token_N)
+            if ended_N.all() or step == max_new_tokens - 1:
+                break
+            valid_N = torch.nn.functional.pad(valid_N, (0, 1), value=True)
+            hidden_N1H = language.embed_tokens(token_N.unsqueeze(1))
+            mask = create_causal_mask(
+                config=language.config, inputs_embeds=hidden_N1H, attention_mask=valid_N, past_key_values=cache
+            )
+            rotary = language.rotary_emb(hidden_N1H, (position_N + step).view(1, -1, 1).expand(3, -1, -1))
+            for layer in language.layers:
+                hidden_N1H = layer(
+                    hidden_N1H, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True
+                )
+            last_NH = language.norm(hidden_N1H)[:, 0]
+        return [_until(row, eos_token_id) for row in torch.stack(new, 1).tolist()]
+
+    def _choose(self, last_NH, new, warpers, generator) -> torch.Tensor:
+        logits_NV = self.model.get_output_embeddings()(last_NH).float()
+        if warpers is None:
+            return logits_NV.argmax(-1)
+        so_far_NL = torch.stack(new, 1) if new else logits_NV.new_empty(len(logits_NV), 0, dtype=torch.int64)
+        probability_NV = warpers(so_far_NL, logits_NV).softmax(-1)
+        return torch.multinomial(probability_NV, 1, generator=generator).squeeze(1)
+
+
+def _padded(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for k, row in enumerate(rows):
+        padded[k, : len(row)] = row
+    return padded
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def _until(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens

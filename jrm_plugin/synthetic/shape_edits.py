@@ -1,0 +1,379 @@
+"""ShapeEdits: a made-up preference set of image edits, coloured shapes on a 3x3 grid, with exact scores and critiques.
+
+An image is 48x48 pixels, a cell of the grid 16x16. A scene has two or three objects that differ in colour and in
+shape. An instruction asks to recolour, remove, move or add one object.
+
+Held out is the pair of scene and instruction: a hash of the scene (background and every object with its place) together
+with the instruction decides whether an edit may be trained on, so that no seed and no size of the set can bring a
+training edit into the held-out split. Every colour, shape, place and kind of edit occurs in both.
+"""
+
+import zlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jrm_plugin.synthetic.preferences import (
+    FAILURE_WEIGHTS,
+    PLACES,
+    QUALITY_WORDS,
+    Candidate,
+    Edit,
+    Outcome,
+    draw_outcomes,
+    make_critiques,
+    pick,
+    spoil,
+    write_edit_set,
+)
+
+GRID, CELL = 3, 16
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 230),
+    "yellow": (240, 210, 40),
+    "purple": (160, 60, 190),
+}
+BACKGROUNDS = {"white": (245, 245, 245), "grey": (170, 170, 170), "black": (60, 60, 60)}
+KINDS = ("recolour", "remove", "add", "move")
+_HELD_OUT_OF = 6  # one edit in six is held out
+
+
+class Item(NamedTuple):
+    """An object of a scene. `left` is what its left half shows where only half of an edit was done: a colour, or
+    "nothing" for an object cut in half."""
+
+    place: int  # index into PLACES
+    colour: str
+    shape: str
+    left: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+class Request(NamedTuple):
+    """What an instruction asks for."""
+
+    kind: str
+    target: Item  # for "add": the object to be added
+    colour: str  # for "recolour": the new colour
+    place: int  # where the result is to be seen: for "move" the new place, else the target's
+
+    @property
+    def instruction(self) -> str:
+        return {
+            "recolour": f"make the {self.target.name} {self.colour}",
+            "remove": f"remove the {self.target.name}",
+            "add": f"add a {self.target.name} at the {PLACES[self.place]}",
+            "move": f"move the {self.target.name} to the {PLACES[self.place]}",
+        }[self.kind]
+
+
+class Result(NamedTuple):
+    """A scene after an edit: its objects, whether the background changed, and the critique's two parts."""
+
+    items: list[Item]
+    finding: str
+    rest: str = "the rest is unchanged"
+    new_background: bool = False
+
+
+def write_shape_edits(
+    folder,
+    *,
+    train: int = 12_000,
+    heldout: int = 1_000,
+    language: int = 12_000,
+    seed: int = 0,
+    tie_rate: float = 0.0,
+    label_noise: float = 0.0,
+    progress: bool = True,
+) -> Path:
+    """Make ShapeEdits and write it to `folder` in EditReward's training format, over an earlier set there.
+
+    Leaves `images/*.png`, `train.json` and `heldout.json` with `train_critiques.jsonl` and `heldout_critiques.jsonl`
+    (read them with `read_edit_reward`), `language.jsonl` (`read_language`) and `meta.json`. The records have the extra
+    keys `edit`, `scene`, `failure1`, `failure2`, `quality1`, `quality2` and `flipped`.
+
+    Args:
+        folder: where to write.
+        train, heldout: the numbers of pairs.
+        language: the number of texts for the language warm start, about the images of the training pairs: 14 % captions
+            first, then what edits changed, by place and by object in random order (`kind`: `caption`, `diff`,
+            `objdiff`).
+        seed: the same seed and options give the same files (with the same versions of numpy and Pillow).
+        tie_rate: the probability that a pair is a tie: different flaws, equal overall scores.
+        label_noise: the probability that a training pair's scores are swapped, and the preference with them; critiques
+            keep telling the truth, and `flipped` tells which pairs these are. Held-out pairs are never flipped.
+        progress: show bars on a terminal.
+
+    Returns:
+        The folder.
+
+    Raises:
+        JRMError: an option is out of range or the folder cannot be written.
+    """
+    return write_edit_set(
+        folder,
+        draw_edit,
+        name="shape-edits",
+        caption_prompt="list objects",
+        train=train,
+        heldout=heldout,
+        language=language,
+        seed=seed,
+        tie_rate=tie_rate,
+        label_noise=label_noise,
+        progress=progress,
+    )
+
+
+def draw_edit(
+    rng: np.random.Generator, *, heldout: bool, tie: bool = False, outcomes: Sequence[Outcome] | None = None
+) -> Edit:
+    """Draw a scene, an instruction of the wanted split and two candidates.
+
+    With `outcomes`, a sequence of (failure, quality), there is one candidate for each instead: a group to rank.
+    """
+    while True:
+        items, background, request = _draw_request(rng)
+        scene = f"{background} {_caption(items)}"
+        if is_held_out(scene, request.instruction) == heldout:
+            break
+    failures = failure_weights(request.kind)
+    shifts = rng.integers(-1, 2, (GRID * GRID, 2)).tolist()  # objects sit up to a pixel off the middle of their cell
+    candidates = []
+    for failure, quality in outcomes or draw_outcomes(rng, tie=tie, failures=failures):
+        result = carry_out(items, request, failure, rng)
+        behind = pick(rng, [b for b in BACKGROUNDS if b != background]) if result.new_background else background
+        image = spoil(render(result.items, behind, shifts), quality, rng)
+        critiques = make_critiques(request.target.name, _box(request.place), result.finding, result.rest, quality)
+        texts = {"diff": _changes_by_place(items, result), "objdiff": _changes_by_object(items, result)}
+        texts = {kind: f"{QUALITY_WORDS[quality]} {text}" for kind, text in texts.items()}
+        candidates.append(Candidate(image, failure, quality, critiques, texts))
+    source = render(items, background, shifts)
+    return Edit(request.kind, request.instruction, scene, source, _caption(items), tuple(candidates))
+
+
+def failure_weights(kind: str) -> dict[str, float]:
+    """How often an edit of a kind goes wrong, and in which way."""
+    failures = dict(FAILURE_WEIGHTS)
+    if kind == "remove":  # there is no value to get wrong
+        failures["wrong_object"] += failures.pop("wrong_value")
+    return failures
+
+
+def is_held_out(scene: str, instruction: str) -> bool:
+    """Whether an edit belongs to the held-out split; it does or does not for every seed."""
+    return zlib.crc32(f"{scene} | {instruction}".encode()) % _HELD_OUT_OF == 0
+
+
+# --- scenes and instructions ------------------------------------------------------------------------------------------
+
+
+def _draw_request(rng: np.random.Generator) -> tuple[list[Item], str, Request]:
+    """Objects in the order of their places, the background, and what to do with them."""
+    count = int(rng.integers(2, 4))
+    places = rng.permutation(len(PLACES)).tolist()
+    colours, shapes = rng.permutation(list(COLOURS)).tolist(), rng.permutation(SHAPES).tolist()
+    items = [Item(*parts) for parts in zip(places[:count], colours, shapes, strict=False)]
+    target, free, kind = items[0], places[count], pick(rng, KINDS)
+    if kind == "recolour":
+        request = Request(kind, target, _another(rng, COLOURS, target.colour), target.place)
+    elif kind == "remove":
+        request = Request(kind, target, target.colour, target.place)
+    elif kind == "move":
+        request = Request(kind, target, target.colour, free)
+    else:
+        names = {item.name for item in items}
+        new = [Item(free, c, s) for c in COLOURS for s in SHAPES if f"{c} {s}" not in names]
+        request = Request(kind, target := pick(rng, new), target.colour, free)
+    return sorted(items), pick(rng, list(BACKGROUNDS)), request
+
+
+def _another(rng: np.random.Generator, values, *but):
+    return pick(rng, [value for value in values if value not in but])
+
+
+def _box(place: int) -> tuple[int, int, int, int]:
+    """The cell in thousandths: x1, y1, x2, y2."""
+    row, column = divmod(place, GRID)
+    return tuple(round(1000 * edge / GRID) for edge in (column, row, column + 1, row + 1))
+
+
+# --- what a model made of an instruction ------------------------------------------------------------------------------
+
+
+def as_asked(items: list[Item], request: Request) -> Result:
+    """The scene after an edit in which nothing went wrong."""
+    return {"recolour": _recolour, "remove": _remove, "add": _add, "move": _move}[request.kind](items, request)
+
+
+def carry_out(items: list[Item], request: Request, failure: str, rng: np.random.Generator) -> Result:
+    """The scene after an edit that went wrong in one of the ways of `failure_weights`, or in none."""
+    kind, target, name = request.kind, request.target, request.target.name
+    done = as_asked(items, request)
+    others = [item for item in items if item != target]
+    if failure == "none":
+        return done
+    if failure == "over_edit":
+        if rng.random() < 0.5:
+            return done._replace(rest="the background changed", new_background=True)
+        victim = pick(rng, others)
+        colour = _another(rng, COLOURS, victim.colour)
+        changed = _replaced(done.items, victim, victim._replace(colour=colour))
+        return done._replace(items=changed, rest=f"the {victim.name} is now {colour}")
+    not_done = {
+        "recolour": f"the {name} is still {target.colour}",
+        "remove": f"the {name} is still there",
+        "add": f"a {name} is not added",
+        "move": f"the {name} is not moved",
+    }[kind]
+    if failure == "ignored":
+        return Result(items, not_done)
+    if failure == "partial":
+        if kind == "move":
+            moved = target._replace(place=request.place)
+            return Result([*items, moved], f"the {name} is now at the {_at(moved)} but a copy is still there")
+        half = target._replace(left=request.colour if kind == "recolour" else "nothing")
+        halved = [*items, half] if kind == "add" else _replaced(items, target, half)
+        became = {"recolour": f"now {request.colour}", "remove": "removed", "add": "added"}[kind]
+        return Result(halved, f"only half of the {name} is {became}")
+    if failure == "wrong_object":
+        if kind == "add":
+            wrong = target._replace(shape=_another(rng, SHAPES, target.shape))
+            return Result([*items, wrong], f"a {wrong.name} is added instead")
+        victim = pick(rng, others)
+        if kind == "remove":
+            return Result(_replaced(items, victim), not_done, f"the {victim.name} is removed")
+        if kind == "move":
+            moved = victim._replace(place=request.place)
+            return Result(_replaced(items, victim, moved), not_done, f"the {victim.name} is now at the {_at(moved)}")
+        colour = request.colour if victim.colour != request.colour else _another(rng, COLOURS, victim.colour)
+        changed = _replaced(items, victim, victim._replace(colour=colour))
+        return Result(changed, not_done, f"the {victim.name} is now {colour}")
+    # wrong_value: the right object, but another colour or place than asked for
+    free = [place for place in range(len(PLACES)) if place != request.place and all(place != i.place for i in items)]
+    if kind == "recolour":
+        colour = _another(rng, COLOURS, target.colour, request.colour)
+        return Result(_replaced(items, target, target._replace(colour=colour)), f"the {name} is now {colour} instead")
+    if kind == "move":
+        moved = target._replace(place=pick(rng, free))
+        return Result(_replaced(items, target, moved), f"the {name} is now at the {_at(moved)} instead")
+    if rng.random() < 0.5:
+        wrong = target._replace(colour=_another(rng, COLOURS, target.colour))
+        return Result([*items, wrong], f"a {wrong.name} is added instead")
+    wrong = target._replace(place=pick(rng, free))
+    return Result([*items, wrong], f"a {name} is added at the {_at(wrong)} instead")
+
+
+def _recolour(items: list[Item], request: Request) -> Result:
+    new = request.target._replace(colour=request.colour)
+    return Result(_replaced(items, request.target, new), f"the {request.target.name} is now {request.colour} as asked")
+
+
+def _remove(items: list[Item], request: Request) -> Result:
+    return Result(_replaced(items, request.target), f"the {request.target.name} is removed as asked")
+
+
+def _add(items: list[Item], request: Request) -> Result:
+    return Result([*items, request.target], f"a {request.target.name} is added as asked")
+
+
+def _move(items: list[Item], request: Request) -> Result:
+    new = request.target._replace(place=request.place)
+    return Result(_replaced(items, request.target, new), f"the {request.target.name} is now at the {_at(new)} as asked")
+
+
+def _at(item: Item) -> str:
+    return PLACES[item.place]
+
+
+def _replaced(items: list[Item], old: Item, *new: Item) -> list[Item]:
+    return [item for item in items if item != old] + list(new)
+
+
+# --- scenes in words --------------------------------------------------------------------------------------------------
+
+
+def _caption(items: list[Item]) -> str:
+    return ", ".join(f"{item.name} {_at(item)}" for item in items)
+
+
+def _changes_by_place(before: list[Item], result: Result) -> str:
+    """For each of the nine places: same, added, removed or changed."""
+    old, new = ({item.place: item for item in items} for items in (before, result.items))
+    words = []
+    for place, name in enumerate(PLACES):
+        was, is_ = old.get(place), new.get(place)
+        word = "same" if was == is_ else "added" if was is None else "removed" if is_ is None else "changed"
+        words.append(f"{name} {word}")
+    return " ".join(words) + _background_words(result)
+
+
+def _changes_by_object(before: list[Item], result: Result) -> str:
+    """For each object of the source what became of it, then what is new."""
+    new = {item.place: item for item in result.items}
+    old_places = {item.place for item in before}
+    appeared = [item for item in sorted(result.items) if item.place not in old_places]
+    words = []
+    for was in before:
+        is_ = new.get(was.place)
+        elsewhere = [item for item in appeared if item.name == was.name]
+        if is_ is None:
+            words.append(f"{was.name} now {_at(elsewhere[0])}" if elsewhere else f"{was.name} removed")
+        elif is_ == was:
+            words.append(f"{was.name} same" + (f" copy {_at(elsewhere[0])}" if elsewhere else ""))
+        else:
+            words.append(f"{was.name} half" if is_.left else f"{was.name} now {is_.colour}")
+    known = {item.name for item in before}
+    for item in appeared:
+        if item.name not in known:
+            words.append(f"added {item.name} {_at(item)}" + (" half" if item.left else ""))
+    return " ".join(words) + _background_words(result)
+
+
+def _background_words(result: Result) -> str:
+    return " background changed" if result.new_background else ""
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+_RGB = {name: np.array(rgb, np.uint8) for name, rgb in (COLOURS | BACKGROUNDS).items()}
+_LEFT_HALF = np.arange(CELL)[:, None] < CELL // 2  # [16, 1]: of the columns
+
+
+@cache
+def shape_mask(shape: str, down: int, right: int) -> np.ndarray:
+    """Which pixels of a cell, as `[16, 16, 1]`, a shape covers, moved by up to a pixel."""
+    y, x, _ = np.mgrid[0:CELL, 0:CELL, 0:1].astype(np.float32)
+    middle, radius = (CELL - 1) / 2, 0.4 * CELL
+    x, y = x - middle - right, y - middle - down
+    if shape == "circle":
+        return x**2 + y**2 <= radius**2
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) <= 0.86 * radius
+    return (y >= -radius) & (y <= 0.8 * radius) & (abs(x) <= 0.58 * (y + radius))
+
+
+def render(items: list[Item], background: str, shifts: list[list[int]]) -> np.ndarray:
+    """The scene as `[48, 48, 3]` uint8; `shifts[place]` is (down, right) in pixels."""
+    image = np.empty((GRID * CELL, GRID * CELL, 3), np.uint8)
+    image[:] = _RGB[background]
+    for item in items:
+        row, column = divmod(item.place, GRID)
+        cell = image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+        mask = shape_mask(item.shape, *shifts[item.place])
+        if item.left == "nothing":
+            mask = mask & ~_LEFT_HALF
+        np.copyto(cell, _RGB[item.colour], where=mask)
+        if item.left in COLOURS:
+            np.copyto(cell, _RGB[item.left], where=mask & _LEFT_HALF)
+    return image

@@ -1,0 +1,244 @@
+"""Scores: the same alone, in any batch and with a critique behind; ranks, errors and critiques."""
+
+import numpy as np
+import pytest
+import torch
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.records.critiques import Critique, UnparsedCritique, parse_critique
+from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
+from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.scoring.scorer import RewardScorer
+
+TOLERANCE = 1e-5  # float32, on mu and on log sigma
+
+
+def table(scores):
+    """`[S, 2 * (D + 1)]`: mu and log sigma of every dimension and overall."""
+    names = [*DIMENSIONS, OVERALL]
+    return np.array([[s.mu[n] for n in names] + [np.log(s.sigma[n]) for n in names] for s in scores])
+
+
+def check_invariance(scorer, samples, critiques):
+    """The scores of all samples at once equal those one by one, in shuffled batches and with critiques behind."""
+    scorer = RewardScorer(scorer.model, scorer.processor)
+    at_once = table(scorer.score(samples))
+    assert at_once[:, : len(DIMENSIONS)].std(0).min() > 100 * TOLERANCE  # the samples do differ
+
+    one_by_one = table([scorer.score([sample])[0] for sample in samples])
+    assert np.abs(at_once - one_by_one).max() < TOLERANCE
+
+    order = np.random.default_rng(0).permutation(len(samples))
+    sevens = [order[start : start + 7] for start in range(0, len(samples), 7)]
+    shuffled = np.concatenate([table(scorer.score([samples[i] for i in some])) for some in sevens])
+    assert np.abs(at_once[order] - shuffled).max() < TOLERANCE
+
+    with torch.inference_mode():
+        for some in sevens:
+            # Of different lengths, and none behind every third.
+            written = [
+                {} if i % 3 == 0 else critiques if i % 3 == 1 else {DIMENSIONS[1]: critiques[DIMENSIONS[1]]}
+                for i in some
+            ]
+            output = scorer.model(**scorer.processor([samples[i] for i in some], written))
+            mu_log_sigma = torch.cat([output.mu_SD, output.log_sigma_SD], 1).numpy()
+            columns = [0, 1, 3, 4]  # without the overall score
+            assert np.abs(at_once[some][:, columns] - mu_log_sigma).max() < TOLERANCE
+
+
+def test_64_samples_score_the_same_in_any_batch(scorer_of, make_samples, critiques, order, sequences):
+    check_invariance(scorer_of("qwen3_vl", order, sequences), make_samples(64), critiques)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+def test_other_backbones_score_the_same_in_any_batch(scorer_of, make_samples, critiques, family):
+    check_invariance(scorer_of(family), make_samples(21), critiques)
+
+
+def test_jrm_tiny_scores_the_same_in_any_batch(make_samples, critiques):
+    check_invariance(RewardScorer.from_pretrained("jrm-tiny", device="cpu"), make_samples(64), critiques)
+
+
+def test_jrm_tiny_scores_by_default_and_by_hand():
+    scorer = RewardScorer.from_pretrained("jrm-tiny")
+    assert scorer.dimensions == list(DIMENSIONS)
+    assert (scorer.processor.order, scorer.processor.sequences) == ("images_first", "joint")
+
+
+def test_scores_are_what_the_model_says(scorer_of, make_samples, sequences):
+    scorer = scorer_of("qwen2_vl", sequences=sequences)
+    samples = make_samples(5)
+    with torch.inference_mode():
+        output = scorer.model(**scorer.processor(samples))
+    for k, score in enumerate(scorer.score(samples)):
+        assert isinstance(score, RewardScore)
+        assert [score.mu[name] for name in DIMENSIONS] == pytest.approx(output.mu_SD[k].tolist(), abs=TOLERANCE)
+        assert [score.sigma[name] for name in DIMENSIONS] == pytest.approx(output.log_sigma_SD[k].exp().tolist())
+        assert score.mu[OVERALL] == pytest.approx(np.mean([score.mu[name] for name in DIMENSIONS]))
+
+
+def test_scoring_is_deterministic_and_switches_dropout_off(make_scorer, make_samples):
+    scorer = make_scorer("qwen2_vl", config={"reward_head_dropout": 0.5})
+    before = scorer.score(make_samples(6))
+    scorer.model.train()
+    scorer = RewardScorer(scorer.model, scorer.processor)
+    assert scorer.score(make_samples(6)) == scorer.score(make_samples(6)) == before
+
+
+def test_scoring_leaves_no_graph_and_no_gradient(make_scorer, make_samples):
+    scorer = make_scorer("qwen2_vl")
+    scorer.score(make_samples(2))
+    assert all(parameter.grad is None for parameter in scorer.model.parameters())
+    assert not scorer.hidden_states(make_samples(2)).requires_grad
+
+
+def test_nothing_in_nothing_out(scorer_of):
+    scorer = scorer_of("qwen2_vl")
+    assert scorer.score([]) == scorer.rank([]) == scorer.critique([]) == []
+    assert scorer.hidden_states([]).shape == (0, 32)
+
+
+def test_hidden_states_are_one_a_sequence(scorer_of, make_samples, sequences):
+    scorer = scorer_of("qwen2_vl", sequences=sequences)
+    scorer = RewardScorer(scorer.model, scorer.processor, memory_budget=20_000)
+    hidden = scorer.hidden_states(make_samples(5))
+    assert hidden.shape == (5 if sequences == "joint" else 10, 32)
+    alone = scorer.hidden_states(make_samples(5)[4:])
+    torch.testing.assert_close(hidden[-len(alone) :], alone, atol=TOLERANCE, rtol=0)
+
+
+# --- broken samples ---------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_sample_raises_with_its_position(scorer_of, make_samples, tmp_path):
+    samples = make_samples(5)
+    samples.insert(3, Sample.generation("draw it", tmp_path / "missing.png"))
+    with pytest.raises(JRMError, match=r"sample 3 cannot be scored: .*missing\.png"):
+        scorer_of("qwen2_vl").score(samples)
+
+
+def test_broken_samples_can_be_returned_in_their_places(scorer_of, make_samples, tmp_path, sequences):
+    scorer = scorer_of("qwen2_vl", sequences=sequences)
+    scorer = RewardScorer(scorer.model, scorer.processor, memory_budget=20_000)
+    (tmp_path / "text.png").write_text("no image")
+    broken = Sample.generation("draw it", tmp_path / "text.png")
+    good = make_samples(6)
+    # A whole batch of broken ones, a mixed one, and one at the end.
+    mixed = [broken, broken, broken, good[0], broken, good[1], *good[2:], broken]
+    results = scorer.score(mixed, on_error="return")
+    kinds = [type(result) for result in results]
+    assert kinds == [JRMError if sample is broken else RewardScore for sample in mixed]
+    assert all("text.png" in str(result) for result in results if isinstance(result, JRMError))
+    scores = [result for result in results if isinstance(result, RewardScore)]
+    assert np.abs(table(scores) - table(scorer.score(good))).max() < TOLERANCE
+
+
+def test_an_unknown_way_with_errors(scorer_of):
+    with pytest.raises(JRMError, match="on_error must be"):
+        scorer_of("qwen2_vl").score([], on_error="skip")
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def test_rank_is_best_first(scorer_of, make_samples):
+    scorer, samples = scorer_of("qwen2_vl"), make_samples(8)
+    ranked, scores = scorer.rank(samples), scorer.score(samples)
+    places = [place.index for place in ranked]
+    assert sorted(places) == list(range(8)) != places
+    assert all(place.score == scores[place.index] for place in ranked)
+    overall = [place.score.mu[OVERALL] for place in ranked]
+    assert overall == sorted(overall, reverse=True)
+
+
+def test_rank_keeps_the_order_of_equals(make_scorer, make_samples):
+    scorer = make_scorer("qwen2_vl")
+    with torch.no_grad():
+        for head in scorer.model.reward_head.heads:
+            head[-1].weight.zero_()
+    assert [place.index for place in scorer.rank(make_samples(8))] == list(range(8))
+
+
+# --- critiques --------------------------------------------------------------------------------------------------------
+
+
+def test_critique_writes_alike_alone_and_in_a_left_padded_batch(scorer_of, make_samples, family, sequences):
+    scorer = scorer_of(family, sequences=sequences)
+    encoded = [sequence for sample in make_samples(6) for sequence in scorer.processor.encode(sample)]
+    together = scorer._generate(encoded, 16)
+    assert together == [scorer._generate([sequence], 16)[0] for sequence in encoded]
+    assert len(set(together)) > 1  # what is written depends on what is seen
+
+
+def test_critique_does_not_change_the_score(scorer_of, make_samples, family):
+    scorer, samples = scorer_of(family), make_samples(4)
+    before = scorer.score(samples)
+    critiques = scorer.critique(samples, max_new_tokens=8)
+    assert scorer.score(samples) == before
+    assert scorer.critique(samples, max_new_tokens=8) == critiques
+    assert [list(by_dimension) for by_dimension in critiques] == [list(DIMENSIONS)] * 4
+
+
+def test_critique_of_one_dimension(scorer_of, make_samples, sequences):
+    scorer = scorer_of("qwen2_vl", sequences=sequences)
+    every = scorer.critique(make_samples(2), max_new_tokens=8)
+    one = scorer.critique(make_samples(2), "visual_quality", max_new_tokens=8)
+    assert one == [{"visual_quality": by_dimension["visual_quality"]} for by_dimension in every]
+    with pytest.raises(JRMError, match="no dimension 'beauty'"):
+        scorer.critique(make_samples(2), "beauty")
+
+
+def test_what_is_no_critique_is_kept_as_it_was_written(scorer_of, make_samples):
+    scorer = scorer_of("qwen2_vl")
+    encoded = [sequence for sample in make_samples(3) for sequence in scorer.processor.encode(sample)]
+    written = scorer._generate(encoded, 8)
+    assert all(written)
+    for text, by_dimension in zip(written, scorer.critique(make_samples(3), max_new_tokens=8), strict=True):
+        for dimension in DIMENSIONS:  # random weights write no line that begins with a dimension's name
+            assert by_dimension[dimension] == UnparsedCritique(text, f"there is no line for {dimension}.")
+
+
+def test_parse_critique():
+    assert parse_critique('{"reasoning":"fine"}') == Critique("fine")
+    broken = parse_critique('{"reasoning":')
+    assert isinstance(broken, UnparsedCritique)
+    assert broken.text == '{"reasoning":' and "not a valid critique" in broken.error
+
+
+def test_a_model_that_learned_its_critiques_writes_them(make_scorer, make_samples, critiques, sequences):
+    # One answer by heart: enough to see that what is learned behind the reward token is what is written there.
+    scorer = make_scorer("qwen2_vl", sequences=sequences)
+    sample = make_samples(1)
+    optimizer = torch.optim.AdamW(scorer.model.parameters(), lr=1e-2)
+    batch = scorer.processor(sample, [critiques])
+    for _ in range(120):
+        optimizer.zero_grad()
+        scorer.model(**batch).critique_loss_T.mean().backward()
+        optimizer.step()
+    assert scorer.critique(sample) == [critiques]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_model_and_processor_must_score_the_same(scorer_of, backbone_folder, make_scorer):
+    rubrics = {"edit": {"beauty": "judge beauty"}}
+    other = make_scorer("qwen2_vl", dimensions=["beauty"], rubrics=rubrics)
+    with pytest.raises(JRMError, match="do not belong together"):
+        RewardScorer(scorer_of("qwen2_vl").model, other.processor)
+
+
+def test_one_dimension_of_ones_own(make_scorer, make_samples, sequences):
+    rubrics = {"edit": {"beauty": "judge beauty"}}
+    scorer = make_scorer("qwen2_vl", dimensions=["beauty"], rubrics=rubrics, sequences=sequences)
+    (score,) = scorer.score(make_samples(1))
+    assert set(score.mu) == {"beauty", OVERALL}
+    assert score.mu["beauty"] == score.mu[OVERALL]
+
+
+def test_max_pixels_overrides_the_checkpoint(scorer_of, tmp_path):
+    scorer = scorer_of("qwen2_vl")
+    scorer.model.save_pretrained(tmp_path)
+    scorer.processor.save_pretrained(tmp_path)
+    assert RewardScorer.from_pretrained(tmp_path, device="cpu").processor.max_pixels == 64 * 64
+    assert RewardScorer.from_pretrained(tmp_path, device="cpu", max_pixels=28 * 28).processor.max_pixels == 28 * 28
