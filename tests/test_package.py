@@ -52,7 +52,9 @@ for module in pkgutil.walk_packages(jrm_plugin.__path__, "jrm_plugin."):
         print(module.name)
 import jrm_plugin.cli.app, jrm_plugin.cli.bulk, jrm_plugin.cli.environment
 """)
-    assert {"jrm_plugin.scoring.scorer", "jrm_plugin.data.editreward", "jrm_plugin.synthetic.photo_edits"} <= {*printed.split()}
+    assert {"jrm_plugin.scoring.scorer", "jrm_plugin.data.editreward", "jrm_plugin.synthetic.photo_edits"} <= {
+        *printed.split()
+    }
 
 
 def imported_by(file: Path) -> set[str]:
@@ -123,7 +125,10 @@ def test_wheel_holds_every_module_and_resource(wheel):
         "jrm_plugin/kernels/__init__.py",
         "jrm_plugin/integrations/trl/__init__.py",
     } <= packed
-    assert {"jrm_plugin/resources/rubrics/full/edit/visual_quality.md", "jrm_plugin/evaluation/report.html.j2"} <= packed
+    assert {
+        "jrm_plugin/resources/rubrics/full/edit/visual_quality.md",
+        "jrm_plugin/evaluation/report.html.j2",
+    } <= packed
     assert expected == {name for name in packed if ".dist-info/" not in name}
 
 

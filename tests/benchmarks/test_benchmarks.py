@@ -13,7 +13,7 @@ from benchmarks.kernels import COPY, EMPTY_KERNEL, LOSS, MONTE_CARLO, POOLING, R
 from benchmarks.measuring import Ratio, Timing, slug, time_calls
 from jrm_plugin.kernels import uncertainty_ranking_loss
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COLUMNS = "kernel,provider,mode,timed,shape,p20_us,p50_us,p80_us,peak_memory_bytes,device,torch,triton,python"
 POOLING_PROVIDERS = {"torch", "torch + head", "masked indexing", "head on every token, then select", COPY}
 
