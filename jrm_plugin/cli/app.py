@@ -163,7 +163,7 @@ def _rank(options: argparse.Namespace) -> int:
         check_image_file(options.best)
     ranked = _scorer(options).rank(samples)
     if options.best:
-        load_image(options.edited[ranked[0].index]).save(options.best)
+        load_image(options.edited[ranked[0].position]).save(options.best)
     _print_scores(options, ranked, "Ranking, best first")
     return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
@@ -23,6 +23,7 @@ from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProces
 from jrm_plugin.records.critiques import Critique, UnparsedCritique, parse_critique
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.scoring.protocol import Ranked
 from jrm_plugin.scoring.shared_prefix import GIB, ScoringEngine
 
 logger = logging.getLogger(__name__)
@@ -33,13 +34,6 @@ WORKERS, SAMPLES_AHEAD = 4, 32
 SAMPLES_AT_ONCE = 256
 # Where the engine cannot plan by memory.
 PLAIN_SAMPLES = 8
-
-
-class Ranked(NamedTuple):
-    """A place in a ranking: which of the samples, and its score."""
-
-    index: int
-    score: RewardScore
 
 
 class RewardScorer:
@@ -105,10 +99,12 @@ class RewardScorer:
                 `engine.features` counts hits and misses.
 
         Raises:
-            JRMError: there is no such checkpoint, or its weights do not fit.
+            JRMError: there is no such checkpoint, its weights do not fit, or the device cannot be used.
         """
         folder = built_in_folder(path_or_name)
-        if device is None and device_map is None:
+        if device is not None:
+            _check_device(device)
+        elif device_map is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype is None:
             on_gpu = torch.cuda.is_available() and (device_map is not None or torch.device(device).type == "cuda")
@@ -164,7 +160,7 @@ class RewardScorer:
 
     def rank(self, samples: Sequence[Sample]) -> list[Ranked]:
         """The samples by their overall score, best first; equal scores keep the order given."""
-        ranked = [Ranked(index, score) for index, score in enumerate(self.score(samples))]
+        ranked = [Ranked(position, score) for position, score in enumerate(self.score(samples))]
         return sorted(ranked, key=lambda place: -place.score.mu[OVERALL])
 
     @torch.inference_mode()
@@ -348,6 +344,14 @@ class RewardScorer:
             eos_token_id=self.processor.tokenizer.eos_token_id,
         )
         return ids[:, batch["input_ids"].shape[1] :]
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such device, not on this machine, or not in this torch
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise JRMError(f"the device {device} cannot be used here ({reason}); use cpu, or leave it out.") from error
 
 
 class _RememberedImages:

@@ -144,9 +144,9 @@ def test_an_unknown_way_with_errors(scorer_of):
 def test_rank_is_best_first(scorer_of, make_samples):
     scorer, samples = scorer_of("qwen2_vl"), make_samples(8)
     ranked, scores = scorer.rank(samples), scorer.score(samples)
-    places = [place.index for place in ranked]
+    places = [place.position for place in ranked]
     assert sorted(places) == list(range(8)) != places
-    assert all(place.score == scores[place.index] for place in ranked)
+    assert all(place.score == scores[place.position] for place in ranked)
     overall = [place.score.mu[OVERALL] for place in ranked]
     assert overall == sorted(overall, reverse=True)
 
@@ -156,7 +156,7 @@ def test_rank_keeps_the_order_of_equals(make_scorer, make_samples):
     with torch.no_grad():
         for head in scorer.model.reward_head.heads:
             head[-1].weight.zero_()
-    assert [place.index for place in scorer.rank(make_samples(8))] == list(range(8))
+    assert [place.position for place in scorer.rank(make_samples(8))] == list(range(8))
 
 
 # --- critiques --------------------------------------------------------------------------------------------------------
