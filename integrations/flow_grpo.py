@@ -57,9 +57,8 @@ def jrm_score(
         device: where the model goes; one that is loaded already stays where it is.
         model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`RewardScorer`] with options of its own.
         task: `edit` (default) or `generation`.
-        mode: `mean` (default) or `lower_confidence_bound`, as in `RewardScore.reward`. Not `win_probability`: flow_grpo
+        mode, k: as in [`RolloutReward`]; `mean` by default. The mode `win_rate` cannot be offered, since flow_grpo
             spreads the images of one prompt over calls and processes.
-        k: of the mode `lower_confidence_bound`.
         image_folder: where the paths in flow_grpo's metadata start: the folder of its data set.
 
     Returns:
@@ -90,11 +89,7 @@ def jrm_score(
     rollouts = RolloutReward(settings.get("task", "edit"), mode=settings.get("mode", "mean"), k=k)
     if rollouts.task == "response":
         raise JRMError("flow_grpo makes images, and the task response scores texts; take edit or generation.")
-    if rollouts.mode == "win_probability":
-        raise JRMError(
-            "win_probability compares the images of one prompt, which flow_grpo spreads over calls and processes; "
-            "take mean or lower_confidence_bound."
-        )
+    rollouts.refuse_groups("flow_grpo spreads the images of one prompt over calls and processes")
     folder = settings.get("image_folder", "")
     scorer = settings["model"]
     if not isinstance(scorer, RewardScorer):
@@ -119,8 +114,8 @@ def jrm_score(
             except JRMError as error:
                 raise JRMError(f"image {number} cannot be scored: {error}") from error
         with _ONE_AT_A_TIME:
-            scores = scorer.score(samples)
-        return [score.reward(**rollouts.options) for score in scores], {}
+            scores = scorer.score([*samples, *rollouts.unedited_sources(samples)])
+        return rollouts.rewards(scores[: len(samples)], sources=scores[len(samples) :]), {}
 
     return reward
 

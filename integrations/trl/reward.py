@@ -3,8 +3,7 @@
 import io
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from PIL import Image
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.records.scores import RewardScore, group_rewards
+from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import RenderError, RolloutReward, plain_image, settings_from_environment
 from jrm_plugin.scoring.scorer import RewardScorer
 
@@ -47,11 +46,8 @@ class JRMReward:
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row of the dataset (a dict, with `prompt`) and returns the image, or raises
             [`RenderError`].
-        mode: as in `RewardScore.reward`; `win_probability` compares each candidate with the others of its group, which
-            are those with an equal prompt, instruction and source images in this process.
-        floor: as in [`RolloutReward`]. A candidate that is the only one of its group without it has the win
-            probability 0.5.
-        k: of the mode `lower_confidence_bound`.
+        mode, floor, k: as in [`RolloutReward`]. A group is all completions with the same prompt, instruction and source
+            images in this process.
         device, dtype: as in `RewardScorer.from_pretrained`.
 
     Logs the means of mu and sigma by dimension, and the share of those with the floor, as metrics, and, where TRL logs
@@ -59,7 +55,7 @@ class JRMReward:
 
     Raises:
         JRMError: an argument is wrong or there is no such checkpoint; when called, a column is missing, a sample cannot
-            be read, or a group for `win_probability` has one candidate.
+            be read, or a group for `win_rate` has one candidate.
 
     Example:
         >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", JRMReward("outputs/jrm", task="response"), train_dataset=dataset)
@@ -77,8 +73,6 @@ class JRMReward:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if render is None and floor is not None and task != "response":
-            raise JRMError("floor is the reward of a completion that cannot be rendered; give render with it.")
         self.rollouts = RolloutReward(task, render, mode, k, floor)
         self.__name__ = "jrm_reward"  # what TRL calls this reward in its logs
         if isinstance(model, RewardScorer):
@@ -109,44 +103,24 @@ class JRMReward:
                 samples.append(None)
             except JRMError as error:
                 raise JRMError(f"completion {number} cannot be scored: {error}") from error
-        found = iter(self.scorer.score([sample for sample in samples if sample is not None]))
-        scores = [None if sample is None else next(found) for sample in samples]
+        scores, sources = self._score(samples, self.rollouts.unedited_sources(samples))
         if log_metric is not None:
             self._log_metrics(scores, log_metric)
         if log_extra is not None:
             self._log_candidates(samples, scores, log_extra)
-        return self._rewards(prompts, scores, columns)
+        return self.rollouts.rewards(scores, self._groups(prompts, columns), sources)
 
-    # -- from scores to rewards
+    def _score(self, *lists: Sequence[Sample | None]) -> list[list[RewardScore | None]]:
+        """The scores of several lists of samples, computed together; None stays None."""
+        scores = iter(self.scorer.score([sample for samples in lists for sample in samples if sample is not None]))
+        return [[sample and next(scores) for sample in samples] for samples in lists]
 
-    def _rewards(
-        self,
-        prompts: Sequence,
-        scores: Sequence[RewardScore | None],
-        columns: Mapping[str, Any],
-    ) -> list[float]:
-        if self.rollouts.mode != "win_probability":
-            return [self.rollouts.floor if score is None else score.reward(**self.rollouts.options) for score in scores]
-        rewards = [self.rollouts.floor] * len(scores)
-        groups = defaultdict(list)
+    def _groups(self, prompts: Sequence, columns: Mapping[str, Any]) -> Iterator[Hashable]:
+        """What the candidates of a group have in common, for each completion."""
         sources = columns.get("source_images", columns.get("source_image"))
         for number, prompt in enumerate(prompts):
             shown = None if sources is None else _identity(sources[number])
-            groups[json.dumps(prompt, default=str), columns["instruction"][number], shown].append(number)
-        for group in groups.values():
-            if len(group) == 1:
-                raise JRMError(
-                    "win_probability compares the candidates of a group, and a group has only one in this process; "
-                    "raise num_generations or the batch size per device, or take another mode."
-                )
-            scored = [number for number in group if scores[number] is not None]
-            if len(scored) == 1:
-                rewards[scored[0]] = 0.5  # nothing to compare with: as good as itself
-            elif scored:
-                values = group_rewards([scores[number] for number in scored], **self.rollouts.options)
-                for number, value in zip(scored, values, strict=True):
-                    rewards[number] = value
-        return rewards
+            yield json.dumps(prompt, default=str), columns["instruction"][number], shown
 
     # -- what is logged
 

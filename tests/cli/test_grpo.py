@@ -108,7 +108,7 @@ def test_text_answers_from_a_mixture(jrm, config, run_folder):
     mixture = [{"path": "json", "data_files": "data/train.jsonl"}]
     config(
         **{"datasets": mixture, "dataset_name": None, "reward_funcs": None, "reward_weights": None},
-        **{"reward_render": None, "reward_floor": None, "reward_task": "response", "reward_mode": "win_probability"},
+        **{"reward_render": None, "reward_floor": None, "reward_task": "response", "reward_mode": "win_rate"},
         max_steps=1,
         save_strategy="no",
     )

@@ -115,6 +115,16 @@ def test_lower_confidence_bound(tiny, batch, expected):
     assert found == pytest.approx([score.mu["overall"] - 2 * score.sigma["overall"] for score in expected], abs=1e-5)
 
 
+def test_win_over_source(tiny, batch, expected):
+    found, _ = jrm_score("cpu", model=tiny, mode="win_over_source")(
+        batch["images"], batch["prompts"], METADATA, batch["ref_images"]
+    )
+    pairs = zip(batch["ref_images"], batch["prompts"], strict=True)
+    unedited = [tiny.score([Sample.edit(source, prompt, source)])[0] for source, prompt in pairs]
+    wins = [s.reward("win_probability", against=u) for s, u in zip(expected, unedited, strict=True)]
+    assert found == pytest.approx(wins, abs=1e-5)
+
+
 def test_made_with_the_device_alone_and_shared_by_training_and_evaluation(batch, expected, monkeypatch):
     # flow_grpo tells by this whether a reward takes the device, and gives nothing else.
     assert "device" in jrm_score.__code__.co_varnames
@@ -155,7 +165,10 @@ def test_arguments_go_before_variables(tiny, batch, expected, monkeypatch):
         ({"task": "video"}, "must be edit, generation or response, not 'video'"),
         ({"task": "response"}, "flow_grpo makes images"),
         ({"mode": "median"}, "unknown reward mode 'median'"),
-        ({"mode": "win_probability"}, "which flow_grpo spreads over calls and processes"),
+        (
+            {"mode": "win_rate"},
+            "and flow_grpo spreads the images .*; use mean, lower_confidence_bound or",
+        ),
         ({"mode": "lower_confidence_bound", "k": -1.0}, "must be at least 0"),
     ],
 )

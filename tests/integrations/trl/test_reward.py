@@ -116,7 +116,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
 
 def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_path):
     chats = [row | {"prompt": [{"role": "user", "content": row["instruction"]}]} for row in rows]
-    spy = Spy(JRMReward(tiny, task="response", mode="win_probability"))
+    spy = Spy(JRMReward(tiny, task="response", mode="win_rate"))
     trainer = RLOOTrainer(
         AutoModelForCausalLM.from_pretrained(policy_folder),
         spy,
@@ -130,7 +130,7 @@ def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_pa
     texts = [completion[0]["content"] for completion in given["completions"]]
     groups = zip(given["source_image"], given["instruction"], texts, strict=True)
     scores = [tiny.score([Sample.text_response(*each)])[0] for each in groups]
-    expected = [p for k in (0, 4) for p in group_rewards(scores[k : k + 4], "win_probability")]
+    expected = [p for k in (0, 4) for p in group_rewards(scores[k : k + 4], "win_rate")]
     assert rewards == pytest.approx(expected, abs=1e-5)
     assert "jrm_reward/render_errors" not in trainer.state.log_history[0]
 
@@ -167,21 +167,38 @@ def test_images_in_every_form_of_a_column(tiny, edits, rows):
     assert found == pytest.approx([score.reward("lower_confidence_bound", k=2.0)], abs=1e-5)
 
 
-def test_win_probability_compares_within_a_group(tiny, edits, rows):
+def test_win_rate_compares_within_a_group(tiny, edits, rows):
     # Two groups with the same prompt and instruction, told apart by the source image, in mixed order.
     order = [(0, 0), (1, 0), (0, 1), (1, 2), (0, 2), (1, 1)]
     batch = [rows[e] | {"prompt": "edit it", "instruction": rows[0]["instruction"]} for e, _ in order]
     pictures = [Image.fromarray(edits[e].candidates[c].image) for e, c in order]
-    reward = JRMReward(tiny, mode="win_probability")
+    reward = JRMReward(tiny, mode="win_rate")
     found = reward(["edit it"] * 6, [""] * 6, **columns(batch), edited_image=pictures)
     scores = tiny.score(
         [Sample.edit(r["source_image"], r["instruction"], p) for r, p in zip(batch, pictures, strict=True)]
     )
     for group in ([0, 2, 4], [1, 3, 5]):
-        expected = group_rewards([scores[k] for k in group], "win_probability")
+        expected = group_rewards([scores[k] for k in group], "win_rate")
         assert [found[k] for k in group] == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(JRMError, match="only one in this process; raise num_generations"):
+    with pytest.raises(JRMError, match="only one in this process; raise the number of generations"):
         reward(["a", "b"], ["", ""], **columns(batch[:2]), edited_image=pictures[:2])
+
+
+def test_win_over_source_compares_with_the_unedited_source(tiny, edits, rows):
+    def draw(text, row):
+        if text == "nothing":
+            raise RenderError("nothing to draw")
+        return Image.fromarray(edits[int(text)].candidates[0].image)
+
+    reward = JRMReward(tiny, mode="win_over_source", render=draw)
+    found = reward(["p"] * 3, ["0", "nothing", "2"], **columns(rows[:3]))
+    expected = []
+    for k in (0, 2):
+        source, instruction = rows[k]["source_image"], rows[k]["instruction"]
+        pair = [Sample.edit(source, instruction, image) for image in (draw(str(k), {}), source)]
+        edited, unedited = tiny.score(pair)
+        expected.append(edited.reward("win_probability", against=unedited))
+    assert found == pytest.approx([expected[0], 0.0, expected[1]], abs=1e-5)
 
 
 def test_what_cannot_be_rendered_earns_the_floor_in_every_mode(tiny, rows):
@@ -191,7 +208,7 @@ def test_what_cannot_be_rendered_earns_the_floor_in_every_mode(tiny, rows):
         return row["source_image"]
 
     batch = columns([rows[0]] * 3)
-    wins = JRMReward(tiny, mode="win_probability", render=only_good)
+    wins = JRMReward(tiny, mode="win_rate", render=only_good)
     assert wins(["p"] * 3, ["bad", "good", "bad"], **batch) == [0.0, 0.5, 0.0]
     assert wins(["p"] * 3, ["bad"] * 3, **batch) == [0.0] * 3
     metrics = {}
@@ -230,7 +247,7 @@ def test_what_is_missing_is_named(tiny, rows):
         ({"task": "video"}, "must be edit, generation or response, not 'video'"),
         ({"mode": "median"}, "unknown reward mode 'median'"),
         ({"mode": "lower_confidence_bound", "k": -1.0}, "must be at least 0"),
-        ({"floor": -1.0}, "give render with it"),
+        ({"floor": -1.0}, "floor has no use here"),
         ({"render": render}, "render needs a floor in the mode mean"),
         ({"render": render, "floor": float("nan")}, "floor must be a finite number"),
         ({"render": render, "task": "response"}, "drop one"),

@@ -160,7 +160,7 @@ def test_rendered_text_and_the_win_over_the_source(tiny, group_of):
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     sources = [sample.prompt_images[0] for sample in samples]
     data = batch_of(samples, texts=ids, source_image=sources)
-    answers = rewards_of(data, render="rendering.render", mode="win_probability")
+    answers = rewards_of(data, render="rendering.render", mode="win_over_source")
     drawn = [
         Sample.edit(source, sample.prompt_text, rendering.render(text, {"source_image": source}))
         for sample, source, text in zip(samples[:2], sources, texts, strict=False)
