@@ -17,8 +17,15 @@ if TYPE_CHECKING:
     import torch
 
 
-class RenderError(Exception):
-    """A completion cannot be turned into an image, or is no answer: raised by `render`, rewarded with the floor."""
+class InvalidAnswer(Exception):
+    """What the policy wrote is no answer: nothing can be made of it that could be scored, and it gets the floor.
+
+    A `render` function raises it for a text of which it cannot make an image. An empty text is one in the task
+    `response`.
+
+    Example:
+        >>> raise InvalidAnswer("nothing to draw")
+    """
 
 
 MODES = ("mean", "lower_confidence_bound", "win_rate", "win_over_source")
@@ -44,12 +51,11 @@ class RolloutReward:
     Args:
         task: `edit`, `generation` (no source image) or `response` (with or without source images).
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
-            completion's text and its row (a dict) and returns the image, or raises [`RenderError`].
+            completion's text and its row (a dict) and returns the image, or raises [`InvalidAnswer`].
         mode: one of the above.
         k: of `lower_confidence_bound`; the other modes do not read it.
-        floor: the reward of a completion that cannot be rendered, of an empty answer in the task `response`, and of
-            what cannot be scored with `on_error="floor"`; in the units of the mode. `render` needs one; with `win_rate`
-            and `win_over_source` it is 0 by default.
+        floor: the reward of an [`InvalidAnswer`], and of what cannot be scored with `on_error="floor"`; in the units of
+            the mode. `render` needs one; with `win_rate` and `win_over_source` it is 0 by default.
         on_error: what is done with a rollout that cannot be scored, such as one with a broken image: `raise` its error,
             or give it the `floor`.
 
@@ -97,8 +103,8 @@ class RolloutReward:
             if self.mode not in ("win_rate", "win_over_source"):
                 raise JRMError(
                     f"{'render' if self.render is not None else 'on_error: floor'} needs a floor in the mode "
-                    f"{self.mode}: the reward of what cannot be rendered or scored, in the units of the model's score "
-                    "and below what a bad image gets."
+                    f"{self.mode}: the reward of what is no answer or cannot be scored, in the units of the model's "
+                    "score and below what a bad image gets."
                 )
             object.__setattr__(self, "floor", 0.0)
         elif self.floor is not None and not math.isfinite(self.floor):
@@ -143,7 +149,7 @@ class RolloutReward:
                 whatever `render` reads. Images are what `Sample` takes, or a dict of `bytes` and `path`.
 
         Raises:
-            RenderError: `render` raised it, or a text answer is empty and there is a floor for it.
+            InvalidAnswer: `render` raised it, or a text answer is empty and there is a floor for it.
             JRMError: something is missing, empty or no image.
         """
         sources = None
@@ -157,7 +163,7 @@ class RolloutReward:
             if not text.strip():
                 if self.floor is None:
                     raise JRMError("the answer is empty; give a floor, the reward of an answer that says nothing.")
-                raise RenderError("the answer is empty")
+                raise InvalidAnswer("the answer is empty")
             return Sample.text_response(sources, row["instruction"], text)
         edited = plain_image(row["edited_image"]) if self.render is None else self.render(text, row)
         return Sample.edit(sources, row["instruction"], edited)
@@ -175,7 +181,7 @@ class RolloutReward:
         """The reward of one rollout, in every mode but `win_rate`.
 
         Args:
-            score: of its sample; None where `sample` raised `RenderError`; the error of a sample that cannot be scored.
+            score: of its sample; None for an `InvalidAnswer`; the error of a sample that cannot be scored.
             source: the score of its unedited source, in the mode `win_over_source`.
 
         Raises:

@@ -15,7 +15,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.rollouts import RenderError, RolloutReward, plain_image, settings_from_environment
+from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, plain_image, settings_from_environment
 from jrm_plugin.scoring.scorer import RewardScorer
 
 # The variables that configure `jrm_reward`, and the argument of `JRMReward` that each one gives.
@@ -45,7 +45,7 @@ class JRMReward:
         task: `edit`, `generation` (no source image) or `response` (with or without source images).
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row of the dataset (a dict, with `prompt`) and returns the image, or raises
-            [`RenderError`].
+            [`InvalidAnswer`].
         mode, floor, k: as in [`RolloutReward`]. A group is all completions with the same prompt, instruction and source
             images in this process.
         device, dtype: as in `RewardScorer.from_pretrained`.
@@ -99,7 +99,7 @@ class JRMReward:
             row = {name: values[number] for name, values in columns.items()} | {"prompt": prompt}
             try:
                 samples.append(self.rollouts.sample(_text(completion), row))
-            except RenderError:
+            except InvalidAnswer:
                 samples.append(None)
             except JRMError as error:
                 raise JRMError(f"completion {number} cannot be scored: {error}") from error
@@ -130,7 +130,7 @@ class JRMReward:
             log_metric(f"{self.__name__}/{name}/mu", math.fsum(score.mu[name] for score in scored) / len(scored))
             log_metric(f"{self.__name__}/{name}/sigma", math.fsum(score.sigma[name] for score in scored) / len(scored))
         if self.rollouts.floor is not None and scores:
-            log_metric(f"{self.__name__}/render_errors", (len(scores) - len(scored)) / len(scores))
+            log_metric(f"{self.__name__}/invalid_answers", (len(scores) - len(scored)) / len(scores))
 
     def _log_candidates(
         self,

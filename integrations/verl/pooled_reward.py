@@ -12,7 +12,7 @@ from jrm_plugin.integrations.verl.settings import JRMSettings
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.rollouts import RenderError
+from jrm_plugin.rollouts import InvalidAnswer
 
 
 class PooledReward:
@@ -27,7 +27,7 @@ class PooledReward:
         """The reward, and `reward_extra_info`, which has the same keys for every rollout.
 
         These are `jrm_mode`; `jrm_<dimension>_mu` and `_sigma` for each dimension and `overall`, NaN where nothing was
-        scored; and 1 or 0 in `jrm_render_error` and `jrm_unscorable` for a rollout that got the floor.
+        scored; and 1 or 0 in `jrm_invalid_answer` and `jrm_unscorable` for a rollout that got the floor.
 
         Args:
             text: what the policy wrote.
@@ -42,7 +42,7 @@ class PooledReward:
         try:
             # drawing and decoding take a while, and the event loop has other rollouts to see to
             sample = await asyncio.get_running_loop().run_in_executor(None, self._sample, text, row)
-        except RenderError:
+        except InvalidAnswer:
             pass
         except JRMError as error:
             score = error
@@ -63,7 +63,7 @@ class PooledReward:
         for name in (*self._dimensions, OVERALL):
             info[f"jrm_{name}_mu"] = score.mu[name] if scored else math.nan
             info[f"jrm_{name}_sigma"] = score.sigma[name] if scored else math.nan
-        info["jrm_render_error"] = float(score is None)
+        info["jrm_invalid_answer"] = float(score is None)
         info["jrm_unscorable"] = float(isinstance(score, JRMError))
         return info
 

@@ -34,7 +34,7 @@ class JRMRewardArguments:
     reward_task: str | None = field(default=None, metadata={"help": "edit, generation or response."})
     reward_render: str | None = field(default=None, metadata={"help": "Dotted path: completion and row to an image."})
     reward_mode: str | None = field(default=None, metadata={"help": "How a score becomes a reward."})
-    reward_floor: float | None = field(default=None, metadata={"help": "Reward of what cannot be rendered."})
+    reward_floor: float | None = field(default=None, metadata={"help": "Reward of an invalid answer."})
 
 
 def grpo_from_command_line(config: Path, overrides: Sequence[str]) -> int:

@@ -11,12 +11,12 @@ from jrm_plugin import RewardScorer, Sample
 RENDER = """
 import json
 from PIL import Image
-from jrm_plugin.integrations.trl import RenderError
+from jrm_plugin.integrations.trl import InvalidAnswer
 
 def draw(text, row):
     number = sum(text.encode())
     if number % 4 == 0:
-        raise RenderError("no picture")
+        raise InvalidAnswer("no picture")
     picture = Image.open(row["source_image"]).convert("RGB")
     picture.putpixel((number % 48, 5), (0, 0, 0))
     return picture
@@ -94,7 +94,7 @@ def test_two_steps_beside_another_reward(jrm, config, run_folder):
         for text, source, instruction in seen:
             try:
                 edited = names["draw"](text, {"source_image": source})
-            except names["RenderError"]:
+            except names["InvalidAnswer"]:
                 rewards.append(-6.5)
             else:
                 rewards.append(scorer.score([Sample.edit(source, instruction, edited)])[0].mu["overall"])

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from jrm_plugin import JRMError, RewardScorer, Sample, group_rewards
-from jrm_plugin.integrations.trl import JRMReward, RenderError, jrm_reward
+from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, jrm_reward
 from jrm_plugin.integrations.trl.reward import reward_from_environment
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
@@ -47,7 +47,7 @@ def render(text: str, row: dict) -> Image.Image:
     """The source with a line through it whose place is the text's; a third of all texts cannot be drawn."""
     number = sum(text.encode())
     if number % 3 == 0:
-        raise RenderError("no picture")
+        raise InvalidAnswer("no picture")
     pixels = np.array(row["source_image"])
     pixels[:, number % pixels.shape[1]] = 0
     return Image.fromarray(pixels)
@@ -94,7 +94,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
             row = {name: given[name][k] for name in ("source_image", "instruction")}
             try:
                 sample = Sample.edit(row["source_image"], row["instruction"], render(text, row))
-            except RenderError:
+            except InvalidAnswer:
                 failed.append(k)
                 expected.append(FLOOR)
             else:
@@ -102,7 +102,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
         assert rewards == pytest.approx(expected, abs=1e-5)
         errors += len(failed)
         assert log["rewards/jrm_reward/mean"] == pytest.approx(np.mean(expected), abs=1e-4)
-        assert log["jrm_reward/render_errors"] == pytest.approx(len(failed) / 8)
+        assert log["jrm_reward/invalid_answers"] == pytest.approx(len(failed) / 8)
         drawn = [value for k, value in enumerate(expected) if k not in failed]
         assert log["jrm_reward/overall/mu"] == pytest.approx(np.mean(drawn), abs=1e-4)
         for name in tiny.dimensions:
@@ -132,7 +132,7 @@ def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_pa
     scores = [tiny.score([Sample.text_response(*each)])[0] for each in groups]
     expected = [p for k in (0, 4) for p in group_rewards(scores[k : k + 4], "win_rate")]
     assert rewards == pytest.approx(expected, abs=1e-5)
-    assert "jrm_reward/render_errors" not in trainer.state.log_history[0]
+    assert "jrm_reward/invalid_answers" not in trainer.state.log_history[0]
 
 
 def columns(rows: list[dict]) -> dict[str, list]:
@@ -187,7 +187,7 @@ def test_win_rate_compares_within_a_group(tiny, edits, rows):
 def test_win_over_source_compares_with_the_unedited_source(tiny, edits, rows):
     def draw(text, row):
         if text == "nothing":
-            raise RenderError("nothing to draw")
+            raise InvalidAnswer("nothing to draw")
         return Image.fromarray(edits[int(text)].candidates[0].image)
 
     reward = JRMReward(tiny, mode="win_over_source", render=draw)
@@ -204,7 +204,7 @@ def test_win_over_source_compares_with_the_unedited_source(tiny, edits, rows):
 def test_what_cannot_be_rendered_earns_the_floor_in_every_mode(tiny, rows):
     def only_good(text, row):
         if text != "good":
-            raise RenderError
+            raise InvalidAnswer
         return row["source_image"]
 
     batch = columns([rows[0]] * 3)
@@ -214,7 +214,7 @@ def test_what_cannot_be_rendered_earns_the_floor_in_every_mode(tiny, rows):
     metrics = {}
     mean = JRMReward(tiny, render=only_good, floor=FLOOR)
     assert mean(["p"] * 3, ["bad"] * 3, log_metric=metrics.__setitem__, **batch) == [FLOOR] * 3
-    assert metrics == {"jrm_reward/render_errors": 1.0}
+    assert metrics == {"jrm_reward/invalid_answers": 1.0}
 
 
 def test_an_empty_answer_earns_the_floor_or_asks_for_one(tiny):
@@ -224,7 +224,7 @@ def test_an_empty_answer_earns_the_floor_or_asks_for_one(tiny):
     found = reward(["p"] * 3, ["so", " \n", "no"], log_metric=metrics.__setitem__, **batch)
     expected = tiny.score([Sample.text_response(None, "why", text) for text in ("so", "no")])
     assert found == pytest.approx([expected[0].reward(), FLOOR, expected[1].reward()], abs=1e-5)
-    assert metrics["jrm_reward/render_errors"] == pytest.approx(1 / 3)
+    assert metrics["jrm_reward/invalid_answers"] == pytest.approx(1 / 3)
     with pytest.raises(JRMError, match="completion 1 cannot be scored: the answer is empty; give a floor"):
         JRMReward(tiny, task="response")(["p"] * 3, ["so", "", "no"], **batch)
 
