@@ -15,7 +15,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.ray.settings import ScorerSettings
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.scoring.protocol import Scorer, load_scorer
 
 
 class Call(NamedTuple):
@@ -48,11 +48,11 @@ class ScorerReplica:
         self._waiting: list[Call] = []
         self._working: asyncio.Task | None = None
         self._thread = ThreadPoolExecutor(1)  # the model computes one batch at a time
-        self._scorer: RewardScorer | None = None
+        self._scorer: Scorer | None = None
         self._failure: JRMError | None = None
         device = settings.device or ("cuda" if settings.num_gpus else "cpu")
         try:
-            self._scorer = RewardScorer.from_pretrained(settings.model_path, device=device)
+            self._scorer = load_scorer(settings.model_path, device=device)
         except JRMError as error:  # told to those who call; an actor whose constructor fails has only a traceback
             self._failure = error
         self._clients: dict[str, float] = {}  # when each was heard of last
@@ -132,8 +132,9 @@ class ScorerReplica:
 
     async def statistics(self) -> Statistics:
         self._statistics.clients = len(self._clients)
-        if self._scorer is not None:
-            features = self._scorer.engine.features
+        # Only a `RewardScorer` has an engine, and only the one that shares prefixes keeps features of images.
+        features = getattr(getattr(self._scorer, "engine", None), "features", None)
+        if features is not None:
             self._statistics.image_hits, self._statistics.image_misses = features.hits, features.misses
         return self._statistics
 

@@ -16,7 +16,7 @@ from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, plain_image, settings_from_environment
-from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.scoring.protocol import Scorer, load_scorer
 
 # The variables that configure `jrm_reward`, and the argument of `JRMReward` that each one gives.
 VARIABLES = {
@@ -41,7 +41,7 @@ class JRMReward:
     - otherwise the column `edited_image`, as a rollout function adds it.
 
     Args:
-        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`RewardScorer`].
+        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`Scorer`].
         task: `edit`, `generation` (no source image) or `response` (with or without source images).
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row of the dataset (a dict, with `prompt`) and returns the image, or raises
@@ -63,7 +63,7 @@ class JRMReward:
 
     def __init__(
         self,
-        model: str | Path | RewardScorer = "jrm-tiny",
+        model: str | Path | Scorer = "jrm-tiny",
         *,
         task: str = "edit",
         render: str | Callable[[str, dict], Any] | None = None,
@@ -75,12 +75,7 @@ class JRMReward:
     ):
         self.rollouts = RolloutReward(task, render, mode, k, floor)
         self.__name__ = "jrm_reward"  # what TRL calls this reward in its logs
-        if isinstance(model, RewardScorer):
-            self.scorer = model
-        else:
-            if device is not None:
-                _check_device(device)
-            self.scorer = RewardScorer.from_pretrained(model, device=device, dtype=dtype)
+        self.scorer = load_scorer(model, device=device, dtype=dtype)
 
     def __call__(
         self,
@@ -203,11 +198,3 @@ def _identity(images: Any) -> Any:
         return image
     picture = load_image(image) if not isinstance(image, Image.Image) else image
     return picture.mode, picture.size, picture.tobytes()
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such device, not on this machine, or not in this torch
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise JRMError(f"the reward model cannot use the device {device} ({reason}).") from error

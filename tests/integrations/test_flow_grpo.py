@@ -17,11 +17,6 @@ from jrm_plugin.synthetic.shape_edits import draw_edit
 
 
 @pytest.fixture(scope="module")
-def tiny() -> RewardScorer:
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def batch() -> dict:
     """Two candidates of each of three scenes, in mixed order, with each image's own source and instruction."""
     rng = np.random.default_rng(5)
@@ -107,6 +102,11 @@ def test_generation_needs_no_source(tiny, batch):
     pairs = zip(batch["prompts"], batch["images"], strict=True)
     alone = [tiny.score([Sample.generation(*each)])[0].mu["overall"] for each in pairs]
     assert found == pytest.approx(alone, abs=1e-5)
+
+
+def test_any_scorer_may_stand_in_for_a_checkpoint(brightness):
+    grey = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (3, 7)])
+    assert jrm_score("cpu", model=brightness, task="generation")(grey, ["a", "b"], [{}, {}]) == ([3.0, 7.0], {})
 
 
 def test_lower_confidence_bound(tiny, batch, expected):

@@ -24,11 +24,6 @@ CPU |= {"gradient_checkpointing": False, "logging_steps": 1, "max_completion_len
 
 
 @pytest.fixture(scope="module")
-def tiny() -> RewardScorer:
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def edits() -> list:
     rng = np.random.default_rng(3)
     outcomes = [("none", "clean"), ("wrong_object", "clean"), ("ignored", "blur")]
@@ -167,6 +162,13 @@ def test_images_in_every_form_of_a_column(tiny, edits, rows):
     assert found == pytest.approx([score.reward("lower_confidence_bound", k=2.0)], abs=1e-5)
 
 
+def test_any_scorer_may_stand_in_for_a_checkpoint(brightness, rows):
+    reward = JRMReward(brightness, render=lambda text, row: Image.new("L", (4, 4), int(text)), floor=FLOOR)
+    metrics = {}
+    assert reward(["p"] * 2, ["3", "7"], log_metric=metrics.__setitem__, **columns(rows[:2])) == [3.0, 7.0]
+    assert metrics["jrm_reward/brightness/mu"] == 5.0
+
+
 def test_win_rate_compares_within_a_group(tiny, edits, rows):
     # Two groups with the same prompt and instruction, told apart by the source image, in mixed order.
     order = [(0, 0), (1, 0), (0, 1), (1, 2), (0, 2), (1, 1)]
@@ -254,7 +256,7 @@ def test_what_is_missing_is_named(tiny, rows):
         ({"render": "no_such_module.draw", "floor": 0.0}, "render no_such_module.draw cannot be imported"),
         ({"render": "json.__name__", "floor": 0.0}, "render json.__name__ cannot be called"),
         ({"model": "no/such/model/anywhere"}, "no/such/model/anywhere"),
-        ({"model": "jrm-tiny", "device": "toaster"}, "cannot use the device toaster"),
+        ({"model": "jrm-tiny", "device": "toaster"}, "the device toaster cannot be used here"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(tiny, arguments, message):
@@ -288,7 +290,7 @@ def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypat
     [
         ("JRM_FLOOR", "low", "JRM_FLOOR must be a number, not 'low'"),
         ("JRM_TASK", "video", "not 'video'"),
-        ("JRM_DEVICE", "toaster", "cannot use the device toaster"),
+        ("JRM_DEVICE", "toaster", "the device toaster cannot be used here"),
         ("JRM_MODLE", "x", "JRM_MODLE means nothing to jrm_reward; it reads JRM_MODEL"),
     ],
 )

@@ -178,7 +178,7 @@ def test_registered_by_importing_verl_alone():
 import sys, verl
 print(any(name.startswith(("torch.distributed.fsdp", "jrm_plugin.scoring.scorer", "hydra")) for name in sys.modules))
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
-print(get_reward_manager_cls("jrm").__module__, "jrm_plugin.scoring.scorer" in sys.modules)
+print(get_reward_manager_cls("jrm").__module__, "jrm_plugin.integrations.ray.scorer_pool" in sys.modules)
 """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert finished.stdout.split("\n")[1] == "jrm_plugin.integrations.verl.reward_manager True", finished.stderr
