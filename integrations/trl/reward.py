@@ -4,7 +4,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,9 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, plain_image, settings_from_environment
+from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, plain_image
 from jrm_plugin.scoring.protocol import Scorer, load_scorer
 
-# The variables that configure `jrm_reward`, and the argument of `JRMReward` that each one gives.
-VARIABLES = {
-    "JRM_MODEL": "model",
-    "JRM_TASK": "task",
-    "JRM_RENDER": "render",
-    "JRM_MODE": "mode",
-    "JRM_FLOOR": "floor",
-    "JRM_DEVICE": "device",
-}
 THUMBNAIL = 256  # longest edge in pixels of an image in the log of completions
 
 
@@ -139,30 +129,6 @@ class JRMReward:
         if self.rollouts.task != "response":
             pictures = [sample and _Thumbnail.of(sample.response_images[0]) for sample in samples]
             log_extra(f"{self.__name__}/image", pictures)
-
-
-def jrm_reward(prompts: Sequence, completions: Sequence, **columns: Any) -> list[float]:
-    """[`JRMReward`] by dotted path, for `reward_funcs: [jrm_plugin.integrations.trl.jrm_reward]` of `trl grpo`.
-
-    It is configured by the variables `JRM_MODEL`, `JRM_TASK`, `JRM_RENDER`, `JRM_MODE`, `JRM_FLOOR` and `JRM_DEVICE`,
-    which the `env:` block of TRL's YAML file can set, and is made once per process, when it is first called.
-
-    Raises:
-        JRMError: a variable has a wrong value, or what [`JRMReward`] raises.
-    """
-    return reward_from_environment()(prompts, completions, **columns)
-
-
-@cache
-def reward_from_environment() -> JRMReward:
-    """The one [`JRMReward`] of this process that `jrm_reward` calls; an empty variable is as good as none."""
-    arguments: dict[str, Any] = settings_from_environment(VARIABLES, "jrm_reward")
-    if "floor" in arguments:
-        try:
-            arguments["floor"] = float(arguments["floor"])
-        except ValueError:
-            raise JRMError(f"the variable JRM_FLOOR must be a number, not {arguments['floor']!r}.") from None
-    return JRMReward(**arguments)
 
 
 class _Thumbnail(bytes):

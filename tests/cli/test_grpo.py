@@ -10,6 +10,7 @@ from jrm_plugin import RewardScorer, Sample
 
 RENDER = """
 import json
+import os
 from PIL import Image
 from jrm_plugin.integrations.trl import InvalidAnswer
 
@@ -25,6 +26,8 @@ def length(completions, source_image, instruction, **_):
     with open("seen.jsonl", "a") as file:
         for row in zip(completions, source_image, instruction):
             file.write(json.dumps(row) + "\\n")
+    with open("variables.json", "w") as file:
+        json.dump({name: value for name, value in os.environ.items() if name.startswith("JRM_")}, file)
     return [float(len(text)) for text in completions]
 """
 
@@ -76,8 +79,9 @@ def config(run_folder, policy_folder):
 
 
 def test_two_steps_beside_another_reward(jrm, config, run_folder):
-    # The variable is set by TRL's own `env:` block; the key of the file wins over it.
-    config(env={"JRM_FLOOR": "-1", "JRM_DEVICE": "cpu"})
+    # The variables are set by TRL's own `env:` block; a key of the file wins over them, and they stay as they are.
+    variables = {"JRM_FLOOR": "-1", "JRM_DEVICE": "cpu"}
+    config(env=variables)
     finished = jrm("grpo", "--config", "grpo.yaml", "--learning_rate", "1e-4", folder=run_folder)
     assert finished.code == 0, finished.err
     assert (run_folder / "policy" / "model.safetensors").is_file()
@@ -85,6 +89,7 @@ def test_two_steps_beside_another_reward(jrm, config, run_folder):
     logs = [entry for entry in state["log_history"] if "reward" in entry]
     assert len(logs) == 2 and logs[0]["learning_rate"] == 1e-4
 
+    assert json.loads((run_folder / "variables.json").read_text()) == variables
     rows = [json.loads(line) for line in (run_folder / "seen.jsonl").read_text().splitlines()]
     names: dict = {}
     exec(RENDER, names)

@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from jrm_plugin import JRMError, RewardScorer, Sample, group_rewards
 from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, jrm_reward
-from jrm_plugin.integrations.trl.reward import reward_from_environment
+from jrm_plugin.integrations.trl.environment import reward_from_environment
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 FLOOR = -7.5
@@ -283,6 +283,9 @@ def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypat
     assert found == pytest.approx(expected, abs=1e-5)
     assert reward_from_environment() is reward_from_environment()
     assert reward_from_environment().rollouts.floor == -3
+    given = reward_from_environment(model=tiny, floor=-4.0, mode="mean")
+    assert (given.scorer, given.rollouts.floor, given.rollouts.mode) == (tiny, -4.0, "mean")
+    assert given.rollouts.render is reward_from_environment().rollouts.render
 
 
 @pytest.mark.parametrize(
