@@ -156,7 +156,7 @@ class RolloutReward:
         if self.task != "generation":
             sources = row["source_images"] if "source_images" in row else row.get("source_image")
             sources = sources if isinstance(sources, (list, tuple)) else [sources]
-            sources = [plain_image(one) for one in sources if one is not None]
+            sources = [plain_image(source) for source in sources if source is not None]
             if self.task == "edit" and not sources:
                 raise JRMError("its row has no source image.")
         if self.task == "response":

@@ -36,7 +36,7 @@ class JRMSettings(ScorerSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        self.rollouts()  # what is wrong with it is said now
+        self.rollouts()  # raises what is wrong
 
     def rollouts(self) -> RolloutReward:
         try:

@@ -53,7 +53,7 @@ def grpo_from_command_line(config: Path, overrides: Sequence[str]) -> int:
     """Reads the YAML file and what the command line overrides, and runs TRL's script with the reward."""
     global reward
     jrm, script, training, model, dataset = parse(config, overrides)
-    reward = jrm.reward()  # what is wrong with it is said before anything else is loaded
+    reward = jrm.reward()  # first, so that a mistake in it is raised before anything else is loaded
     script.reward_funcs = [f"{__name__}.reward", *(script.reward_funcs or [])]
     try:
         grpo.main(script, training, model, dataset)
