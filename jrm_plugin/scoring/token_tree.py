@@ -1,7 +1,7 @@
 """The plan of the scoring engine: sequences that begin alike become a tree in which what they share stands once.
 
-Sequences are arrays of symbols, one for each token; equal symbols mean equal inputs to the model. A node is a run of tokens
-that follows all the tokens of its ancestors. The tokens of the path to a sequence's leaf are the sequence.
+Sequences are arrays of symbols, one for each token; equal symbols mean equal inputs to the model. A node is a run of
+tokens that follows all the tokens of its ancestors. The tokens of the path to a sequence's leaf are the sequence.
 
 Shape suffixes: L length of a sequence, P tokens before a node.
 """
