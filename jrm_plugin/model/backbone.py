@@ -6,6 +6,8 @@ token stands for each merged patch, and rotary positions have three dimensions. 
 Shape suffixes: N nodes of a batch, S tokens of a node, L length, F image tokens, D layers of image features, H hidden.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,14 +188,18 @@ class BackboneParts:
             config=language.config,
             inputs_embeds=hidden_NSH,
             attention_mask=valid_NL,
-            past_key_values=cache,
             position_ids=None,
+            **{_cache_argument(create_causal_mask): cache},
         )
         rotary = language.rotary_emb(hidden_NSH, position_3NS)
         added = 0 if image_features_FDH is None else image_features_FDH.shape[1] - 1
         for k, layer in enumerate(language.layers):
             hidden_NSH = layer(
-                hidden_NSH, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True
+                hidden_NSH,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                use_cache=True,
+                **{_cache_argument(type(layer).forward): cache},
             )
             if k < added:
                 features_FH = image_features_FDH[:, 1 + k].to(hidden_NSH)
@@ -221,6 +227,12 @@ class BackboneParts:
             attention_mask=torch.ones_like(id_1L),
         )
         return position_31L[:, 0].numpy()
+
+
+@functools.cache
+def _cache_argument(function: Callable) -> str:
+    """What a function calls keys and values of earlier tokens: newer versions of transformers have renamed it."""
+    return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
 
 
 def _joined(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:

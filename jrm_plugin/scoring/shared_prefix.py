@@ -1,9 +1,14 @@
-"""The scoring engine: sequences for the price of what differs between them.
+"""The engine on a token tree: sequences for the price of what differs between them.
 
 A group of candidates shares its source image, its instruction and its rubric. Each distinct image is encoded once, and
 each distinct beginning of the sequences is computed once: the sequences become a tree (`token_tree`), and its nodes are
-computed level by level, every node on the keys and values of the tokens before it. All nodes of a level that fit into
-the memory budget are one batch. The final norm runs on reward tokens only.
+computed level by level, every node on the attention keys and values of the tokens before it. All nodes of a level that
+fit into the memory budget are one batch. The final norm runs on reward tokens only.
+
+Three words of a pass over the tree. A token's *symbol* says what it is: its id, or, for an image token, the row of its
+features as a negative number; equal symbols are equal inputs, which is how the tree finds what is shared. Attention
+keys and values are *kept* for tokens that something stands behind, all in one store a layer. A token's *slot* is its
+place in that store; what stands before a node are the slots of the nodes above it.
 
 Shape suffixes: B sequences, N nodes of a batch, S tokens of a node, P tokens before it, T tokens kept, F image tokens,
 K key-value heads, C channels of a head, H hidden.
@@ -84,9 +89,9 @@ class _PrefixCache(DynamicCache):
 
     is_compileable = False
 
-    def __init__(self, kept: _KeyValues, prefix_NP: torch.Tensor, own: list[torch.Tensor]):
+    def __init__(self, kept: _KeyValues, prefix_NP: torch.Tensor, own_index: list[torch.Tensor]):
         super().__init__()
-        self.kept, self.prefix_NP, self.own = kept, prefix_NP, own
+        self.kept, self.prefix_NP, self.own_index = kept, prefix_NP, own_index
 
     def update(self, key_NKSC, value_NKSC, layer_idx, *_, **__):
         return tuple(
@@ -95,8 +100,8 @@ class _PrefixCache(DynamicCache):
         )
 
     def _extend(self, store, layer, new_NKSC):
-        if self.own:
-            row_M, place_M, slot_M = (index.to(new_NKSC.device) for index in self.own)
+        if self.own_index:
+            row_M, place_M, slot_M = (index.to(new_NKSC.device) for index in self.own_index)
             if store[layer] is None:
                 _, K, _, C = new_NKSC.shape
                 store[layer] = new_NKSC.new_empty(self.kept.tokens, K, C)
@@ -218,8 +223,8 @@ class SharedPrefixEngine:
     def _compute(self, sequences: Sequence[EncodedSequence], lengths: Sequence[int], keep_all: bool) -> _Computed:
         """One pass over the tree of the first `lengths` tokens; keys and values of leaves are kept if asked for."""
         features, row_of = self._image_features(sequences)
-        keys = [self._keys(s, row_of)[:length] for s, length in zip(sequences, lengths, strict=True)]
-        tree = token_tree(keys)
+        symbols = [self._symbols(s, row_of)[:length] for s, length in zip(sequences, lengths, strict=True)]
+        tree = token_tree(symbols)
         position_3L = self._positions(sequences, tree)
 
         slots, tokens = [], 0
@@ -235,16 +240,16 @@ class SharedPrefixEngine:
         counts: list[torch.Tensor] = []
         for batch in self._batches(tree):
             nodes = [tree.nodes[n] for n in batch]
-            key_NS = _padded([keys[node.sequence][node.start : node.end] for node in nodes], value=0)
+            symbol_NS = _padded([symbols[node.sequence][node.start : node.end] for node in nodes], value=0)
             prefixes = [_joined([slots[above] for above in tree.path(n)[:-1]]) for n in batch]
             hidden_NSH, id_NS = self._run(
-                key_NS,
+                symbol_NS,
                 lengths=[node.end - node.start for node in nodes],
                 position_3NS=np.stack(
                     [_padded([position_3L[n.sequence][axis, n.start : n.end] for n in nodes], 0) for axis in range(3)]
                 ),
                 prefixes=prefixes,
-                own=[slots[n] for n in batch],
+                own_slots=[slots[n] for n in batch],
                 kept=kept,
                 features=features,
             )
@@ -273,17 +278,17 @@ class SharedPrefixEngine:
         )
 
     def _run(
-        self, key_NS, *, lengths, position_3NS, prefixes, own, kept, features
+        self, symbol_NS, *, lengths, position_3NS, prefixes, own_slots, kept, features
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The decoder layers on a batch of nodes: hidden states before the final norm, `[N, S, H]`, and token ids."""
         device = self.model.device
-        N, S = key_NS.shape
+        N, S = symbol_NS.shape
         P = max(map(len, prefixes))
         # where images stand is known here, so that the device need not be asked, which would mean to wait for it
-        is_image_NS = key_NS < 0
+        is_image_NS = symbol_NS < 0
         image_n_F, image_s_F = (torch.from_numpy(index).to(device) for index in is_image_NS.nonzero())
-        row_F = torch.from_numpy(-1 - key_NS[is_image_NS]).to(device)
-        id_NS = np.where(is_image_NS, self._parts.image_token_id, key_NS)
+        row_F = torch.from_numpy(-1 - symbol_NS[is_image_NS]).to(device)  # undoes what `_symbols` did
+        id_NS = np.where(is_image_NS, self._parts.image_token_id, symbol_NS)
         id_NS = torch.from_numpy(id_NS).to(device)
         hidden_NSH = self._parts.embed(id_NS)
         if len(row_F):
@@ -296,7 +301,9 @@ class SharedPrefixEngine:
             prefix_NP[n, P - len(prefix) :] = prefix
             valid_N[n, : P - len(prefix)] = False
             valid_N[n, P + length :] = False
-        stored = [(np.full(len(slots), n), np.arange(len(slots)), slots) for n, slots in enumerate(own) if len(slots)]
+        stored = [
+            (np.full(len(slots), n), np.arange(len(slots)), slots) for n, slots in enumerate(own_slots) if len(slots)
+        ]
         where = [torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*stored, strict=True)]
         cache = _PrefixCache(kept, torch.from_numpy(prefix_NP).to(device), where)
         hidden_NSH = self._parts.decode(
@@ -326,12 +333,12 @@ class SharedPrefixEngine:
                 batch.append(n)
             yield batch
 
-    def _keys(self, sequence: EncodedSequence, row_of: dict[bytes, int]) -> np.ndarray:
-        """A key for every token: its id, or for an image token -1 less the row of its features."""
-        keys = np.array(sequence.prompt, dtype=np.int64)
+    def _symbols(self, sequence: EncodedSequence, row_of: dict[bytes, int]) -> np.ndarray:
+        """A symbol for every token: its id, or for an image token -1 less the row of its features."""
+        symbols = np.array(sequence.prompt, dtype=np.int64)
         rows = [np.arange(image.tokens) + row_of[image.digest] for image in sequence.images]
-        keys[keys == self._parts.image_token_id] = -1 - _joined(rows)
-        return keys
+        symbols[symbols == self._parts.image_token_id] = -1 - _joined(rows)
+        return symbols
 
     def _positions(self, sequences: Sequence[EncodedSequence], tree: TokenTree) -> dict[int, np.ndarray]:
         """The rotary positions of the sequences that nodes are taken from, `[3, L]` each."""
@@ -347,8 +354,8 @@ class SharedPrefixEngine:
     def _image_features(self, sequences: Sequence[EncodedSequence]) -> tuple[torch.Tensor | None, dict[bytes, int]]:
         """Features of every distinct image, `[F, 1 + deep layers, H]`, and the first row of each."""
         images = {image.digest: image for sequence in sequences for image in sequence.images}
-        found = {digest: self.features.get(digest) for digest in images}
-        missing = [digest for digest, features in found.items() if features is None]
+        features = {digest: self.features.get(digest) for digest in images}
+        missing = [digest for digest, of_image in features.items() if of_image is None]
         while missing:
             batch = [missing.pop()]
             patches = len(images[batch[0]].pixel_values)
@@ -357,12 +364,12 @@ class SharedPrefixEngine:
                 if self._vision_bytes(patches) > self.memory_budget // 2:
                     break
                 batch.append(missing.pop())
-            for digest, features in zip(batch, self._encode([images[digest] for digest in batch]), strict=True):
-                found[digest] = features
-                self.features.put(digest, features)
-        rows = np.cumsum([0, *(len(features) for features in found.values())])
-        row_of = dict(zip(found, rows.tolist(), strict=False))
-        return torch.cat(list(found.values())) if found else None, row_of
+            for digest, of_image in zip(batch, self._encode([images[digest] for digest in batch]), strict=True):
+                features[digest] = of_image
+                self.features.put(digest, of_image)
+        rows = np.cumsum([0, *map(len, features.values())])
+        row_of = dict(zip(features, rows.tolist(), strict=False))
+        return torch.cat(list(features.values())) if features else None, row_of
 
     def _encode(self, images: Sequence[EncodedImage]) -> list[torch.Tensor]:
         device = self.model.device
