@@ -11,7 +11,6 @@ Then `config.reward_fn = {"jrm": 1.0}` chooses it. Nothing here imports flow_grp
 """
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.rollouts import RolloutReward, pictures_of, settings_from_environment
-from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.scoring.protocol import Scorer, load_scorer
 
 # The variables that configure `jrm_score`, and the argument that each one gives.
 VARIABLES = {
@@ -33,14 +32,11 @@ VARIABLES = {
     "JRM_IMAGE_FOLDER": "image_folder",
 }
 
-# flow_grpo scores several batches at once in threads, and the scorer's caches are made for one caller.
-_ONE_AT_A_TIME = threading.Lock()
-
 
 def jrm_score(
     device: str | torch.device,
     *,
-    model: str | Path | RewardScorer | None = None,
+    model: str | Path | Scorer | None = None,
     task: str | None = None,
     mode: str | None = None,
     k: float = 1.0,
@@ -55,11 +51,10 @@ def jrm_score(
 
     Args:
         device: where the model goes; one that is loaded already stays where it is.
-        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`RewardScorer`] with options of its own.
+        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`Scorer`] made with options of its own.
         task: `edit` (default) or `generation`.
-        mode: `mean` (default) or `lower_confidence_bound`, as in `RewardScore.reward`. Not `win_probability`: flow_grpo
+        mode, k: as in [`RolloutReward`]; `mean` by default. The mode `win_rate` cannot be offered, since flow_grpo
             spreads the images of one prompt over calls and processes.
-        k: of the mode `lower_confidence_bound`.
         image_folder: where the paths in flow_grpo's metadata start: the folder of its data set.
 
     Returns:
@@ -90,14 +85,10 @@ def jrm_score(
     rollouts = RolloutReward(settings.get("task", "edit"), mode=settings.get("mode", "mean"), k=k)
     if rollouts.task == "response":
         raise JRMError("flow_grpo makes images, and the task response scores texts; take edit or generation.")
-    if rollouts.mode == "win_probability":
-        raise JRMError(
-            "win_probability compares the images of one prompt, which flow_grpo spreads over calls and processes; "
-            "take mean or lower_confidence_bound."
-        )
+    rollouts.refuse_groups("flow_grpo spreads the images of one prompt over calls and processes")
     folder = settings.get("image_folder", "")
     scorer = settings["model"]
-    if not isinstance(scorer, RewardScorer):
+    if not isinstance(scorer, Scorer):
         scorer = _scorer(str(scorer), str(device))
 
     def reward(
@@ -118,16 +109,15 @@ def jrm_score(
                 samples.append(rollouts.sample("", row))
             except JRMError as error:
                 raise JRMError(f"image {number} cannot be scored: {error}") from error
-        with _ONE_AT_A_TIME:
-            scores = scorer.score(samples)
-        return [score.reward(**rollouts.options) for score in scores], {}
+        scores = scorer.score([*samples, *rollouts.unedited_sources(samples)])
+        return rollouts.rewards(scores[: len(samples)], sources=scores[len(samples) :]), {}
 
     return reward
 
 
 @cache
-def _scorer(model: str, device: str) -> RewardScorer:
-    return RewardScorer.from_pretrained(model, device=device)
+def _scorer(model: str, device: str) -> Scorer:
+    return load_scorer(model, device=device)
 
 
 def _add(rows: list[dict], name: str, values: Sequence, what: str) -> None:

@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.dotted_path import import_function
@@ -16,8 +17,18 @@ if TYPE_CHECKING:
     import torch
 
 
-class RenderError(Exception):
-    """A completion cannot be turned into an image, or is no answer: raised by `render`, rewarded with the floor."""
+class InvalidAnswer(Exception):
+    """What the policy wrote is no answer: nothing can be made of it that could be scored, and it gets the floor.
+
+    A `render` function raises it for a text of which it cannot make an image. An empty text is one in the task
+    `response`.
+
+    Example:
+        >>> raise InvalidAnswer("nothing to draw")
+    """
+
+
+MODES = ("mean", "lower_confidence_bound", "win_rate", "win_over_source")
 
 
 @dataclass(frozen=True)
@@ -27,13 +38,26 @@ class RolloutReward:
     What is scored is, with `render`, the image that it makes of the completion; with the task `response`, the
     completion itself; and otherwise the image `edited_image` of the rollout's row.
 
+    mu and sigma are those of the overall score, in the units of the model. A win probability is
+    P(a beats b) = E[sigmoid(r_a - r_b)] over the two Gaussian scores (paper eq. 4), between 0 and 1. The modes:
+
+    - `mean`: mu.
+    - `lower_confidence_bound`: mu - k sigma; an uncertain score counts less.
+    - `win_rate`: the mean of P(this beats j) over the other candidates j of the group. It is computed from the scores
+      of the group; no pair of candidates is read by the model. The only candidate of a group that has a score gets 0.5.
+    - `win_over_source`: P(the edit beats its first source image, left unedited). The source is scored as a candidate of
+      its own; only edits have one.
+
     Args:
         task: `edit`, `generation` (no source image) or `response` (with or without source images).
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
-            completion's text and its row (a dict) and returns the image, or raises [`RenderError`].
-        mode, k: as in `RewardScore.reward`.
-        floor: the reward of a completion that cannot be rendered, or in the task `response` of an empty one, in the
-            units of the model's score. `render` needs one; in the mode `win_probability` it is 0 by default.
+            completion's text and its row (a dict) and returns the image, or raises [`InvalidAnswer`].
+        mode: one of the above.
+        k: of `lower_confidence_bound`; the other modes do not read it.
+        floor: the reward of an [`InvalidAnswer`], and of what cannot be scored with `on_error="floor"`; in the units of
+            the mode. `render` needs one; with `win_rate` and `win_over_source` it is 0 by default.
+        on_error: what is done with a rollout that cannot be scored, such as one with a broken image: `raise` its error,
+            or give it the `floor`.
 
     Raises:
         JRMError: an argument is wrong, or they do not go together.
@@ -44,30 +68,63 @@ class RolloutReward:
     mode: str = "mean"
     k: float = 1.0
     floor: float | None = None
-    options: dict[str, Any] = field(init=False, repr=False)  # of `RewardScore.reward`
+    on_error: str = "raise"
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise JRMError(
                 f"the task of a JRM reward must be {', '.join(TASKS[:-1])} or {TASKS[-1]}, not {self.task!r}."
             )
+        self._check_mode()
         if self.render is not None and self.task == "response":
             raise JRMError("render makes an image of a completion, and the task response scores its text; drop one.")
-        options = {"mode": self.mode} | ({"k": self.k} if self.mode == "lower_confidence_bound" else {})
-        group_rewards([RewardScore({"any": 0.0}, {"any": 1.0})] * 2, **options)  # a wrong mode or k raises now
-        object.__setattr__(self, "options", options)
-        if self.render is not None and self.floor is None:
-            if self.mode != "win_probability":
-                raise JRMError(
-                    f"render needs a floor in the mode {self.mode}: the reward of a completion that cannot be "
-                    "rendered, in the units of the model's score and below what a bad image gets."
-                )
-            object.__setattr__(self, "floor", 0.0)
-        if self.floor is not None and not math.isfinite(self.floor):
-            raise JRMError(f"floor must be a finite number, not {self.floor}.")
+        self._check_floor()
         if isinstance(self.render, str):
             object.__setattr__(
                 self, "render", import_function(self.render, "render", "a completion's text and its row")
+            )
+
+    def _check_mode(self) -> None:
+        if self.mode not in MODES:
+            raise JRMError(f"unknown reward mode {self.mode!r}; use {', '.join(MODES[:-1])} or {MODES[-1]}.")
+        if self.mode == "lower_confidence_bound" and not self.k >= 0:
+            raise JRMError(f"k of a lower confidence bound must be at least 0, got {self.k!r}.")
+        if self.mode == "win_over_source" and self.task != "edit":
+            raise JRMError(
+                f"the mode win_over_source compares an edit with its unedited source, and the task {self.task} has "
+                "none; use another mode."
+            )
+
+    def _check_floor(self) -> None:
+        if self.on_error not in ("raise", "floor"):
+            raise JRMError(f"on_error must be raise or floor, not {self.on_error!r}.")
+        needed = self.render is not None or self.on_error == "floor"
+        if self.floor is None and needed:
+            if self.mode not in ("win_rate", "win_over_source"):
+                raise JRMError(
+                    f"{'render' if self.render is not None else 'on_error: floor'} needs a floor in the mode "
+                    f"{self.mode}: the reward of what is no answer or cannot be scored, in the units of the model's "
+                    "score and below what a bad image gets."
+                )
+            object.__setattr__(self, "floor", 0.0)
+        elif self.floor is not None and not math.isfinite(self.floor):
+            raise JRMError(f"floor must be a finite number, not {self.floor}.")
+        elif self.floor is not None and not needed and self.task != "response":
+            raise JRMError(
+                "floor has no use here; it is for what render refuses, for an empty text answer, and for what cannot "
+                "be scored with on_error: floor. Leave it out."
+            )
+
+    def refuse_groups(self, reason: str) -> None:
+        """For frameworks that do not show a group as a whole; `reason` is a clause that says why.
+
+        Raises:
+            JRMError: the mode compares the candidates of a group.
+        """
+        if self.mode == "win_rate":
+            raise JRMError(
+                f"the mode win_rate compares the candidates of a group, and {reason}; use mean, lower_confidence_bound "
+                "or win_over_source."
             )
 
     def check_columns(self, columns: Collection[str]) -> None:
@@ -92,24 +149,89 @@ class RolloutReward:
                 whatever `render` reads. Images are what `Sample` takes, or a dict of `bytes` and `path`.
 
         Raises:
-            RenderError: `render` raised it, or a text answer is empty and there is a floor for it.
+            InvalidAnswer: `render` raised it, or a text answer is empty and there is a floor for it.
             JRMError: something is missing, empty or no image.
         """
         sources = None
         if self.task != "generation":
             sources = row["source_images"] if "source_images" in row else row.get("source_image")
             sources = sources if isinstance(sources, (list, tuple)) else [sources]
-            sources = [plain_image(one) for one in sources if one is not None]
+            sources = [plain_image(source) for source in sources if source is not None]
             if self.task == "edit" and not sources:
                 raise JRMError("its row has no source image.")
         if self.task == "response":
             if not text.strip():
                 if self.floor is None:
                     raise JRMError("the answer is empty; give a floor, the reward of an answer that says nothing.")
-                raise RenderError("the answer is empty")
+                raise InvalidAnswer("the answer is empty")
             return Sample.text_response(sources, row["instruction"], text)
         edited = plain_image(row["edited_image"]) if self.render is None else self.render(text, row)
         return Sample.edit(sources, row["instruction"], edited)
+
+    def unedited_sources(self, samples: Sequence[Sample | None]) -> list[Sample | None]:
+        """What else must be scored: in the mode `win_over_source` each sample's first source image, left as it is."""
+        if self.mode != "win_over_source":
+            return []
+        return [
+            sample and Sample(sample.prompt, ({"type": "image", "image": sample.prompt_images[0]},))
+            for sample in samples
+        ]
+
+    def reward(self, score: RewardScore | JRMError | None, source: RewardScore | None = None) -> float:
+        """The reward of one rollout, in every mode but `win_rate`.
+
+        Args:
+            score: of its sample; None for an `InvalidAnswer`; the error of a sample that cannot be scored.
+            source: the score of its unedited source, in the mode `win_over_source`.
+
+        Raises:
+            JRMError: the rollout cannot be scored, with `on_error="raise"`.
+        """
+        if isinstance(score, JRMError) and self.on_error == "raise":
+            raise JRMError(f"a rollout cannot be scored, and on_error is raise: {score}") from score
+        if not isinstance(score, RewardScore):
+            return self.floor
+        if self.mode == "win_over_source":
+            return score.reward("win_probability", against=source)
+        return score.reward(self.mode, k=self.k)
+
+    def rewards(
+        self,
+        scores: Sequence[RewardScore | JRMError | None],
+        groups: Iterable[Hashable] = (),
+        sources: Sequence[RewardScore | None] = (),
+    ) -> list[float]:
+        """The reward of each rollout.
+
+        Args:
+            scores: as in `reward`.
+            groups: what is equal for the candidates of a group and for no others, one for each rollout; read in the
+                mode `win_rate` only.
+            sources: the scores of `unedited_sources`.
+
+        Raises:
+            JRMError: a rollout cannot be scored, with `on_error="raise"`, or a group has one candidate in the mode
+                `win_rate`.
+        """
+        if self.mode != "win_rate":
+            return [self.reward(*pair) for pair in zip(scores, sources or [None] * len(scores), strict=True)]
+        # The only score of a group has nothing to be compared with: it is as good as itself.
+        rewards = [0.5 if isinstance(score, RewardScore) else self.reward(score) for score in scores]
+        members = defaultdict(list)
+        for number, group in zip(range(len(scores)), groups, strict=True):
+            members[group].append(number)
+        for numbers in members.values():
+            if len(numbers) == 1:
+                raise JRMError(
+                    "the mode win_rate compares the candidates of a group, and a group has only one in this process; "
+                    "raise the number of generations or the batch size per device, or take another mode."
+                )
+            scored = [number for number in numbers if isinstance(scores[number], RewardScore)]
+            if len(scored) > 1:
+                values = group_rewards([scores[number] for number in scored], "win_rate")
+                for number, value in zip(scored, values, strict=True):
+                    rewards[number] = value
+        return rewards
 
 
 def settings_from_environment(variables: Mapping[str, str], reader: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from jrm_plugin.evaluation.metrics import Z95, proportion
-from jrm_plugin.integrations.trl import JRMReward, RenderError
+from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward
 from jrm_plugin.model.tiny import tiny_tokenizer
 from jrm_plugin.synthetic.preferences import PLACES
 from jrm_plugin.synthetic.shape_edits import COLOURS, GRID, SHAPES, as_asked, draw_edit, render
@@ -55,16 +55,20 @@ def _scene(pixels: bytes) -> Scene:
 
 
 def carry_out(command: str, source: Image.Image) -> Scene:
-    """The scene after a command; a `RenderError` if it is none, or is about a shape that the source does not show."""
+    """The scene after a command.
+
+    Raises:
+        InvalidAnswer: it is no command, or is about a shape that the source does not show.
+    """
     scene = _scene(source.tobytes())
     kind, *_ = command.split() or [""]
     found = re.fullmatch(GRAMMAR[kind][0], command.strip()) if kind in GRAMMAR else None
     if found is None:
-        raise RenderError(f"{command!r} is no command")
+        raise InvalidAnswer(f"{command!r} is no command")
     items = dict(scene.items)
     item = next((item for item in items.values() if item.shape == found[1]), None)
     if item is None:
-        raise RenderError(f"there is no {found[1]}")
+        raise InvalidAnswer(f"there is no {found[1]}")
     del items[item.place]
     if kind == "recolour":
         items[item.place] = item._replace(colour=found[2])
@@ -91,7 +95,7 @@ def is_right(command: str, source: Image.Image, instruction: str) -> bool:
     wanted = as_asked(list(scene.items.values()), read_instruction(instruction, scene)).items
     try:
         return sorted(carry_out(command, source).items.values()) == sorted(wanted)
-    except RenderError:
+    except InvalidAnswer:
         return False
 
 
@@ -266,7 +270,7 @@ def main() -> None:
             "step": entry["step"],
             "reward": entry["rewards/jrm_reward/mean"],
             "oracle_success": entry["rewards/oracle/mean"],
-            "render_errors": entry["jrm_reward/render_errors"],
+            "invalid_answers": entry["jrm_reward/invalid_answers"],
         }
         for entry in trainer.state.log_history
         if "rewards/oracle/mean" in entry

@@ -215,7 +215,7 @@ def run(options: argparse.Namespace, folder: Path, console: Console) -> None:
     pool = shared_pool(settings_of(config.reward.jrm).scorers())
 
     console.print(table(instructions, groups, kinds, rewards, advantages_BT[:, 0].numpy()))
-    floors = batch.non_tensor_batch["jrm_render_error"]
+    floors = batch.non_tensor_batch["jrm_invalid_answer"]
     means = {kind: rewards[kinds == kind].mean() for kind in KINDS}
     console.print(f"mean reward: {in_words(means)}")
     console.print(f"got the floor: {int(floors.sum())} of {len(floors)}")

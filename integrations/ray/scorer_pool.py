@@ -24,9 +24,9 @@ from jrm_plugin.records.scores import RewardScore
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "jrm"
-# A call that meets a dead replica is sent to its successor, so many times, after 0.1, 0.2, 0.4 … seconds.
+# How often a call is sent: where its replica died, it goes to the successor after 0.1, 0.2, 0.4 … seconds.
 ATTEMPTS = 7
-# Seconds after which it is said that a replica still waits for its place on the cluster or for its model.
+# Seconds after which a warning says that a replica still waits for its place on the cluster or for its model.
 PATIENCE = 30.0
 # A framework's worker may have set it to choose a GPU for itself; inherited, it would put every replica on that GPU.
 GPU_VARIABLES = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": ""}
@@ -35,25 +35,25 @@ GPU_VARIABLES = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": ""}
 class ScorerPool:
     """Replicas of one scorer on the run's Ray cluster, found by name, so that every process of the run has the same.
 
-    The replicas are detached actors: they outlive the worker that made them. They do not outlive the run for long: each
-    ends itself when the last process closed the pool, or when none was heard of for the lease, since Ray ends a run's
-    workers without letting them say so. One that died is made anew, and the calls that it had not answered are sent
-    again.
+    The replicas are detached actors: they outlive the worker that made them. They do not outlive the run for long: a
+    replica ends itself when the last process has closed the pool. Ray may also end a run's workers before they can
+    close it; so every process sends heartbeats, and a replica that got none for the time of the lease ends itself. A
+    replica that died is replaced, and the calls that it had not answered are sent again.
 
     Args:
         settings: of the pool; processes with equal settings in one Ray job share one.
 
     Raises:
-        JRMError: the cluster has not the GPUs that the replicas ask for.
+        JRMError: the cluster has fewer GPUs than the replicas ask for.
     """
 
     def __init__(self, settings: ScorerSettings):
         self.settings = settings
-        wanted, there = settings.num_gpus * settings.replicas, ray.cluster_resources().get("GPU", 0)
-        if wanted > there:
+        available = ray.cluster_resources().get("GPU", 0)
+        if settings.num_gpus * settings.replicas > available:
             raise JRMError(
                 f"{settings.section} ask for {settings.replicas} replicas with {settings.num_gpus} GPUs each, and the "
-                f"Ray cluster has {there:g}; lower num_gpus or replicas (num_gpus: 0 scores on CPU)."
+                f"Ray cluster has {available:g}; lower num_gpus or replicas (num_gpus: 0 scores on CPU)."
             )
         digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
         self._name = f"scorer-{ray.get_runtime_context().get_job_id()}-{digest}"
@@ -62,7 +62,7 @@ class ScorerPool:
         self._lock = threading.Lock()
         self._members = [self._member(index) for index in range(settings.replicas)]
         self._closed = threading.Event()
-        threading.Thread(target=self._stay, daemon=True).start()
+        threading.Thread(target=self._heartbeat, daemon=True).start()
         atexit.register(self.close)
 
     async def score(self, samples: Sequence[Sample]) -> list[RewardScore | JRMError]:
@@ -91,7 +91,7 @@ class ScorerPool:
         ]
 
     def close(self) -> None:
-        """This process needs the pool no more; the last one to say so ends the replicas."""
+        """Leaves the pool; the replicas end when the last process has left."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -139,31 +139,31 @@ class ScorerPool:
                 self._replace(index, member)
                 await asyncio.sleep(0.1 * 2**attempt)
 
-    def _stay(self) -> None:
-        """Tells the replicas that this process is there, and looks whether they are."""
+    def _heartbeat(self) -> None:
+        """Shows the replicas again and again that this process is alive, and replaces those that are not."""
         while not self._closed.wait(min(self.settings.lease / 4, PATIENCE)):
             for index, member in enumerate(self._members):
                 try:
-                    self._look_after(index, member)
-                except Exception as error:  # Ray is shutting down, or it is no more: calls would say what is wrong
+                    self._check(index, member)
+                except Exception as error:  # Ray is shutting down or has ended; a call would raise what is wrong
                     logger.debug("Replica %d could not be asked: %s", index, error)
 
-    def _look_after(self, index: int, member: "_Member") -> None:
-        ready, _ = ray.wait([member.joining], timeout=0)
+    def _check(self, index: int, member: "_Member") -> None:
+        ready, _ = ray.wait([member.pending_join], timeout=0)
         if ready:
             try:
-                ray.get(member.joining)
+                ray.get(member.pending_join)
             except RayTaskError:
-                pass  # the model cannot be loaded; those who call are told
+                pass  # the model cannot be loaded; every call raises that
             except RayActorError:
                 return self._replace(index, member)
-            member.joined, member.heard = True, time.monotonic()
-            member.joining = member.replica.join.remote(self._client)
-        elif time.monotonic() - member.heard > max(self.settings.lease, PATIENCE):
-            if member.joined:  # it is there and does not answer
+            member.joined, member.last_answer = True, time.monotonic()
+            member.pending_join = member.replica.join.remote(self._client)
+        elif time.monotonic() - member.last_answer > max(self.settings.lease, PATIENCE):
+            if member.joined:  # it has started, and answers no more
                 ray.kill(member.replica)
                 return self._replace(index, member)
-            member.heard = time.monotonic()
+            member.last_answer = time.monotonic()
             free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
             logger.warning(
                 "Replica %d of the JRM scorers is not ready: it loads its model, or waits for %g CPUs and %g GPUs, and "
@@ -177,12 +177,12 @@ class ScorerPool:
 
 @dataclass(eq=False)
 class _Member:
-    """A replica as this process knows it: `joining` is the question that shows whether it is there."""
+    """A replica as this process knows it; the answer to `pending_join` shows that it is alive."""
 
     replica: Any
-    joining: ray.ObjectRef
+    pending_join: ray.ObjectRef
     joined: bool = False
-    heard: float = field(default_factory=time.monotonic)
+    last_answer: float = field(default_factory=time.monotonic)
 
 
 @cache

@@ -15,11 +15,11 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.ray.settings import ScorerSettings
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.scoring.protocol import Scorer, load_scorer
 
 
 class Call(NamedTuple):
-    """Samples that came together; calls with one `prefix` share what stands before the response."""
+    """Samples that came together; calls with the same `prefix` share what comes before the response."""
 
     prefix: str
     samples: Sequence[Sample]
@@ -28,7 +28,7 @@ class Call(NamedTuple):
 
 @dataclass
 class Statistics:
-    """What a replica has done. `calls` are answered ones, `image_hits` images whose features were there already."""
+    """What a replica has done: calls that it answered, and images whose features it had already or had to compute."""
 
     pid: int = field(default_factory=os.getpid)
     calls: int = 0
@@ -40,7 +40,7 @@ class Statistics:
 
 
 class ScorerReplica:
-    """Loads the model when made, and ends itself when the last client left, or none was heard of for the lease."""
+    """Loads the model when it is made; ends itself when the last client has left or no heartbeat came for the lease."""
 
     def __init__(self, settings: ScorerSettings):
         self._settings = settings
@@ -48,14 +48,14 @@ class ScorerReplica:
         self._waiting: list[Call] = []
         self._working: asyncio.Task | None = None
         self._thread = ThreadPoolExecutor(1)  # the model computes one batch at a time
-        self._scorer: RewardScorer | None = None
+        self._scorer: Scorer | None = None
         self._failure: JRMError | None = None
         device = settings.device or ("cuda" if settings.num_gpus else "cpu")
         try:
-            self._scorer = RewardScorer.from_pretrained(settings.model_path, device=device)
-        except JRMError as error:  # told to those who call; an actor whose constructor fails has only a traceback
+            self._scorer = load_scorer(settings.model_path, device=device)
+        except JRMError as error:  # raised by every call; a constructor that fails gives callers a traceback only
             self._failure = error
-        self._clients: dict[str, float] = {}  # when each was heard of last
+        self._clients: dict[str, float] = {}  # time of each client's last heartbeat
         self._started = time.monotonic()
         self._itself = ray.get_runtime_context().current_actor
         threading.Thread(target=self._end_when_alone, daemon=True).start()
@@ -84,7 +84,7 @@ class ScorerReplica:
             samples = [sample for call in batch for sample in call.samples]
             try:
                 scores = iter(await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, samples))
-            except Exception as error:  # not of one sample (no memory, a lost device): all that were in it hear of it
+            except Exception as error:  # of no single sample (no memory, a lost device): the whole batch raises it
                 for call in batch:
                     call.answer.set_exception(error)
                 continue
@@ -95,7 +95,7 @@ class ScorerReplica:
             self._statistics.batches += 1
 
     def _next_batch(self) -> list[Call]:
-        """The call that waits longest with all others of its prefix, then the next, up to `max_batch` samples."""
+        """The call that has waited longest and all others of its prefix, then the next, up to `max_batch` samples."""
         first = {}
         for place, call in enumerate(self._waiting):
             first.setdefault(call.prefix, place)
@@ -115,7 +115,7 @@ class ScorerReplica:
     # -- life
 
     async def join(self, client: str) -> list[str]:
-        """The dimensions of the model; `client` is one that uses this replica from now on, until its lease ends.
+        """The dimensions of the model. It is the heartbeat of `client`, which counts as a user until its lease ends.
 
         Raises:
             JRMError: the model could not be loaded.
@@ -132,14 +132,15 @@ class ScorerReplica:
 
     async def statistics(self) -> Statistics:
         self._statistics.clients = len(self._clients)
-        if self._scorer is not None:
-            features = self._scorer.engine.features
+        # Only a `RewardScorer` has an engine, and only the one that shares prefixes keeps features of images.
+        features = getattr(getattr(self._scorer, "engine", None), "features", None)
+        if features is not None:
             self._statistics.image_hits, self._statistics.image_misses = features.hits, features.misses
         return self._statistics
 
     def _end_when_alone(self) -> None:
         while True:
             time.sleep(self._settings.lease / 4)
-            heard = max([self._started, *list(self._clients.values())])
-            if time.monotonic() - heard > self._settings.lease:
+            last_heartbeat = max([self._started, *list(self._clients.values())])
+            if time.monotonic() - last_heartbeat > self._settings.lease:
                 ray.kill(self._itself)

@@ -19,7 +19,7 @@ class ScorerSettings:
         batch_window: seconds that a replica waits for further calls before it computes.
         max_batch: samples that it computes at once.
         max_in_flight: calls that one process has open at once; further ones wait.
-        lease: seconds after which a replica ends itself when no process of the run has been heard of.
+        lease: seconds without a heartbeat of any process of the run after which a replica ends itself.
 
     Raises:
         JRMError: a value is missing or out of its range.

@@ -3,9 +3,7 @@
 import io
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,10 @@ from PIL import Image
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.records.scores import RewardScore, group_rewards
-from jrm_plugin.rollouts import RenderError, RolloutReward, plain_image, settings_from_environment
-from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, plain_image
+from jrm_plugin.scoring.protocol import Scorer, load_scorer
 
-# The variables that configure `jrm_reward`, and the argument of `JRMReward` that each one gives.
-VARIABLES = {
-    "JRM_MODEL": "model",
-    "JRM_TASK": "task",
-    "JRM_RENDER": "render",
-    "JRM_MODE": "mode",
-    "JRM_FLOOR": "floor",
-    "JRM_DEVICE": "device",
-}
 THUMBNAIL = 256  # longest edge in pixels of an image in the log of completions
 
 
@@ -42,16 +31,13 @@ class JRMReward:
     - otherwise the column `edited_image`, as a rollout function adds it.
 
     Args:
-        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`RewardScorer`].
+        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`Scorer`].
         task: `edit`, `generation` (no source image) or `response` (with or without source images).
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row of the dataset (a dict, with `prompt`) and returns the image, or raises
-            [`RenderError`].
-        mode: as in `RewardScore.reward`; `win_probability` compares each candidate with the others of its group, which
-            are those with an equal prompt, instruction and source images in this process.
-        floor: as in [`RolloutReward`]. A candidate that is the only one of its group without it has the win
-            probability 0.5.
-        k: of the mode `lower_confidence_bound`.
+            [`InvalidAnswer`].
+        mode, floor, k: as in [`RolloutReward`]. A group is all completions with the same prompt, instruction and source
+            images in this process.
         device, dtype: as in `RewardScorer.from_pretrained`.
 
     Logs the means of mu and sigma by dimension, and the share of those with the floor, as metrics, and, where TRL logs
@@ -59,7 +45,7 @@ class JRMReward:
 
     Raises:
         JRMError: an argument is wrong or there is no such checkpoint; when called, a column is missing, a sample cannot
-            be read, or a group for `win_probability` has one candidate.
+            be read, or a group for `win_rate` has one candidate.
 
     Example:
         >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", JRMReward("outputs/jrm", task="response"), train_dataset=dataset)
@@ -67,7 +53,7 @@ class JRMReward:
 
     def __init__(
         self,
-        model: str | Path | RewardScorer = "jrm-tiny",
+        model: str | Path | Scorer = "jrm-tiny",
         *,
         task: str = "edit",
         render: str | Callable[[str, dict], Any] | None = None,
@@ -77,16 +63,9 @@ class JRMReward:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if render is None and floor is not None and task != "response":
-            raise JRMError("floor is the reward of a completion that cannot be rendered; give render with it.")
         self.rollouts = RolloutReward(task, render, mode, k, floor)
         self.__name__ = "jrm_reward"  # what TRL calls this reward in its logs
-        if isinstance(model, RewardScorer):
-            self.scorer = model
-        else:
-            if device is not None:
-                _check_device(device)
-            self.scorer = RewardScorer.from_pretrained(model, device=device, dtype=dtype)
+        self.scorer = load_scorer(model, device=device, dtype=dtype)
 
     def __call__(
         self,
@@ -105,48 +84,28 @@ class JRMReward:
             row = {name: values[number] for name, values in columns.items()} | {"prompt": prompt}
             try:
                 samples.append(self.rollouts.sample(_text(completion), row))
-            except RenderError:
+            except InvalidAnswer:
                 samples.append(None)
             except JRMError as error:
                 raise JRMError(f"completion {number} cannot be scored: {error}") from error
-        found = iter(self.scorer.score([sample for sample in samples if sample is not None]))
-        scores = [None if sample is None else next(found) for sample in samples]
+        scores, sources = self._score(samples, self.rollouts.unedited_sources(samples))
         if log_metric is not None:
             self._log_metrics(scores, log_metric)
         if log_extra is not None:
             self._log_candidates(samples, scores, log_extra)
-        return self._rewards(prompts, scores, columns)
+        return self.rollouts.rewards(scores, self._groups(prompts, columns), sources)
 
-    # -- from scores to rewards
+    def _score(self, *lists: Sequence[Sample | None]) -> list[list[RewardScore | None]]:
+        """The scores of several lists of samples, computed together; None stays None."""
+        scores = iter(self.scorer.score([sample for samples in lists for sample in samples if sample is not None]))
+        return [[sample and next(scores) for sample in samples] for samples in lists]
 
-    def _rewards(
-        self,
-        prompts: Sequence,
-        scores: Sequence[RewardScore | None],
-        columns: Mapping[str, Any],
-    ) -> list[float]:
-        if self.rollouts.mode != "win_probability":
-            return [self.rollouts.floor if score is None else score.reward(**self.rollouts.options) for score in scores]
-        rewards = [self.rollouts.floor] * len(scores)
-        groups = defaultdict(list)
+    def _groups(self, prompts: Sequence, columns: Mapping[str, Any]) -> Iterator[Hashable]:
+        """What the candidates of a group have in common, for each completion."""
         sources = columns.get("source_images", columns.get("source_image"))
         for number, prompt in enumerate(prompts):
             shown = None if sources is None else _identity(sources[number])
-            groups[json.dumps(prompt, default=str), columns["instruction"][number], shown].append(number)
-        for group in groups.values():
-            if len(group) == 1:
-                raise JRMError(
-                    "win_probability compares the candidates of a group, and a group has only one in this process; "
-                    "raise num_generations or the batch size per device, or take another mode."
-                )
-            scored = [number for number in group if scores[number] is not None]
-            if len(scored) == 1:
-                rewards[scored[0]] = 0.5  # nothing to compare with: as good as itself
-            elif scored:
-                values = group_rewards([scores[number] for number in scored], **self.rollouts.options)
-                for number, value in zip(scored, values, strict=True):
-                    rewards[number] = value
-        return rewards
+            yield json.dumps(prompt, default=str), columns["instruction"][number], shown
 
     # -- what is logged
 
@@ -156,7 +115,7 @@ class JRMReward:
             log_metric(f"{self.__name__}/{name}/mu", math.fsum(score.mu[name] for score in scored) / len(scored))
             log_metric(f"{self.__name__}/{name}/sigma", math.fsum(score.sigma[name] for score in scored) / len(scored))
         if self.rollouts.floor is not None and scores:
-            log_metric(f"{self.__name__}/render_errors", (len(scores) - len(scored)) / len(scores))
+            log_metric(f"{self.__name__}/invalid_answers", (len(scores) - len(scored)) / len(scores))
 
     def _log_candidates(
         self,
@@ -170,30 +129,6 @@ class JRMReward:
         if self.rollouts.task != "response":
             pictures = [sample and _Thumbnail.of(sample.response_images[0]) for sample in samples]
             log_extra(f"{self.__name__}/image", pictures)
-
-
-def jrm_reward(prompts: Sequence, completions: Sequence, **columns: Any) -> list[float]:
-    """[`JRMReward`] by dotted path, for `reward_funcs: [jrm_plugin.integrations.trl.jrm_reward]` of `trl grpo`.
-
-    It is configured by the variables `JRM_MODEL`, `JRM_TASK`, `JRM_RENDER`, `JRM_MODE`, `JRM_FLOOR` and `JRM_DEVICE`,
-    which the `env:` block of TRL's YAML file can set, and is made once per process, when it is first called.
-
-    Raises:
-        JRMError: a variable has a wrong value, or what [`JRMReward`] raises.
-    """
-    return reward_from_environment()(prompts, completions, **columns)
-
-
-@cache
-def reward_from_environment() -> JRMReward:
-    """The one [`JRMReward`] of this process that `jrm_reward` calls; an empty variable is as good as none."""
-    arguments: dict[str, Any] = settings_from_environment(VARIABLES, "jrm_reward")
-    if "floor" in arguments:
-        try:
-            arguments["floor"] = float(arguments["floor"])
-        except ValueError:
-            raise JRMError(f"the variable JRM_FLOOR must be a number, not {arguments['floor']!r}.") from None
-    return JRMReward(**arguments)
 
 
 class _Thumbnail(bytes):
@@ -229,11 +164,3 @@ def _identity(images: Any) -> Any:
         return image
     picture = load_image(image) if not isinstance(image, Image.Image) else image
     return picture.mode, picture.size, picture.tobytes()
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such device, not on this machine, or not in this torch
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise JRMError(f"the reward model cannot use the device {device} ({reason}).") from error

@@ -87,19 +87,19 @@ class _ChatFormat:
         self._after_system = rendered("system", "user")[1]
 
     def question_and_answer(self, text: str) -> tuple[str, str]:
-        asked, found, answer = text.partition(self._before_answer)
-        if self._after_system in asked:
-            asked = asked.rpartition(self._after_system)[2]
-        elif asked.startswith(self._before_question):
-            asked = asked[len(self._before_question) :]
+        question, separator, answer = text.partition(self._before_answer)
+        if self._after_system in question:
+            question = question.rpartition(self._after_system)[2]
+        elif question.startswith(self._before_question):
+            question = question[len(self._before_question) :]
         else:
-            found = ""
-        if not found:
+            separator = ""
+        if not separator:
             raise JRMError(
                 "a JRM scores conversations, a user's question and an assistant's answer, in the chat format of its "
                 f"tokenizer, not {text[:60]!r}; give the data set conversational prompts."
             )
-        return asked, answer.removesuffix(self._end)
+        return question, answer.removesuffix(self._end)
 
 
 AutoModelForSequenceClassification.register(JRMConfig, JRMForTextReward)

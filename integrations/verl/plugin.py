@@ -18,7 +18,7 @@ failures: dict[str, str] = {}
 
 
 def _guarded(what: str) -> Callable:
-    """What fails here must not break verl for those who do not use JRM; it is said, and `jrm env` repeats it."""
+    """What fails here must not break verl for those who do not use JRM: it is a warning, and `jrm env` repeats it."""
 
     def guard(install: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
         @functools.wraps(install)

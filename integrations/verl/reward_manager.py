@@ -23,7 +23,7 @@ class JRMRewardManager(RewardManagerBase):
     last user message, and the source images are those of the prompt.
 
     Raises:
-        JRMError: `reward.jrm` is wrong, or the cluster has not the GPUs it asks for.
+        JRMError: `reward.jrm` is wrong, or the cluster has fewer GPUs than it asks for.
     """
 
     def __init__(self, config, tokenizer, compute_score, reward_router_address=None, reward_model_tokenizer=None):
@@ -53,8 +53,8 @@ def row_of(columns: Mapping[str, Any]) -> dict[str, Any]:
     row = {**(columns.get("extra_info") or {}), **columns}
     row["prompt"] = [dict(message) for message in columns.get("raw_prompt", ())]
     if "instruction" not in row:
-        said = [message["content"] for message in row["prompt"] if message.get("role") == "user"]
-        row["instruction"] = text_of(said[-1]) if said else ""
+        questions = [message["content"] for message in row["prompt"] if message.get("role") == "user"]
+        row["instruction"] = text_of(questions[-1]) if questions else ""
     if "source_image" not in row and "source_images" not in row:
         blocks = [block for message in row["prompt"] for block in _blocks(message["content"])]
         # the file's bytes are smaller to send than the picture that verl made of them

@@ -18,11 +18,8 @@ class JRMSettings(ScorerSettings):
     """What the section `reward.jrm` holds: the scorers, and what is scored how.
 
     Args:
-        task, render, mode, k, floor: as in [`RolloutReward`], with two differences. `render` is a dotted path. In the
-            mode `win_probability` an edit is compared with its unedited source, since verl asks for one reward at a
-            time.
-        on_error: `raise`: a sample that cannot be scored is an error of verl's reward worker; `floor`: it gets the
-            floor and is counted.
+        task, render, mode, k, floor, on_error: as in [`RolloutReward`]; `render` is a dotted path, and the mode
+            `win_rate` cannot be offered, since verl asks for one reward at a time.
 
     Raises:
         JRMError: a value is missing or wrong.
@@ -39,24 +36,15 @@ class JRMSettings(ScorerSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.on_error not in ("raise", "floor"):
-            raise JRMError(f"on_error in {self.section} must be raise or floor, not {self.on_error!r}.")
-        floor = self.rollouts().floor
-        if self.on_error == "floor" and floor is None:
-            raise JRMError(
-                f"on_error: floor in {self.section} needs a floor: the reward of a sample that cannot be scored, in "
-                "the units of the model's score and below what a bad image gets."
-            )
-        if self.floor is not None and self.render is None and self.on_error == "raise" and self.task != "response":
-            raise JRMError(f"floor in {self.section} has no use without render or on_error: floor; leave it out.")
-        if self.mode == "win_probability" and self.task != "edit":
-            raise JRMError(
-                f"the mode win_probability in {self.section} compares an edit with its unedited source, and the task "
-                f"{self.task} has none; use mean or lower_confidence_bound."
-            )
+        self.rollouts()  # raises what is wrong
 
     def rollouts(self) -> RolloutReward:
-        return RolloutReward(self.task, self.render, self.mode, self.k, self.floor)
+        try:
+            rollouts = RolloutReward(self.task, self.render, self.mode, self.k, self.floor, self.on_error)
+            rollouts.refuse_groups("verl asks for one reward at a time")
+        except JRMError as error:
+            raise JRMError(f"{self.section} cannot be used: {error}") from error
+        return rollouts
 
     def scorers(self) -> ScorerSettings:
         """Those that processes must have in common to share a pool."""

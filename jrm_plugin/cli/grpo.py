@@ -3,7 +3,6 @@
 The YAML is that of `trl grpo`, read by TRL's own parser, with the fields of [`JRMRewardArguments`] beside TRL's.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,11 @@ from trl.scripts import grpo
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import read_yaml
-from jrm_plugin.integrations.trl import reward
+from jrm_plugin.integrations.trl import JRMReward
+from jrm_plugin.integrations.trl.environment import reward_from_environment
 
-JRM_REWARD = "jrm_plugin.integrations.trl.jrm_reward"
+# The reward of the run. TRL's script takes reward functions by dotted path only, and finds it under this name.
+reward: JRMReward
 
 
 @dataclass
@@ -34,15 +35,26 @@ class JRMRewardArguments:
     reward_task: str | None = field(default=None, metadata={"help": "edit, generation or response."})
     reward_render: str | None = field(default=None, metadata={"help": "Dotted path: completion and row to an image."})
     reward_mode: str | None = field(default=None, metadata={"help": "How a score becomes a reward."})
-    reward_floor: float | None = field(default=None, metadata={"help": "Reward of what cannot be rendered."})
+    reward_floor: float | None = field(default=None, metadata={"help": "Reward of an invalid answer."})
+
+    def reward(self) -> JRMReward:
+        """Raises a `JRMError` if there is no such model, or the arguments or variables are wrong."""
+        arguments = {
+            "model": self.reward_model_path,
+            "task": self.reward_task,
+            "render": self.reward_render,
+            "mode": self.reward_mode,
+            "floor": self.reward_floor,
+        }
+        return reward_from_environment(**{name: value for name, value in arguments.items() if value is not None})
 
 
 def grpo_from_command_line(config: Path, overrides: Sequence[str]) -> int:
     """Reads the YAML file and what the command line overrides, and runs TRL's script with the reward."""
+    global reward
     jrm, script, training, model, dataset = parse(config, overrides)
-    _configure(jrm)
-    # TRL's script imports reward functions by name; this is the one that was just configured.
-    script.reward_funcs = [JRM_REWARD, *(script.reward_funcs or [])]
+    reward = jrm.reward()  # first, so that a mistake in it is raised before anything else is loaded
+    script.reward_funcs = [f"{__name__}.reward", *(script.reward_funcs or [])]
     try:
         grpo.main(script, training, model, dataset)
     except (OSError, ImportError) as error:  # a model, a data set or a reward function that is not there
@@ -89,19 +101,6 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
             f"order, not {training.reward_weights}."
         )
     return found
-
-
-def _configure(jrm: JRMRewardArguments) -> None:
-    """Makes the reward of this process now, so that what is wrong with it is said before anything is loaded."""
-    given = {
-        "JRM_MODEL": jrm.reward_model_path,
-        "JRM_TASK": jrm.reward_task,
-        "JRM_RENDER": jrm.reward_render,
-        "JRM_MODE": jrm.reward_mode,
-        "JRM_FLOOR": jrm.reward_floor,
-    }
-    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
-    reward.reward_from_environment()
 
 
 class _Parser(TrlParser):

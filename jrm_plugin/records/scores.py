@@ -50,8 +50,8 @@ class RewardScore:
 
         - `mean`: mu.
         - `lower_confidence_bound`: mu - k sigma; an uncertain score counts less.
-        - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] (paper eq. 4), the mean over
-          `against` where that is a group; between 0 and 1. `against` may be the score of the unedited source, say.
+        - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] (paper eq. 4), between 0 and 1; the
+          mean of it where `against` is several scores.
 
         Raises:
             JRMError: an unknown mode or dimension, k below 0, or `against` missing, empty or not wanted by the mode.
@@ -87,17 +87,27 @@ class RewardScore:
         return {"mu": dict(self.mu), "sigma": dict(self.sigma)}
 
 
-def group_rewards(scores: Sequence[RewardScore], mode: str = "mean", **options) -> list[float]:
-    """`RewardScore.reward` of every candidate; in mode `win_probability` against all the others of the group.
+def group_rewards(
+    scores: Sequence[RewardScore],
+    mode: Literal["mean", "lower_confidence_bound", "win_rate", "win_probability"] = "mean",
+    **options,
+) -> list[float]:
+    """The reward of every candidate of a group.
 
-    `options` are `reward`'s. A given `against` is what all are compared with instead.
+    In the mode `win_rate` it is the candidate's mean win probability against each of the others, computed from their
+    scores; in the other modes it is `RewardScore.reward`, whose options `options` are.
+
+    Raises:
+        JRMError: what `RewardScore.reward` raises, or `win_rate` of fewer than two candidates.
     """
-    if mode != "win_probability" or "against" in options:
+    if mode != "win_rate":
         return [score.reward(mode, **options) for score in scores]
     if len(scores) < 2:
-        raise JRMError("win_probability within a group needs at least 2 candidates; give against, or another mode.")
+        raise JRMError("win_rate compares the candidates of a group and needs at least 2; take another mode.")
     others = [[*scores[:k], *scores[k + 1 :]] for k in range(len(scores))]
-    return [score.reward(mode, against=rest, **options) for score, rest in zip(scores, others, strict=True)]
+    return [
+        score.reward("win_probability", against=rest, **options) for score, rest in zip(scores, others, strict=True)
+    ]
 
 
 def group_advantages(rewards: Sequence[float], *, scale: bool = True) -> list[float]:

@@ -10,13 +10,14 @@ from jrm_plugin import RewardScorer, Sample
 
 RENDER = """
 import json
+import os
 from PIL import Image
-from jrm_plugin.integrations.trl import RenderError
+from jrm_plugin.integrations.trl import InvalidAnswer
 
 def draw(text, row):
     number = sum(text.encode())
     if number % 4 == 0:
-        raise RenderError("no picture")
+        raise InvalidAnswer("no picture")
     picture = Image.open(row["source_image"]).convert("RGB")
     picture.putpixel((number % 48, 5), (0, 0, 0))
     return picture
@@ -25,6 +26,8 @@ def length(completions, source_image, instruction, **_):
     with open("seen.jsonl", "a") as file:
         for row in zip(completions, source_image, instruction):
             file.write(json.dumps(row) + "\\n")
+    with open("variables.json", "w") as file:
+        json.dump({name: value for name, value in os.environ.items() if name.startswith("JRM_")}, file)
     return [float(len(text)) for text in completions]
 """
 
@@ -76,8 +79,9 @@ def config(run_folder, policy_folder):
 
 
 def test_two_steps_beside_another_reward(jrm, config, run_folder):
-    # The variable is set by TRL's own `env:` block; the key of the file wins over it.
-    config(env={"JRM_FLOOR": "-1", "JRM_DEVICE": "cpu"})
+    # The variables are set by TRL's own `env:` block; a key of the file wins over them, and they stay as they are.
+    variables = {"JRM_FLOOR": "-1", "JRM_DEVICE": "cpu"}
+    config(env=variables)
     finished = jrm("grpo", "--config", "grpo.yaml", "--learning_rate", "1e-4", folder=run_folder)
     assert finished.code == 0, finished.err
     assert (run_folder / "policy" / "model.safetensors").is_file()
@@ -85,6 +89,7 @@ def test_two_steps_beside_another_reward(jrm, config, run_folder):
     logs = [entry for entry in state["log_history"] if "reward" in entry]
     assert len(logs) == 2 and logs[0]["learning_rate"] == 1e-4
 
+    assert json.loads((run_folder / "variables.json").read_text()) == variables
     rows = [json.loads(line) for line in (run_folder / "seen.jsonl").read_text().splitlines()]
     names: dict = {}
     exec(RENDER, names)
@@ -94,7 +99,7 @@ def test_two_steps_beside_another_reward(jrm, config, run_folder):
         for text, source, instruction in seen:
             try:
                 edited = names["draw"](text, {"source_image": source})
-            except names["RenderError"]:
+            except names["InvalidAnswer"]:
                 rewards.append(-6.5)
             else:
                 rewards.append(scorer.score([Sample.edit(source, instruction, edited)])[0].mu["overall"])
@@ -108,7 +113,7 @@ def test_text_answers_from_a_mixture(jrm, config, run_folder):
     mixture = [{"path": "json", "data_files": "data/train.jsonl"}]
     config(
         **{"datasets": mixture, "dataset_name": None, "reward_funcs": None, "reward_weights": None},
-        **{"reward_render": None, "reward_floor": None, "reward_task": "response", "reward_mode": "win_probability"},
+        **{"reward_render": None, "reward_floor": None, "reward_task": "response", "reward_mode": "win_rate"},
         max_steps=1,
         save_strategy="no",
     )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jrm_plugin import RewardScorer, Sample
+from jrm_plugin import RewardScore, RewardScorer, Sample
+from jrm_plugin.records.images import load_image
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 HERE = Path(__file__).parent
@@ -32,6 +33,24 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny() -> RewardScorer:
     return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
+
+
+class Brightness:
+    """A `Scorer` that is no checkpoint: the mean brightness of the response's image."""
+
+    dimensions = ["brightness"]
+
+    def score(self, samples, *, on_error="raise", progress=False) -> list[RewardScore]:
+        images = [np.asarray(load_image(sample.response_images[0])) for sample in samples]
+        return [RewardScore({"brightness": image.mean()}, {"brightness": 1.0}) for image in images]
+
+    def rank(self, samples):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def brightness() -> Brightness:
+    return Brightness()
 
 
 def png(image: np.ndarray | Image.Image) -> bytes:

@@ -17,11 +17,6 @@ from jrm_plugin.synthetic.shape_edits import draw_edit
 
 
 @pytest.fixture(scope="module")
-def tiny() -> RewardScorer:
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def batch() -> dict:
     """Two candidates of each of three scenes, in mixed order, with each image's own source and instruction."""
     rng = np.random.default_rng(5)
@@ -109,10 +104,25 @@ def test_generation_needs_no_source(tiny, batch):
     assert found == pytest.approx(alone, abs=1e-5)
 
 
+def test_any_scorer_may_stand_in_for_a_checkpoint(brightness):
+    grey = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (3, 7)])
+    assert jrm_score("cpu", model=brightness, task="generation")(grey, ["a", "b"], [{}, {}]) == ([3.0, 7.0], {})
+
+
 def test_lower_confidence_bound(tiny, batch, expected):
     reward = jrm_score("cpu", model=tiny, mode="lower_confidence_bound", k=2.0)
     found, _ = reward(batch["images"], batch["prompts"], METADATA, batch["ref_images"])
     assert found == pytest.approx([score.mu["overall"] - 2 * score.sigma["overall"] for score in expected], abs=1e-5)
+
+
+def test_win_over_source(tiny, batch, expected):
+    found, _ = jrm_score("cpu", model=tiny, mode="win_over_source")(
+        batch["images"], batch["prompts"], METADATA, batch["ref_images"]
+    )
+    pairs = zip(batch["ref_images"], batch["prompts"], strict=True)
+    unedited = [tiny.score([Sample.edit(source, prompt, source)])[0] for source, prompt in pairs]
+    wins = [s.reward("win_probability", against=u) for s, u in zip(expected, unedited, strict=True)]
+    assert found == pytest.approx(wins, abs=1e-5)
 
 
 def test_made_with_the_device_alone_and_shared_by_training_and_evaluation(batch, expected, monkeypatch):
@@ -155,7 +165,10 @@ def test_arguments_go_before_variables(tiny, batch, expected, monkeypatch):
         ({"task": "video"}, "must be edit, generation or response, not 'video'"),
         ({"task": "response"}, "flow_grpo makes images"),
         ({"mode": "median"}, "unknown reward mode 'median'"),
-        ({"mode": "win_probability"}, "which flow_grpo spreads over calls and processes"),
+        (
+            {"mode": "win_rate"},
+            "and flow_grpo spreads the images .*; use mean, lower_confidence_bound or",
+        ),
         ({"mode": "lower_confidence_bound", "k": -1.0}, "must be at least 0"),
     ],
 )

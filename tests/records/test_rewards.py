@@ -39,7 +39,7 @@ def test_win_probability_without_uncertainty_is_the_logistic():
 
 @given(st.lists(scores, min_size=2, max_size=5))
 def test_in_a_group_everyone_is_compared_with_all_others(group):
-    rewards = group_rewards(group, "win_probability")
+    rewards = group_rewards(group, "win_rate")
     assert sum(rewards) == pytest.approx(len(group) / 2)  # P(i beats j) + P(j beats i) = 1
     first = [group[0].reward("win_probability", against=other) for other in group[1:]]
     assert rewards[0] == pytest.approx(sum(first) / len(first))
@@ -73,7 +73,9 @@ SCORE = RewardScore({"a": 1}, {"a": 1})
         (lambda: SCORE.reward("win_probability"), "against belongs to the mode win_probability"),
         (lambda: SCORE.reward("mean", against=SCORE), "against belongs to the mode win_probability"),
         (lambda: SCORE.reward("win_probability", against=[]), "against is empty"),
-        (lambda: group_rewards([SCORE], "win_probability"), "needs at least 2 candidates"),
+        (lambda: group_rewards([SCORE], "win_rate"), "compares the candidates of a group and needs at least 2"),
+        (lambda: group_rewards([SCORE, SCORE], "win_probability"), "against belongs to the mode win_probability"),
+        (lambda: SCORE.reward("win_rate"), "unknown reward mode 'win_rate'"),
         (lambda: group_advantages([]), "at least one reward"),
         (lambda: group_advantages([math.nan]), "all finite"),
     ],

@@ -14,18 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from jrm_plugin import JRMError, RewardScorer, Sample, group_rewards
-from jrm_plugin.integrations.trl import JRMReward, RenderError, jrm_reward
-from jrm_plugin.integrations.trl.reward import reward_from_environment
+from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, jrm_reward
+from jrm_plugin.integrations.trl.environment import reward_from_environment
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 FLOOR = -7.5
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 CPU |= {"gradient_checkpointing": False, "logging_steps": 1, "max_completion_length": 6}
-
-
-@pytest.fixture(scope="module")
-def tiny() -> RewardScorer:
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +42,7 @@ def render(text: str, row: dict) -> Image.Image:
     """The source with a line through it whose place is the text's; a third of all texts cannot be drawn."""
     number = sum(text.encode())
     if number % 3 == 0:
-        raise RenderError("no picture")
+        raise InvalidAnswer("no picture")
     pixels = np.array(row["source_image"])
     pixels[:, number % pixels.shape[1]] = 0
     return Image.fromarray(pixels)
@@ -94,7 +89,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
             row = {name: given[name][k] for name in ("source_image", "instruction")}
             try:
                 sample = Sample.edit(row["source_image"], row["instruction"], render(text, row))
-            except RenderError:
+            except InvalidAnswer:
                 failed.append(k)
                 expected.append(FLOOR)
             else:
@@ -102,7 +97,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
         assert rewards == pytest.approx(expected, abs=1e-5)
         errors += len(failed)
         assert log["rewards/jrm_reward/mean"] == pytest.approx(np.mean(expected), abs=1e-4)
-        assert log["jrm_reward/render_errors"] == pytest.approx(len(failed) / 8)
+        assert log["jrm_reward/invalid_answers"] == pytest.approx(len(failed) / 8)
         drawn = [value for k, value in enumerate(expected) if k not in failed]
         assert log["jrm_reward/overall/mu"] == pytest.approx(np.mean(drawn), abs=1e-4)
         for name in tiny.dimensions:
@@ -116,7 +111,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
 
 def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_path):
     chats = [row | {"prompt": [{"role": "user", "content": row["instruction"]}]} for row in rows]
-    spy = Spy(JRMReward(tiny, task="response", mode="win_probability"))
+    spy = Spy(JRMReward(tiny, task="response", mode="win_rate"))
     trainer = RLOOTrainer(
         AutoModelForCausalLM.from_pretrained(policy_folder),
         spy,
@@ -130,9 +125,9 @@ def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_pa
     texts = [completion[0]["content"] for completion in given["completions"]]
     groups = zip(given["source_image"], given["instruction"], texts, strict=True)
     scores = [tiny.score([Sample.text_response(*each)])[0] for each in groups]
-    expected = [p for k in (0, 4) for p in group_rewards(scores[k : k + 4], "win_probability")]
+    expected = [p for k in (0, 4) for p in group_rewards(scores[k : k + 4], "win_rate")]
     assert rewards == pytest.approx(expected, abs=1e-5)
-    assert "jrm_reward/render_errors" not in trainer.state.log_history[0]
+    assert "jrm_reward/invalid_answers" not in trainer.state.log_history[0]
 
 
 def columns(rows: list[dict]) -> dict[str, list]:
@@ -167,37 +162,61 @@ def test_images_in_every_form_of_a_column(tiny, edits, rows):
     assert found == pytest.approx([score.reward("lower_confidence_bound", k=2.0)], abs=1e-5)
 
 
-def test_win_probability_compares_within_a_group(tiny, edits, rows):
+def test_any_scorer_may_stand_in_for_a_checkpoint(brightness, rows):
+    reward = JRMReward(brightness, render=lambda text, row: Image.new("L", (4, 4), int(text)), floor=FLOOR)
+    metrics = {}
+    assert reward(["p"] * 2, ["3", "7"], log_metric=metrics.__setitem__, **columns(rows[:2])) == [3.0, 7.0]
+    assert metrics["jrm_reward/brightness/mu"] == 5.0
+
+
+def test_win_rate_compares_within_a_group(tiny, edits, rows):
     # Two groups with the same prompt and instruction, told apart by the source image, in mixed order.
     order = [(0, 0), (1, 0), (0, 1), (1, 2), (0, 2), (1, 1)]
     batch = [rows[e] | {"prompt": "edit it", "instruction": rows[0]["instruction"]} for e, _ in order]
     pictures = [Image.fromarray(edits[e].candidates[c].image) for e, c in order]
-    reward = JRMReward(tiny, mode="win_probability")
+    reward = JRMReward(tiny, mode="win_rate")
     found = reward(["edit it"] * 6, [""] * 6, **columns(batch), edited_image=pictures)
     scores = tiny.score(
         [Sample.edit(r["source_image"], r["instruction"], p) for r, p in zip(batch, pictures, strict=True)]
     )
     for group in ([0, 2, 4], [1, 3, 5]):
-        expected = group_rewards([scores[k] for k in group], "win_probability")
+        expected = group_rewards([scores[k] for k in group], "win_rate")
         assert [found[k] for k in group] == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(JRMError, match="only one in this process; raise num_generations"):
+    with pytest.raises(JRMError, match="only one in this process; raise the number of generations"):
         reward(["a", "b"], ["", ""], **columns(batch[:2]), edited_image=pictures[:2])
+
+
+def test_win_over_source_compares_with_the_unedited_source(tiny, edits, rows):
+    def draw(text, row):
+        if text == "nothing":
+            raise InvalidAnswer("nothing to draw")
+        return Image.fromarray(edits[int(text)].candidates[0].image)
+
+    reward = JRMReward(tiny, mode="win_over_source", render=draw)
+    found = reward(["p"] * 3, ["0", "nothing", "2"], **columns(rows[:3]))
+    expected = []
+    for k in (0, 2):
+        source, instruction = rows[k]["source_image"], rows[k]["instruction"]
+        pair = [Sample.edit(source, instruction, image) for image in (draw(str(k), {}), source)]
+        edited, unedited = tiny.score(pair)
+        expected.append(edited.reward("win_probability", against=unedited))
+    assert found == pytest.approx([expected[0], 0.0, expected[1]], abs=1e-5)
 
 
 def test_what_cannot_be_rendered_earns_the_floor_in_every_mode(tiny, rows):
     def only_good(text, row):
         if text != "good":
-            raise RenderError
+            raise InvalidAnswer
         return row["source_image"]
 
     batch = columns([rows[0]] * 3)
-    wins = JRMReward(tiny, mode="win_probability", render=only_good)
+    wins = JRMReward(tiny, mode="win_rate", render=only_good)
     assert wins(["p"] * 3, ["bad", "good", "bad"], **batch) == [0.0, 0.5, 0.0]
     assert wins(["p"] * 3, ["bad"] * 3, **batch) == [0.0] * 3
     metrics = {}
     mean = JRMReward(tiny, render=only_good, floor=FLOOR)
     assert mean(["p"] * 3, ["bad"] * 3, log_metric=metrics.__setitem__, **batch) == [FLOOR] * 3
-    assert metrics == {"jrm_reward/render_errors": 1.0}
+    assert metrics == {"jrm_reward/invalid_answers": 1.0}
 
 
 def test_an_empty_answer_earns_the_floor_or_asks_for_one(tiny):
@@ -207,7 +226,7 @@ def test_an_empty_answer_earns_the_floor_or_asks_for_one(tiny):
     found = reward(["p"] * 3, ["so", " \n", "no"], log_metric=metrics.__setitem__, **batch)
     expected = tiny.score([Sample.text_response(None, "why", text) for text in ("so", "no")])
     assert found == pytest.approx([expected[0].reward(), FLOOR, expected[1].reward()], abs=1e-5)
-    assert metrics["jrm_reward/render_errors"] == pytest.approx(1 / 3)
+    assert metrics["jrm_reward/invalid_answers"] == pytest.approx(1 / 3)
     with pytest.raises(JRMError, match="completion 1 cannot be scored: the answer is empty; give a floor"):
         JRMReward(tiny, task="response")(["p"] * 3, ["so", "", "no"], **batch)
 
@@ -230,14 +249,14 @@ def test_what_is_missing_is_named(tiny, rows):
         ({"task": "video"}, "must be edit, generation or response, not 'video'"),
         ({"mode": "median"}, "unknown reward mode 'median'"),
         ({"mode": "lower_confidence_bound", "k": -1.0}, "must be at least 0"),
-        ({"floor": -1.0}, "give render with it"),
+        ({"floor": -1.0}, "floor has no use here"),
         ({"render": render}, "render needs a floor in the mode mean"),
         ({"render": render, "floor": float("nan")}, "floor must be a finite number"),
         ({"render": render, "task": "response"}, "drop one"),
         ({"render": "no_such_module.draw", "floor": 0.0}, "render no_such_module.draw cannot be imported"),
         ({"render": "json.__name__", "floor": 0.0}, "render json.__name__ cannot be called"),
         ({"model": "no/such/model/anywhere"}, "no/such/model/anywhere"),
-        ({"model": "jrm-tiny", "device": "toaster"}, "cannot use the device toaster"),
+        ({"model": "jrm-tiny", "device": "toaster"}, "the device toaster cannot be used here"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(tiny, arguments, message):
@@ -264,6 +283,9 @@ def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypat
     assert found == pytest.approx(expected, abs=1e-5)
     assert reward_from_environment() is reward_from_environment()
     assert reward_from_environment().rollouts.floor == -3
+    given = reward_from_environment(model=tiny, floor=-4.0, mode="mean")
+    assert (given.scorer, given.rollouts.floor, given.rollouts.mode) == (tiny, -4.0, "mean")
+    assert given.rollouts.render is reward_from_environment().rollouts.render
 
 
 @pytest.mark.parametrize(
@@ -271,7 +293,7 @@ def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypat
     [
         ("JRM_FLOOR", "low", "JRM_FLOOR must be a number, not 'low'"),
         ("JRM_TASK", "video", "not 'video'"),
-        ("JRM_DEVICE", "toaster", "cannot use the device toaster"),
+        ("JRM_DEVICE", "toaster", "the device toaster cannot be used here"),
         ("JRM_MODLE", "x", "JRM_MODLE means nothing to jrm_reward; it reads JRM_MODEL"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jrm_plugin.integrations.trl import RenderError
+from jrm_plugin.integrations.trl import InvalidAnswer
 from jrm_plugin.synthetic.shape_reader import oracle_score
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "trl" / "shape_commands.py"
@@ -34,7 +34,7 @@ def test_the_oracle_agrees_with_the_judge_of_pictures(example):
         command = example.warm_up_command(row, rng)
         try:
             picture = example.draw(command, row)
-        except RenderError:
+        except InvalidAnswer:
             assert not example.is_right(command, source, instruction)
         else:
             right += example.is_right(command, source, instruction)
@@ -45,7 +45,7 @@ def test_the_oracle_agrees_with_the_judge_of_pictures(example):
 
 @pytest.mark.parametrize("command", ["", "paint circle", "remove", "remove circle now", "recolour circle middle"])
 def test_what_is_no_command_is_not_drawn(example, command):
-    with pytest.raises(RenderError):
+    with pytest.raises(InvalidAnswer):
         example.draw(command, example.draw_rows(1, 0, heldout=False)[0])
 
 

@@ -134,12 +134,19 @@ def with_jrm(compose, **changes) -> DictConfig:
         ({"reward__jrm__replicas": 0}, "replicas in the settings reward.jrm must be a whole number of at least 1"),
         ({"reward__jrm__task": "paint"}, "must be edit, generation or response, not 'paint'"),
         ({"reward__jrm__mode": "best"}, "unknown reward mode 'best'"),
-        ({"reward__jrm__on_error": "skip"}, "on_error in the settings reward.jrm must be raise or floor, not 'skip'"),
-        ({"reward__jrm__on_error": "floor"}, "on_error: floor in the settings reward.jrm needs a floor"),
-        ({"reward__jrm__floor": -3.0}, "floor in the settings reward.jrm has no use without render or on_error: floor"),
+        (
+            {"reward__jrm__on_error": "skip"},
+            "the settings reward.jrm cannot be used: on_error must be raise or floor",
+        ),
+        ({"reward__jrm__on_error": "floor"}, "the settings reward.jrm cannot be used: on_error: floor needs a floor"),
+        ({"reward__jrm__floor": -3.0}, "the settings reward.jrm cannot be used: floor has no use here"),
         ({"reward__jrm__render": "no.such.function", "reward__jrm__floor": -3.0}, "render no.such.function cannot be"),
         (
-            {"reward__jrm__mode": "win_probability", "reward__jrm__task": "generation"},
+            {"reward__jrm__mode": "win_rate"},
+            "and verl asks for one reward at a time; use mean, lower_confidence_bound or win_over_source",
+        ),
+        (
+            {"reward__jrm__mode": "win_over_source", "reward__jrm__task": "generation"},
             "compares an edit with its unedited source, and the task generation has none",
         ),
         ({"reward__reward_model__enable": True}, "verl asks its own reward model and never JRM"),
@@ -171,7 +178,7 @@ def test_registered_by_importing_verl_alone():
 import sys, verl
 print(any(name.startswith(("torch.distributed.fsdp", "jrm_plugin.scoring.scorer", "hydra")) for name in sys.modules))
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
-print(get_reward_manager_cls("jrm").__module__, "jrm_plugin.scoring.scorer" in sys.modules)
+print(get_reward_manager_cls("jrm").__module__, "jrm_plugin.integrations.ray.scorer_pool" in sys.modules)
 """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert finished.stdout.split("\n")[1] == "jrm_plugin.integrations.verl.reward_manager True", finished.stderr

@@ -101,7 +101,7 @@ def assert_rewards(answer: DataProto, expected, mode: str = "mean") -> None:
             found = extra[f"jrm_{name}_{value}"]
             assert found == pytest.approx([getattr(score, value)[name] for score in expected], abs=1e-5)
     assert set(extra["jrm_mode"]) == {mode}
-    assert not extra["jrm_render_error"].any() and not extra["jrm_unscorable"].any()
+    assert not extra["jrm_invalid_answer"].any() and not extra["jrm_unscorable"].any()
     assert set(answer.meta_info["reward_extra_keys"]) == set(extra)
 
 
@@ -148,7 +148,7 @@ def test_an_undecodable_image_earns_the_floor_if_asked_for(tiny, group_of):
     assert [rewards[k] for k in good] == pytest.approx([s.reward() for s in expected], abs=1e-5)
     assert [one["jrm_unscorable"] for one in extra] == [float(k == 5) for k in range(8)]
     assert [math.isnan(one["jrm_overall_mu"]) for one in extra] == [k == 5 for k in range(8)]
-    assert not any(one["jrm_render_error"] for one in extra)
+    assert not any(one["jrm_invalid_answer"] for one in extra)
     assert {frozenset(one) for one in extra} == {frozenset(extra[0])}  # verl takes the keys from the first row
 
 
@@ -160,7 +160,7 @@ def test_rendered_text_and_the_win_over_the_source(tiny, group_of):
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     sources = [sample.prompt_images[0] for sample in samples]
     data = batch_of(samples, texts=ids, source_image=sources)
-    answers = rewards_of(data, render="rendering.render", mode="win_probability")
+    answers = rewards_of(data, render="rendering.render", mode="win_over_source")
     drawn = [
         Sample.edit(source, sample.prompt_text, rendering.render(text, {"source_image": source}))
         for sample, source, text in zip(samples[:2], sources, texts, strict=False)
@@ -168,7 +168,7 @@ def test_rendered_text_and_the_win_over_the_source(tiny, group_of):
     *scores, source = tiny.score([*drawn, Sample.edit(sources[0], samples[0].prompt_text, sources[0])])
     expected = [score.reward("win_probability", against=source) for score in scores]
     assert [a["reward_score"] for a in answers] == pytest.approx([*expected, 0], abs=1e-5)
-    assert [a["reward_extra_info"]["jrm_render_error"] for a in answers] == [0, 0, 1]
+    assert [a["reward_extra_info"]["jrm_invalid_answer"] for a in answers] == [0, 0, 1]
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

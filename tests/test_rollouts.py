@@ -1,0 +1,93 @@
+"""How a rollout's score becomes its reward: the modes, the floor, and what does not go together."""
+
+import math
+
+import pytest
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.rollouts import RolloutReward
+
+GOOD, FAIR, BAD = (RewardScore({"a": mu}, {"a": sigma}) for mu, sigma in ((2.0, 0.5), (1.0, 0.0), (-1.0, 2.0)))
+BROKEN = JRMError("its image is broken.")
+
+
+def render(text, row):
+    return row["source_image"]
+
+
+def wins(score: RewardScore, *others: RewardScore) -> float:
+    return score.reward("win_probability", against=others)
+
+
+def test_mean_and_lower_confidence_bound_are_those_of_the_score():
+    assert RolloutReward().rewards([GOOD, BAD]) == [2.0, -1.0]
+    assert RolloutReward(mode="lower_confidence_bound", k=2.0).rewards([GOOD, BAD]) == [1.0, -5.0]
+    assert RolloutReward(mode="lower_confidence_bound").reward(GOOD) == 1.5
+
+
+def test_win_rate_is_the_mean_win_probability_against_the_others_of_the_group():
+    rewards = RolloutReward(mode="win_rate").rewards([GOOD, BAD, FAIR, BAD, GOOD], groups="xyxyx")
+    assert rewards == [wins(GOOD, FAIR, GOOD), 0.5, wins(FAIR, GOOD, GOOD), 0.5, wins(GOOD, GOOD, FAIR)]
+
+
+def test_in_a_group_those_with_the_floor_are_not_compared_with():
+    rollouts = RolloutReward(mode="win_rate", render=render)
+    assert rollouts.rewards([GOOD, None, BAD], groups="xxx") == [wins(GOOD, BAD), 0.0, wins(BAD, GOOD)]
+    assert rollouts.rewards([None, GOOD, None, None], groups="xxyy") == [0.0, 0.5, 0.0, 0.0]
+    with pytest.raises(JRMError, match="a group has only one in this process; raise the number of generations"):
+        rollouts.rewards([GOOD, BAD, GOOD], groups="xxy")
+
+
+def test_win_over_source_is_the_win_probability_against_the_first_source_left_unedited():
+    rollouts = RolloutReward(mode="win_over_source", render=render)
+    edit = Sample.edit(["one.png", "two.png"], "merge them", "edited.png")
+    unedited, missing = rollouts.unedited_sources([edit, None])
+    assert unedited == Sample.edit(["one.png", "two.png"], "merge them", "one.png") and missing is None
+    assert rollouts.reward(GOOD, FAIR) == wins(GOOD, FAIR)
+    assert rollouts.rewards([GOOD, None], sources=[BAD, None]) == [wins(GOOD, BAD), 0.0]
+
+
+@pytest.mark.parametrize("mode", ["mean", "lower_confidence_bound", "win_rate"])
+def test_other_modes_need_no_score_of_the_source(mode):
+    assert RolloutReward(mode=mode).unedited_sources([Sample.edit("a.png", "paint it", "b.png")]) == []
+
+
+def test_what_cannot_be_scored_raises_or_gets_the_floor():
+    assert RolloutReward(on_error="floor", floor=-3.0).rewards([GOOD, BROKEN, None]) == [2.0, -3.0, -3.0]
+    with pytest.raises(JRMError, match="cannot be scored, and on_error is raise: its image is broken"):
+        RolloutReward(render=render, floor=-3.0).reward(BROKEN)
+
+
+@pytest.mark.parametrize("mode", ["win_rate", "win_over_source"])
+def test_a_win_probability_has_the_floor_0_where_one_is_needed(mode):
+    assert RolloutReward(mode=mode, render=render).floor == 0.0
+    assert RolloutReward(mode=mode, render=render, floor=-1.0).floor == -1.0
+    assert RolloutReward(mode=mode).floor is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "video"}, "must be edit, generation or response, not 'video'"),
+        ({"mode": "win_probability"}, "'win_probability'; use mean, lower_confidence_bound, win_rate or win_over_sou"),
+        ({"mode": "lower_confidence_bound", "k": -1.0}, "k of a lower confidence bound must be at least 0"),
+        ({"mode": "win_over_source", "task": "generation"}, "the task generation has none; use another mode"),
+        ({"on_error": "skip"}, "on_error must be raise or floor, not 'skip'"),
+        ({"on_error": "floor"}, "on_error: floor needs a floor in the mode mean"),
+        ({"render": render}, "render needs a floor in the mode mean"),
+        ({"render": render, "task": "response"}, "drop one"),
+        ({"render": render, "floor": math.nan}, "floor must be a finite number"),
+        ({"floor": -1.0}, "floor has no use here"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(arguments, message):
+    with pytest.raises(JRMError, match=message):
+        RolloutReward(**arguments)
+
+
+def test_a_framework_without_groups_says_so_and_names_the_modes_that_are_left():
+    RolloutReward(mode="win_over_source").refuse_groups("it has none")
+    with pytest.raises(JRMError, match="and it has none; use mean, lower_confidence_bound or win_over_source"):
+        RolloutReward(mode="win_rate").refuse_groups("it has none")
