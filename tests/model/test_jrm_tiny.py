@@ -7,7 +7,7 @@ from jrm_plugin.evaluation.critiques import evaluate_critiques
 from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.scorer import RewardScorer
-from jrm_plugin.synthetic.shape_edits import write_shape_edits
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 SEED = 20_261_121  # no data of this seed was trained on
 
@@ -20,7 +20,7 @@ def scorer():
 @pytest.fixture(scope="module")
 def heldout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
-    write_shape_edits(folder, train=0, heldout=1000, language=0, seed=SEED, progress=False)
+    SHAPE_EDITS.write(folder, train=0, heldout=1000, language=0, seed=SEED, progress=False)
     return read_edit_reward(folder / "heldout.json", progress=False).examples
 
 
