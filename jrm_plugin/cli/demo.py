@@ -36,7 +36,7 @@ from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import DIMENSIONS, Sample
 from jrm_plugin.scoring.scorer import RewardScorer
 from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
-from jrm_plugin.synthetic.preferences import Candidate, EditSet
+from jrm_plugin.synthetic.preferences import GROUPS, Candidate, EditSet
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 HELDOUT_PAIRS = 1000
@@ -190,7 +190,7 @@ def _evaluate(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: 
     scorer = RewardScorer.from_pretrained(output / "model", device="cpu")
     with steps.step(f"Evaluating on {len(heldout)} held-out pairs"):
         results = evaluate_pairs(scorer, heldout, progress=True)
-        summary = {"heldout": summarize(results)}
+        summary = {"heldout": summarize(results, GROUPS)}
     with steps.step("Writing critiques"):
         summary["critiques"] = evaluate_critiques(scorer, heldout, CRITICISED_PAIRS, progress=True)
     with steps.step("Measuring the representation"):
@@ -243,7 +243,7 @@ def _compare(output: Path, heldout: list[PreferencePair], results: list, summary
         {
             "name": "alpha = 0",
             "log": _log(output / "baseline"),
-            "summary": summarize(other),
+            "summary": summarize(other, GROUPS),
             "effective_rank": evaluate_representation(baseline, heldout, bootstrap=100),
         },
     ]

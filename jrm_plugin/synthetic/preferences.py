@@ -46,6 +46,20 @@ PLACES = ("top-left", "top", "top-right", "left", "middle", "right", "bottom-lef
 
 # What the language warm start asks of an edit: what it changed, told in two orders.
 CHANGE_PROMPTS = {"diff": "list changes by place", "objdiff": "list changes by object"}
+# Ways to divide the pairs of a set, for `evaluation.pairs.summarize`; the keys are those that `EditSet.write` writes.
+GROUPS = {
+    "failure": {
+        "title": "Failure to follow the instruction, where one candidate shows it",
+        "column": "Failure of one candidate",
+        "keys": ("failure1", "failure2"),
+    },
+    "edit": {"title": "Kind of edit", "column": "Edit", "keys": ("edit",)},
+    "quality": {
+        "title": "Flaw of the picture, where one candidate shows it",
+        "column": "Flaw of one candidate",
+        "keys": ("quality1", "quality2"),
+    },
+}
 _CAPTIONS = 0.14  # share of captions among the language rows; the changes halve the rest
 
 Outcome = tuple[str, str]  # a failure and a quality
