@@ -27,9 +27,8 @@ def test_critiques_agree_part_by_part(make_pair):
 
     clean = Critique("the image is clean")
     expected = {FOLLOWING: following(), QUALITY: clean}
-    pairs = [make_pair("1 1", "0 0", chosen_critiques=expected, rejected_critiques=expected)] * 2 + [
-        make_pair("1 1", "0 0")
-    ]
+    pairs = [make_pair("1 1", "0 0", chosen_critiques=expected, rejected_critiques=expected)] * 2
+    pairs.append(make_pair("1 1", "0 0"))
     broken = UnparsedCritique("{", "not a valid critique")
     written = [
         {FOLLOWING: following(), QUALITY: clean},

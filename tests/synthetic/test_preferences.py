@@ -17,6 +17,7 @@ from jrm_plugin.synthetic import photo_edits, shape_edits
 from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
 from jrm_plugin.synthetic.preferences import (
     FAILURE_SCORES,
+    GROUPS,
     QUALITY_SCORES,
     QUALITY_WORDS,
     draw_outcomes,
@@ -103,6 +104,8 @@ def test_every_kind_of_edit_and_failure_occurs_in_both_splits(made):
         assert {pair.info[f"quality{k}"] for pair in pairs for k in (1, 2)} == set(QUALITY_SCORES)
         kinds = shape_edits.KINDS if "shape" in pairs[0].info["model1"] else photo_edits.KINDS
         assert {pair.info["edit"] for pair in pairs} == set(kinds)
+        for group in GROUPS.values():
+            assert all(key in pair.info for pair in pairs for key in group["keys"])
 
 
 def test_an_ignored_clean_edit_is_the_source_and_no_other_clean_edit_is(made):
