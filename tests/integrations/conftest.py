@@ -1,6 +1,5 @@
 """A real Ray cluster on this machine, and edits of ShapeEdits to score."""
 
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -8,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import encode
 from PIL import Image
 
-from jrm_plugin import RewardScorer, Sample
+from jrm_plugin import Sample
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 HERE = Path(__file__).parent
@@ -30,17 +30,6 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> RewardScorer:
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
-
-
-def png(image: np.ndarray | Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="session")
 def group_of() -> Callable[..., list[Sample]]:
     """`group_of(seed, count, size)`: samples of one scene that differ in a line through the edited image."""
 
@@ -51,7 +40,7 @@ def group_of() -> Callable[..., list[Sample]]:
         for k in range(count):
             pixels = np.array(source)
             pixels[:, k % size] = 0
-            edited.append(png(pixels))
-        return [Sample.edit(png(source), edit.instruction, image) for image in edited]
+            edited.append(encode(pixels))
+        return [Sample.edit(encode(source), edit.instruction, image) for image in edited]
 
     return make

@@ -17,11 +17,6 @@ from jrm_plugin.synthetic.shape_edits import draw_edit
 
 
 @pytest.fixture(scope="module")
-def tiny() -> RewardScorer:
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def batch() -> dict:
     """Two candidates of each of three scenes, in mixed order, with each image's own source and instruction."""
     rng = np.random.default_rng(5)
