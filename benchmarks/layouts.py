@@ -69,7 +69,7 @@ def main() -> None:
         data = folder / "data"
         if not (data / "meta.json").exists():
             pairs = SHAPES.train_pairs
-            SHAPES.write(data, train=pairs, heldout=HELDOUT_PAIRS, language=pairs, seed=seed)
+            SHAPES.edits.write(data, train=pairs, heldout=HELDOUT_PAIRS, language=pairs, seed=seed)
         if not (folder / "backbone" / "config.json").exists():
             write_tiny_backbone(folder / "backbone", training_texts(data), image_size=SHAPES.image_size, seed=seed)
         for order in ORDERS:

@@ -214,6 +214,12 @@ def scorer_of(make_scorer) -> Callable[..., RewardScorer]:
     return cache(make_scorer)
 
 
+@pytest.fixture(scope="session")
+def tiny() -> RewardScorer:
+    """The built-in model, for tests that leave it as it is."""
+    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
+
+
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 

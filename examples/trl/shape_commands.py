@@ -29,8 +29,8 @@ from trl import GRPOConfig, GRPOTrainer
 from jrm_plugin.evaluation.metrics import Z95, proportion
 from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward
 from jrm_plugin.model.tiny import tiny_tokenizer
-from jrm_plugin.synthetic.preferences import PLACES
-from jrm_plugin.synthetic.shape_edits import COLOURS, GRID, SHAPES, as_asked, draw_edit, render
+from jrm_plugin.synthetic.preferences import GRID, PLACES
+from jrm_plugin.synthetic.shape_edits import COLOURS, SHAPES, as_asked, draw_edit, render
 from jrm_plugin.synthetic.shape_reader import Scene, read_instruction, read_scene
 from jrm_plugin.training.optimization import MuonWithAdamW, muon_groups
 

@@ -8,7 +8,8 @@ import re
 from PIL import Image
 
 from jrm_plugin.rollouts import InvalidAnswer
-from jrm_plugin.synthetic.shape_edits import COLOURS, GRID, SHAPES, render
+from jrm_plugin.synthetic.preferences import GRID
+from jrm_plugin.synthetic.shape_edits import COLOURS, SHAPES, render
 from jrm_plugin.synthetic.shape_reader import read_scene
 
 COMMAND = re.compile(f"recolour ({'|'.join(SHAPES)}) ({'|'.join(COLOURS)})")

@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -35,8 +35,9 @@ from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import DIMENSIONS, Sample
 from jrm_plugin.scoring.scorer import RewardScorer
-from jrm_plugin.synthetic import photo_edits, shape_edits
-from jrm_plugin.synthetic.preferences import Candidate
+from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
+from jrm_plugin.synthetic.preferences import GROUPS, Candidate, EditSet
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 HELDOUT_PAIRS = 1000
 CRITICISED_PAIRS = 100
@@ -54,32 +55,21 @@ SHOWN_GROUPS = 3
 
 
 @dataclass(frozen=True)
-class EditSet:
-    """What the demo runs on."""
+class Recipe:
+    """What the demo trains on."""
 
-    name: str
-    write: Callable
-    draw: Callable
+    name: str  # its training configs begin with it
+    edits: EditSet
     train_pairs: int
     image_size: int
     about: str
 
 
-SHAPES = EditSet(
-    "shapes",
-    shape_edits.write_shape_edits,
-    shape_edits.draw_edit,
-    train_pairs=8_000,
-    image_size=48,
-    about="ShapeEdits, drawn edits of coloured shapes",
+SHAPES = Recipe(
+    "shapes", SHAPE_EDITS, train_pairs=8_000, image_size=48, about="ShapeEdits, drawn edits of coloured shapes"
 )
-PHOTOS = EditSet(
-    "photos",
-    photo_edits.write_photo_edits,
-    photo_edits.draw_edit,
-    train_pairs=4_000,
-    image_size=96,
-    about="PhotoEdits, edits of crops of real photographs",
+PHOTOS = Recipe(
+    "photos", PHOTO_EDITS, train_pairs=4_000, image_size=96, about="PhotoEdits, edits of crops of real photographs"
 )
 
 
@@ -114,14 +104,14 @@ def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: i
         raise JRMError(f"--scale must be positive, got {scale}.")
     check_writable(output)
     _check_options(output, {"photos": photos, "scale": scale, "seed": seed})
-    edits = PHOTOS if photos else SHAPES
+    recipe = PHOTOS if photos else SHAPES
     steps = Steps(output)
     try:
-        _train_all(output, edits, steps, compare, scale, seed)
+        _train_all(output, recipe, steps, compare, scale, seed)
     except Stopped:
         print(f"jrm: stopped; the same command goes on from what is in {output}.", file=sys.stderr)
         return 130
-    summary = _evaluate(output, edits, steps, compare, scale, seed)
+    summary = _evaluate(output, recipe, steps, compare, scale, seed)
     _say(output, summary)
     return 0
 
@@ -139,23 +129,24 @@ def _check_options(output: Path, options: dict) -> None:
 # -- training
 
 
-def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: float, seed: int) -> None:
+def _train_all(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: float, seed: int) -> None:
     data, backbone, warm = output / "data", output / "backbone", output / "warm-start"
     if not (data / "meta.json").exists():
         with steps.step("Making the data"):
-            edits.write(data, train=edits.train_pairs, heldout=HELDOUT_PAIRS, language=edits.train_pairs, seed=seed)
+            pairs = recipe.train_pairs
+            recipe.edits.write(data, train=pairs, heldout=HELDOUT_PAIRS, language=pairs, seed=seed)
     if not backbone.exists():
         with steps.step("Making an untrained backbone"):
             staging = output / ".backbone"
             shutil.rmtree(staging, ignore_errors=True)
-            write_tiny_backbone(staging, training_texts(data), image_size=edits.image_size, seed=seed)
+            write_tiny_backbone(staging, training_texts(data), image_size=recipe.image_size, seed=seed)
             staging.rename(backbone)
     with steps.step("Language warm start"):
-        _train(edits, "warm_start", backbone, data / "language.jsonl", warm, scale, seed)
+        _train(recipe, "warm_start", backbone, data / "language.jsonl", warm, scale, seed)
     arms = {"model": 0.7, "baseline": 0.0} if compare else {"model": 0.7}
     for arm, alpha in arms.items():
         with steps.step(f"Joint training, alpha = {alpha}"):
-            _train(edits, "joint", warm, data / "train.json", output / arm, scale, seed, ["--alpha", str(alpha)])
+            _train(recipe, "joint", warm, data / "train.json", output / arm, scale, seed, ["--alpha", str(alpha)])
 
 
 def training_texts(data: Path) -> list[str]:
@@ -172,7 +163,7 @@ def training_texts(data: Path) -> list[str]:
 
 
 def _train(
-    edits: EditSet,
+    recipe: Recipe,
     stage: str,
     model: Path,
     data: Path,
@@ -184,7 +175,7 @@ def _train(
     if (output / "trainer_state.json").exists():  # written last: this stage is done
         return
     paths = ["--model", model, "--train_data", data, "--output_dir", output, "--seed", seed]
-    with as_file(files("jrm_plugin") / "resources" / "demo" / f"{edits.name}_{stage}.yaml") as config:
+    with as_file(files("jrm_plugin") / "resources" / "demo" / f"{recipe.name}_{stage}.yaml") as config:
         arguments, training = parse(config, [*map(str, paths), *overrides])
     training.max_steps = math.ceil(training.max_steps * scale)
     if train(arguments, training) is None:
@@ -194,12 +185,12 @@ def _train(
 # -- what came out
 
 
-def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: float, seed: int) -> dict:
+def _evaluate(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: float, seed: int) -> dict:
     heldout = read_edit_reward(output / "data" / "heldout.json", progress=False).examples
     scorer = RewardScorer.from_pretrained(output / "model", device="cpu")
     with steps.step(f"Evaluating on {len(heldout)} held-out pairs"):
         results = evaluate_pairs(scorer, heldout, progress=True)
-        summary = {"heldout": summarize(results)}
+        summary = {"heldout": summarize(results, GROUPS)}
     with steps.step("Writing critiques"):
         summary["critiques"] = evaluate_critiques(scorer, heldout, CRITICISED_PAIRS, progress=True)
     with steps.step("Measuring the representation"):
@@ -210,13 +201,13 @@ def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: 
             comparison = _compare(output, heldout, results, summary)
             summary["comparison"] = comparison
     with steps.step("Writing the report"):
-        facts = _facts(output, edits, scorer)
-        command = f"jrm demo{' --photos' * (edits is PHOTOS)}{' --compare' * compare}"
+        facts = _facts(recipe, scorer)
+        command = f"jrm demo{' --photos' * (recipe is PHOTOS)}{' --compare' * compare}"
         command += f"{f' --scale {scale:g}' * (scale != 1)}{f' --seed {seed}' * (seed != 0)}"
         summary |= {"facts": facts, "timings": steps.seconds, "versions": versions(), "seed": seed, "command": command}
         report = {
             "title": "Joint Reward Modeling, trained from scratch",
-            "lead": f"A small reward model, trained on {edits.about}, and what it says of edits it has not seen.",
+            "lead": f"A small reward model, trained on {recipe.about}, and what it says of edits it has not seen.",
             "facts": facts,
             "stages": [
                 {"name": "Language warm start", "log": _log(output / "warm-start")},
@@ -225,7 +216,7 @@ def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: 
             "summary": summary["heldout"],
             "critique_quality": summary["critiques"],
             "effective_rank": summary["effective_rank"],
-            "ranked": _ranked(scorer, edits, seed),
+            "ranked": _ranked(scorer, recipe.edits, seed),
             "critiques": _criticised(scorer, heldout),
             "timings": steps.seconds,
             "versions": summary["versions"],
@@ -252,7 +243,7 @@ def _compare(output: Path, heldout: list[PreferencePair], results: list, summary
         {
             "name": "alpha = 0",
             "log": _log(output / "baseline"),
-            "summary": summarize(other),
+            "summary": summarize(other, GROUPS),
             "effective_rank": evaluate_representation(baseline, heldout, bootstrap=100),
         },
     ]
@@ -274,11 +265,11 @@ def _log(folder: Path) -> list[dict]:
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
 
 
-def _facts(output: Path, edits: EditSet, scorer: RewardScorer) -> dict:
+def _facts(recipe: Recipe, scorer: RewardScorer) -> dict:
     return {
-        "data": edits.about,
-        "training pairs": edits.train_pairs,
-        "texts of the warm start": edits.train_pairs,
+        "data": recipe.about,
+        "training pairs": recipe.train_pairs,
+        "texts of the warm start": recipe.train_pairs,
         "held-out pairs": HELDOUT_PAIRS,
         "parameters": sum(parameter.numel() for parameter in scorer.model.parameters()),
         "layout": f"{scorer.processor.order}, {scorer.processor.sequences}",

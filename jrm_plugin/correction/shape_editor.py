@@ -8,8 +8,8 @@ from PIL import Image
 from jrm_plugin.correction.editing import EditRequest
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.synthetic.preferences import PLACES, QUALITY_WEIGHTS, QUALITY_WORDS, pick, spoil
-from jrm_plugin.synthetic.shape_edits import BACKGROUNDS, GRID, Item, Request, carry_out, draw_edit, failure_weights
+from jrm_plugin.synthetic.preferences import GRID, PLACES, QUALITY_WEIGHTS, QUALITY_WORDS, pick, spoil
+from jrm_plugin.synthetic.shape_edits import BACKGROUNDS, Item, Request, carry_out, draw_edit, failure_weights
 from jrm_plugin.synthetic.shape_reader import (
     COLOUR,
     OBJECT,

@@ -48,7 +48,7 @@ def signed(value: float) -> str:
 def dimension_colour(theme: Theme, dimensions: list[str], name: str) -> str:
     if name == OVERALL:
         return theme.ink
-    return theme.series[[each for each in dimensions if each != OVERALL].index(name) % len(theme.series)]
+    return theme.series[[other for other in dimensions if other != OVERALL].index(name) % len(theme.series)]
 
 
 def png(figure: "Figure") -> bytes:
@@ -171,20 +171,20 @@ def accuracy_bars(theme: Theme, dimensions: list[str], groups: dict[str, dict[st
 def calibration_plot(theme: Theme, dimensions: list[str], name: str, calibration: dict) -> "Figure":
     """Predicted P of the favoured candidate against how often its label agrees, with the number of pairs below."""
     figure, (axes, counts) = _figure(theme, 3.9, width=NARROW, rows=2, height_ratios=(4, 1), sharex=True)
-    filled = [each for each in calibration["bins"] if each["n"]]
     colour = dimension_colour(theme, dimensions, name)
     axes.plot([50, 100], [50, 100], color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)))
-    for each in filled:
-        x = 100 * each["predicted"]
-        axes.plot([x, x], [100 * each["observed_low"], 100 * each["observed_high"]], color=colour, linewidth=1.4)
-        axes.plot(x, 100 * each["observed"], marker="o", markersize=5, color=colour, clip_on=False)
+    for bin in calibration["bins"]:
+        if bin["n"]:
+            x = 100 * bin["predicted"]
+            axes.plot([x, x], [100 * bin["observed_low"], 100 * bin["observed_high"]], color=colour, linewidth=1.4)
+            axes.plot(x, 100 * bin["observed"], marker="o", markersize=5, color=colour, clip_on=False)
     axes.set_ylim(-3, 103)
     axes.set_yticks([0, 25, 50, 75, 100])
     axes.set_ylabel("label agrees (%)")
     axes.set_title(words(name), loc="left", color=theme.ink, fontsize=10)
-    for each in calibration["bins"]:
-        width = 100 * (each["high"] - each["low"])
-        counts.bar(100 * each["low"] + width / 2, each["n"], width=0.86 * width, color=colour, alpha=0.45, linewidth=0)
+    for bin in calibration["bins"]:
+        width = 100 * (bin["high"] - bin["low"])
+        counts.bar(100 * bin["low"] + width / 2, bin["n"], width=0.86 * width, color=colour, alpha=0.45, linewidth=0)
     counts.set_ylabel("pairs")
     counts.set_xlim(50, 100.5)
     counts.set_xlabel("predicted P of the favourite (%)")
@@ -217,9 +217,9 @@ def spectrum_plot(theme: Theme, ranks: dict[str, dict], kind: str) -> "Figure":
 
 def ranked_strip(theme: Theme, group: dict) -> "Figure":
     """Source, then the candidates as given, each with mu ± sigma overall and per dimension below."""
-    pictures = [*group["sources"], *(each["image"] for each in group["candidates"])]
+    pictures = [*group["sources"], *(candidate["image"] for candidate in group["candidates"])]
     titles = ["source"] * len(group["sources"]) + [f"{k + 1}" for k in range(len(group["candidates"]))]
-    lines = max((2 * len(each["score"].mu) for each in group["candidates"]), default=0)
+    lines = max((2 * len(candidate["score"].mu) for candidate in group["candidates"]), default=0)
     height = 2.5 + 0.14 * lines
     figure, all_axes = _figure(theme, height, columns=len(pictures), width=1.75 * len(pictures), squeeze=False)
     for axes, picture, title in zip(all_axes[0], pictures, titles, strict=True):
@@ -227,8 +227,8 @@ def ranked_strip(theme: Theme, group: dict) -> "Figure":
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(title, fontsize=9, color=theme.ink)
-    for axes, each in zip(all_axes[0, len(group["sources"]) :], group["candidates"], strict=True):
-        score = each["score"]
+    for axes, candidate in zip(all_axes[0, len(group["sources"]) :], group["candidates"], strict=True):
+        score = candidate["score"]
         names = [OVERALL, *(name for name in score.mu if name != OVERALL)]
         lines = [f"{words(name)}\n{signed(score.mu[name])} ± {score.sigma[name]:.2f}" for name in names]
         axes.set_xlabel("\n".join(lines), fontsize=8, color=theme.ink)

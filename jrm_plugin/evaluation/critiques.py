@@ -1,14 +1,28 @@
-"""How well what a model writes agrees with the critiques that pairs carry."""
+"""How well the critiques that a model writes agree with those that pairs carry."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import proportion
 from jrm_plugin.evaluation.pairs import check_pairs, samples_of
-from jrm_plugin.records.critiques import Critique, split_reasoning
+from jrm_plugin.records.critiques import Critique, UnparsedCritique, split_reasoning
 from jrm_plugin.records.preferences import PreferencePair
 
+if TYPE_CHECKING:
+    from jrm_plugin.scoring.scorer import RewardScorer
 
-def evaluate_critiques(scorer, pairs: list[PreferencePair], n: int | None = None, *, progress: bool = False) -> dict:
+
+def evaluate_critiques(
+    scorer: "RewardScorer", pairs: Sequence[PreferencePair], n: int | None = None, *, progress: bool = False
+) -> dict:
     """Let the model write critiques of both samples of the first `n` pairs and compare them with those in the pairs.
+
+    Args:
+        scorer: a scorer that writes: of a `RewardScorer` it takes `critique` only.
+        pairs: with the critiques that are expected, or without any.
+        n: how many pairs; by default all.
+        progress: show a bar.
 
     Returns:
         - `parsed`: the share of all generated critiques that are valid `Critique`s, as a `metrics.proportion`;
@@ -18,6 +32,9 @@ def evaluate_critiques(scorer, pairs: list[PreferencePair], n: int | None = None
           does not parse agrees with nothing, and a pair without critiques counts for `parsed` only. `box_iou` is the
           mean overlap of boxes (intersection over union, regions taken in order, a missing one 0) over the same
           critiques as `box`; None without any.
+
+    Raises:
+        JRMError: there is no pair, `n` is below 1, or a sample cannot be read.
     """
     if n is not None and n < 1:
         raise JRMError(f"Critiques are compared on at least 1 pair, got n={n}.")
@@ -29,27 +46,27 @@ def evaluate_critiques(scorer, pairs: list[PreferencePair], n: int | None = None
         name: _agreement([critiques[name] for critiques in written], [critiques.get(name) for critiques in expected])
         for name in written[0]
     }
-    parsed = [each["parsed"] for each in by_dimension.values()]
+    parsed = [agreement["parsed"] for agreement in by_dimension.values()]
     return {
-        "parsed": proportion(sum(each["correct"] for each in parsed), sum(each["n"] for each in parsed)),
+        "parsed": proportion(sum(share["correct"] for share in parsed), sum(share["n"] for share in parsed)),
         "by_dimension": by_dimension,
     }
 
 
-def _agreement(written: list, expected: list[Critique | None]) -> dict:
-    # a repaired critique was not valid as it was written
+def _agreement(written: list[Critique | UnparsedCritique], expected: list[Critique | None]) -> dict:
+    # A `RepairedCritique` was not valid as it was written.
     parsed = [critique if type(critique) is Critique else None for critique in written]
     agrees: dict[str, list[bool]] = {part: [] for part in ("label", "box", "finding", "global", "whole")}
     overlaps: list[float] = []
-    for critique, oracle in zip(parsed, expected, strict=True):
-        if oracle is None:
+    for critique, target in zip(parsed, expected, strict=True):
+        if target is None:
             continue
-        told = _parts(critique) if critique else {}
-        for part, value in _parts(oracle).items():
+        parts = _parts(critique) if critique else {}
+        for part, value in _parts(target).items():
             if value:
-                agrees[part].append(told.get(part) == value)
-        if oracle.edit_region:
-            overlaps.append(_mean_overlap(critique, oracle))
+                agrees[part].append(parts.get(part) == value)
+        if target.edit_region:
+            overlaps.append(_mean_overlap(critique, target))
     return {
         "parsed": proportion(sum(critique is not None for critique in parsed), len(parsed)),
         **{part: proportion(sum(values), len(values)) for part, values in agrees.items()},
@@ -68,13 +85,14 @@ def _parts(critique: Critique) -> dict:
     }
 
 
-def _mean_overlap(critique: Critique | None, oracle: Critique) -> float:
+def _mean_overlap(critique: Critique | None, target: Critique) -> float:
     boxes = [region.bbox_2d for region in critique.edit_region] if critique else []
-    targets = [region.bbox_2d for region in oracle.edit_region]
+    targets = [region.bbox_2d for region in target.edit_region]
     return sum(_overlap(a, b) for a, b in zip(boxes, targets, strict=False)) / max(len(boxes), len(targets))
 
 
 def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Intersection over union."""
     if a == b:
         return 1.0  # also where both are empty
     width = min(a[2], b[2]) - max(a[0], b[0])

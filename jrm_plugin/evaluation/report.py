@@ -1,7 +1,7 @@
-"""The demo's report: one HTML file that needs nothing else, and its charts and pictures as PNG files beside it.
+"""A report on a trained model: one HTML file that needs nothing else, its charts and pictures as PNG files beside it.
 
 `write_report(folder, report)` takes a `Report`, defined below as plain dictionaries. Numbers come in the shapes that
-`jrm_plugin.evaluation` and `jrm_plugin.metrics` return; images are anything that `load_image` reads.
+the functions of `jrm_plugin.evaluation` return; images are anything that `load_image` reads.
 """
 
 import base64
@@ -36,21 +36,21 @@ class Stage(TypedDict):
     log: list[dict]
 
 
-class Candidate(TypedDict):
+class ShownCandidate(TypedDict):
     image: Any
     score: RewardScore
     note: NotRequired[str]  # what is known of it, for example "wrong object, blurred"
 
 
-class RankedGroup(TypedDict):
-    """Candidates for one instruction, in any order: the report puts the best first."""
+class ShownGroup(TypedDict):
+    """Candidates for one instruction, in any order: the page puts the best first."""
 
     instruction: str
     sources: list
-    candidates: list[Candidate]
+    candidates: list[ShownCandidate]
 
 
-class CritiqueShown(TypedDict):
+class ShownCritiques(TypedDict):
     """What a model wrote about one image; `critiques` by dimension hold `Critique`s or `UnparsedCritique`s."""
 
     instruction: str
@@ -65,8 +65,8 @@ class Arm(TypedDict):
 
     name: str  # "alpha = 0.7"
     log: list[dict]
-    summary: dict  # evaluation.summarize
-    effective_rank: dict  # evaluation.evaluate_representation
+    summary: dict  # pairs.summarize
+    effective_rank: dict  # representation.evaluate_representation
 
 
 class Comparison(TypedDict):
@@ -81,11 +81,11 @@ class Report(TypedDict):
     lead: str  # one or two sentences: what was trained on what
     facts: dict[str, Any]  # further sizes and settings to list: {"training pairs": 3000, "parameters": 912345}
     stages: list[Stage]
-    summary: dict  # evaluation.summarize
-    critique_quality: NotRequired[dict]  # evaluation.evaluate_critiques
-    effective_rank: NotRequired[dict]  # evaluation.evaluate_representation
-    ranked: list[RankedGroup]
-    critiques: list[CritiqueShown]
+    summary: dict  # pairs.summarize
+    critique_quality: NotRequired[dict]  # critiques.evaluate_critiques
+    effective_rank: NotRequired[dict]  # representation.evaluate_representation
+    ranked: list[ShownGroup]
+    critiques: list[ShownCritiques]
     comparison: NotRequired[Comparison]
     timings: dict[str, float]  # step -> seconds, in order
     versions: dict[str, str]
@@ -143,15 +143,16 @@ def _data_url(content: bytes) -> str:
 
 def _content(page: _Page, report: Report) -> dict:
     summary = report["summary"]
+    groups = {name: group for name, group in summary["groups"].items() if group["accuracy"]}
     dimensions = [OVERALL, *(name for name in summary["dimensions"] if name != OVERALL)]
     return {
         **report,
         "dimensions": dimensions,
         "tiles": _tiles(report, dimensions),
         "ranked": [_ranked(page, k, group) for k, group in enumerate(report["ranked"], 1)],
-        "critiques": [_critique(page, k, shown) for k, shown in enumerate(report["critiques"], 1)],
-        "accuracy_charts": _accuracy_charts(page, summary, dimensions),
-        "accuracy_tables": _accuracy_tables(summary),
+        "critiques": [_critiques(page, k, shown) for k, shown in enumerate(report["critiques"], 1)],
+        "accuracy_charts": _accuracy_charts(page, summary, groups, dimensions),
+        "accuracy_tables": list(groups.values()),
         "calibration_charts": [
             page.chart(
                 f"calibration_{name}",
@@ -195,11 +196,11 @@ def _tiles(report: Report, dimensions: list[str]) -> list[dict]:
     return tiles
 
 
-def _ranked(page: _Page, number: int, group: RankedGroup) -> dict:
-    best_first = sorted(group["candidates"], key=lambda each: -each["score"].mu[OVERALL])
+def _ranked(page: _Page, number: int, group: ShownGroup) -> dict:
+    best_first = sorted(group["candidates"], key=lambda candidate: -candidate["score"].mu[OVERALL])
     strip = {**group, "candidates": best_first}
     (page.folder / f"ranked_{number}.png").write_bytes(charts.png(charts.ranked_strip(charts.LIGHT, strip)))
-    scores = [each["score"] for each in best_first]
+    scores = [candidate["score"] for candidate in best_first]
     names = [OVERALL, *(name for name in scores[0].mu if name != OVERALL)] if scores else []
     low = min((s.mu[name] - s.sigma[name] for s in scores for name in names), default=0.0)
     high = max((s.mu[name] + s.sigma[name] for s in scores for name in names), default=1.0)
@@ -208,19 +209,19 @@ def _ranked(page: _Page, number: int, group: RankedGroup) -> dict:
         return round(100 * (value - low) / ((high - low) or 1), 2)
 
     candidates = []
-    for each in best_first:
+    for candidate in best_first:
         rows = []
         for name in names:
-            mu, sigma = each["score"].mu[name], each["score"].sigma[name]
+            mu, sigma = candidate["score"].mu[name], candidate["score"].sigma[name]
             left, right = place(mu - sigma), place(mu + sigma)
             rows.append({"name": name, "mu": mu, "sigma": sigma, "at": place(mu), "left": left, "width": right - left})
-        image = page.picture(enlarged(each["image"]))
-        candidates.append({"image": image, "rows": rows, "note": each.get("note", "")})
+        image = page.picture(enlarged(candidate["image"]))
+        candidates.append({"image": image, "rows": rows, "note": candidate.get("note", "")})
     sources = [page.picture(enlarged(source)) for source in group["sources"]]
     return {"instruction": group["instruction"], "sources": sources, "candidates": candidates}
 
 
-def _critique(page: _Page, number: int, shown: CritiqueShown) -> dict:
+def _critiques(page: _Page, number: int, shown: ShownCritiques) -> dict:
     written = [critique for critique in shown["critiques"].values() if isinstance(critique, Critique)]
     with_boxes = [critique for critique in written if critique.edit_region]
     pictures = [draw_boxes(shown["image"], critique) for critique in with_boxes] or [enlarged(shown["image"])]
@@ -246,25 +247,20 @@ def _critique(page: _Page, number: int, shown: CritiqueShown) -> dict:
     }
 
 
-GROUPS = (
-    ("by_failure", "Failure to follow the instruction, where one candidate shows it", "Failure of one candidate"),
-    ("by_edit", "Kind of edit", "Edit"),
-    ("by_quality", "Flaw of the picture, where one candidate shows it", "Flaw of one candidate"),
-)
-
-
-def _accuracy_charts(page: _Page, summary: dict, dimensions: list[str]) -> list[dict]:
+def _accuracy_charts(page: _Page, summary: dict, groups: dict[str, dict], dimensions: list[str]) -> list[dict]:
     by_dimension = {name: {name: summary["accuracy"][name]} for name in dimensions}
-    drawn = [("accuracy_by_dimension", "Dimension", by_dimension)]
-    drawn += [(f"accuracy_{key}", title, summary[key]) for key, title, _ in GROUPS if summary[key]]
+    drawn = {"dimension": {"title": "Dimension", "accuracy": by_dimension}, **groups}
     return [
-        page.chart(name, f"Accuracy: {title.lower()}.", charts.accuracy_bars, dimensions, groups) | {"title": title}
-        for name, title, groups in drawn
+        page.chart(
+            f"accuracy_by_{name}",
+            f"Accuracy: {group['title'].lower()}.",
+            charts.accuracy_bars,
+            dimensions,
+            group["accuracy"],
+        )
+        | {"title": group["title"]}
+        for name, group in drawn.items()
     ]
-
-
-def _accuracy_tables(summary: dict) -> list[dict]:
-    return [{"title": title, "head": head, "rows": summary[key]} for key, title, head in GROUPS if summary[key]]
 
 
 def _training_charts(page: _Page, report: Report) -> list[dict]:

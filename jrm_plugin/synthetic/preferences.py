@@ -6,9 +6,7 @@ picture (or none); the scores of 1 to 4 follow from those two, and the overall s
 
 import json
 import os
-import struct
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +41,26 @@ QUALITY_WORDS = {
     "blur": "the image is blurred",
     "seam": "there is a seam",
 }
+GRID = 3  # images are divided into GRID x GRID places, named row by row
 PLACES = ("top-left", "top", "top-right", "left", "middle", "right", "bottom-left", "bottom", "bottom-right")
 
 # What the language warm start asks of an edit: what it changed, told in two orders.
 CHANGE_PROMPTS = {"diff": "list changes by place", "objdiff": "list changes by object"}
+# Ways to divide the pairs of a set, for `evaluation.pairs.summarize`; the keys are those that `EditSet.write` writes.
+GROUPS = {
+    "failure": {
+        "title": "Failure to follow the instruction, where one candidate shows it",
+        "column": "Failure of one candidate",
+        "keys": ("failure1", "failure2"),
+    },
+    "edit": {"title": "Kind of edit", "column": "Edit", "keys": ("edit",)},
+    "quality": {
+        "title": "Flaw of the picture, where one candidate shows it",
+        "column": "Flaw of one candidate",
+        "keys": ("quality1", "quality2"),
+    },
+}
 _CAPTIONS = 0.14  # share of captions among the language rows; the changes halve the rest
-
 
 Outcome = tuple[str, str]  # a failure and a quality
 
@@ -98,13 +110,13 @@ def draw_outcomes(
     tie: bool,
     failures: dict[str, float] = FAILURE_WEIGHTS,
     qualities: dict[str, float] = QUALITY_WEIGHTS,
-):
+) -> tuple[Outcome, Outcome]:
     """Two different (failure, quality): equal in overall score for a tie, else the better one first."""
     while True:
-        one, two = ((pick(rng, failures), pick(rng, qualities)) for _ in range(2))
-        difference = overall_score(*one) - overall_score(*two)
-        if one != two and (difference == 0) == tie:
-            return (one, two) if difference >= 0 else (two, one)
+        first, second = ((pick(rng, failures), pick(rng, qualities)) for _ in range(2))
+        difference = overall_score(*first) - overall_score(*second)
+        if first != second and (difference == 0) == tie:
+            return (first, second) if difference >= 0 else (second, first)
 
 
 def overall_score(failure: str, quality: str) -> int:
@@ -129,6 +141,12 @@ def spoil(image: np.ndarray, quality: str, rng: np.random.Generator) -> np.ndarr
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
+def box_of(place: int) -> tuple[int, int, int, int]:
+    """The box of a place (index into `PLACES`) in thousandths of the image: x1, y1, x2, y2."""
+    row, column = divmod(place, GRID)
+    return tuple(round(1000 * edge / GRID) for edge in (column, row, column + 1, row + 1))
+
+
 def make_critiques(label: str, box, finding: str, rest: str, quality: str) -> dict[str, Critique]:
     """The critiques of a candidate: what became of the thing asked for, then of the rest; and the picture's flaw."""
     following = Critique(f"<|bbox_0|> {finding} <|global|> {rest}", (EditRegion(0, label, box),))
@@ -138,63 +156,114 @@ def make_critiques(label: str, box, finding: str, rest: str, quality: str) -> di
 # --- writing a set ----------------------------------------------------------------------------------------------------
 
 
-def write_edit_set(
-    folder,
-    draw: Callable[..., Edit],
-    *,
-    name: str,
-    caption_prompt: str,
-    train: int,
-    heldout: int,
-    language: int,
-    seed: int,
-    tie_rate: float,
-    label_noise: float,
-    progress: bool,
-) -> Path:
-    """Write `images/`, `train.json`, `heldout.json`, their critiques, `language.jsonl` and, at last, `meta.json`.
+@dataclass(frozen=True)
+class EditSet:
+    """A made-up set of edits: draws them one by one, or writes a whole preference set.
 
-    `draw(rng, heldout=..., tie=...)` makes an `Edit`, `caption_prompt` asks for its caption. Each split has its own
-    random stream, so that the held-out edits do not depend on how many are trained on. The options are those of
-    `write_shape_edits`.
+    Attributes:
+        name: stands in `meta.json`, and as the model's name in every pair.
+        draw: `draw(rng, *, heldout, tie=False, outcomes=None)` makes an `Edit` of the wanted split. It has two
+            candidates, whose overall scores are equal if `tie`; or, with `outcomes`, a sequence of (failure, quality),
+            one candidate for each: a group to rank.
+        caption_prompt: asks for the caption of a source image.
+        train, heldout, language: how much `write` makes by default.
+        check: raises a `JRMError` where something that `draw` needs is missing.
     """
-    options = {"train": train, "heldout": heldout, "language": language, "seed": seed}
-    for option, value in options.items():
+
+    name: str
+    draw: Callable[..., Edit]
+    caption_prompt: str
+    train: int
+    heldout: int
+    language: int
+    check: Callable[[], None] | None = None
+
+    def write(
+        self,
+        folder: str | Path,
+        *,
+        train: int | None = None,
+        heldout: int | None = None,
+        language: int | None = None,
+        seed: int = 0,
+        tie_rate: float = 0.0,
+        label_noise: float = 0.0,
+        progress: bool = True,
+    ) -> Path:
+        """Make the set and write it to `folder` in EditReward's training format, over an earlier set there.
+
+        Leaves `images/*.png`, `train.json` and `heldout.json` with `train_critiques.jsonl` and
+        `heldout_critiques.jsonl` (read them with `read_edit_reward`), `language.jsonl` (`read_language`) and, at last,
+        `meta.json`. The records have the extra keys `edit`, `scene`, `failure1`, `failure2`, `quality1`, `quality2` and
+        `flipped`. Each split has a random stream of its own, so that the held-out edits do not depend on how many are
+        trained on.
+
+        Args:
+            folder: where to write.
+            train, heldout: the numbers of pairs; by default the set's own.
+            language: the number of texts for the language warm start, about the images of the training pairs: 14 %
+                captions first, then what edits changed, by place and by object in random order (`kind`: `caption`,
+                `diff`, `objdiff`); by default the set's own.
+            seed: the same seed and options give the same files (with the same versions of numpy and Pillow).
+            tie_rate: the probability that a pair is a tie: different flaws, equal overall scores.
+            label_noise: the probability that a training pair's scores are swapped, and the preference with them;
+                critiques keep telling the truth, and `flipped` tells which pairs these are. Held-out pairs are never
+                flipped.
+            progress: show bars on a terminal.
+
+        Returns:
+            The folder, absolute.
+
+        Raises:
+            JRMError: an option is out of range, the folder cannot be written, or `check` finds something missing.
+        """
+        numbers = {
+            "train": self.train if train is None else train,
+            "heldout": self.heldout if heldout is None else heldout,
+            "language": self.language if language is None else language,
+            "seed": seed,
+        }
+        _check_options(numbers, {"tie_rate": tie_rate, "label_noise": label_noise})
+        if self.check:
+            self.check()
+        folder = Path(os.path.abspath(folder))
+        try:
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            for file in ("meta.json", "train.json", "heldout.json", "language.jsonl"):
+                (folder / file).unlink(missing_ok=True)  # they would speak of images that are about to be overwritten
+        except OSError as error:
+            raise JRMError(f"{folder} cannot be written: {error.strerror}.") from None
+
+        texts: list[_Texts] = []
+        for stream, split in enumerate(("train", "heldout")):
+            rng = np.random.default_rng([seed, stream])
+            pairs = []
+            for index in _bar(range(numbers[split]), f"{self.name}: {split}", progress):
+                edit = self.draw(rng, heldout=split == "heldout", tie=rng.random() < tie_rate)
+                source, *edited = _save_images(edit, folder / "images", f"{split}_{index:06d}")
+                if split == "train":
+                    texts.append(_Texts(source, edited, edit.caption, [c.changes for c in edit.candidates]))
+                flipped = split == "train" and rng.random() < label_noise
+                pairs.append(_to_pair(edit, source, edited, flipped, self.name))
+            write_edit_reward(folder / f"{split}.json", pairs)
+        rng = np.random.default_rng([seed, 2])
+        rows = _language_rows(rng, texts, numbers["language"], self.caption_prompt)
+        write_language(folder / "language.jsonl", rows)
+        versions = {"numpy": np.__version__, "pillow": PIL.__version__}
+        meta = {"name": self.name, **numbers, "tie_rate": tie_rate, "label_noise": label_noise, "versions": versions}
+        write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+        return folder
+
+
+def _check_options(numbers: dict[str, int], probabilities: dict[str, float]) -> None:
+    for option, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise JRMError(f"{option} must be a whole number of 0 or more, not {value!r}.")
-    for option, value in (("tie_rate", tie_rate), ("label_noise", label_noise)):
+    for option, value in probabilities.items():
         if not 0 <= value <= 1:
             raise JRMError(f"{option} is a probability between 0 and 1, not {value!r}.")
-    if language and not train:
+    if numbers["language"] and not numbers["train"]:
         raise JRMError("language rows are made from the training edits: give train=1 or more, or language=0.")
-    folder = Path(os.path.abspath(folder))
-    try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        for file in ("meta.json", "train.json", "heldout.json", "language.jsonl"):
-            (folder / file).unlink(missing_ok=True)  # they would speak of images that are about to be overwritten
-    except OSError as error:
-        raise JRMError(f"{folder} cannot be written: {error.strerror}.") from None
-
-    texts: list[_Texts] = []
-    for number, (split, count) in enumerate((("train", train), ("heldout", heldout))):
-        rng = np.random.default_rng([seed, number])
-        pairs = []
-        for index in _bar(range(count), f"{name}: {split}", progress):
-            edit = draw(rng, heldout=split == "heldout", tie=rng.random() < tie_rate)
-            source, one, two = _save_images(edit, folder / "images", f"{split}_{index:06d}")
-            if split == "train":
-                texts.append(
-                    _Texts(source, (one, two), edit.caption, (edit.candidates[0].changes, edit.candidates[1].changes))
-                )
-            flipped = split == "train" and rng.random() < label_noise
-            pairs.append(_to_pair(edit, source, (one, two), flipped, name))
-        write_edit_reward(folder / f"{split}.json", pairs)
-    rows = _language_rows(np.random.default_rng([seed, 2]), texts, language, caption_prompt)
-    write_language(folder / "language.jsonl", rows)
-    versions = {"numpy": np.__version__, "pillow": PIL.__version__}
-    meta = {"name": name, **options, "tie_rate": tie_rate, "label_noise": label_noise, "versions": versions}
-    write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
-    return folder
 
 
 @dataclass(frozen=True)
@@ -202,57 +271,46 @@ class _Texts:
     """What the language rows need of a training edit."""
 
     source: str
-    edited: tuple[str, str]
+    edited: list[str]
     caption: str
-    changes: tuple[dict[str, str], dict[str, str]]
+    changes: list[dict[str, str]]
 
 
 def _save_images(edit: Edit, folder: Path, stem: str) -> list[str]:
+    """Paths of the source and of the two edited images, written as PNG."""
     paths = []
     images = (edit.source, *(candidate.image for candidate in edit.candidates))
     for image, suffix in zip(images, ("source", "a", "b"), strict=True):
         path = f"{folder}/{stem}_{suffix}.png"
         try:
-            Path(path).write_bytes(_png(image))
+            Image.fromarray(image).save(path, compress_level=1)  # the fastest that compresses, and not much larger
         except OSError as error:
             raise JRMError(f"{path} cannot be written: {error.strerror}.") from None
         paths.append(path)
     return paths
 
 
-def _png(image: np.ndarray) -> bytes:
-    """An image `[height, width, 3]` of uint8 as a PNG file: for small images ten times faster than Pillow's encoder."""
-    height, width, _ = image.shape
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row begins with the number of its filter: 0, none
-    rows[:, 1:] = image.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-
-
-def _to_pair(edit: Edit, source: str, edited: tuple[str, str], flipped: bool, name: str) -> PreferencePair:
+def _to_pair(edit: Edit, source: str, edited: list[str], flipped: bool, name: str) -> PreferencePair:
     """The pair as an annotator labels it. One who errs (`flipped`) swaps the scores; what is seen stays what it is."""
-    better, worse = edit.candidates
-    scores = [better.scores, worse.scores]
-    sides = [(better, edited[0]), (worse, edited[1])]
+    scores = [candidate.scores for candidate in edit.candidates]
     tie = sum(scores[0].values()) == sum(scores[1].values())
+    sides = list(zip(edit.candidates, edited, strict=True))
     if flipped:
         # The worse image gets the better one's scores, and with them the first place. In a tie no image has the first
         # place by merit, but the scores of the dimensions are swapped all the same.
         sides.reverse()
-    (one, image1), (two, image2) = sides
+    (chosen, chosen_image), (rejected, rejected_image) = sides
     info = {"model1": name, "model2": name, "edit": edit.kind, "scene": edit.scene, "flipped": flipped}
-    info |= {"failure1": one.failure, "failure2": two.failure, "quality1": one.quality, "quality2": two.quality}
+    info |= {"failure1": chosen.failure, "failure2": rejected.failure}
+    info |= {"quality1": chosen.quality, "quality2": rejected.quality}
     return PreferencePair(
-        Sample.edit(source, edit.instruction, image1),
-        Sample.edit(source, edit.instruction, image2),
+        Sample.edit(source, edit.instruction, chosen_image),
+        Sample.edit(source, edit.instruction, rejected_image),
         labels={OVERALL: 0 if tie else 1},
         chosen_scores=scores[0],
         rejected_scores=scores[1],
-        chosen_critiques=one.critiques,
-        rejected_critiques=two.critiques,
+        chosen_critiques=chosen.critiques,
+        rejected_critiques=rejected.critiques,
         info=info,
     )
 
@@ -262,13 +320,13 @@ def _language_rows(
 ) -> Iterator[CritiqueExample]:
     """Captions of source images first, then what edits changed, half by place and half by object, shuffled."""
     for row in range(count):
-        of = pick(rng, texts)
+        edit = pick(rng, texts)
         if row < round(count * _CAPTIONS):
-            yield CritiqueExample(Sample.generation(caption_prompt, of.source), of.caption, {"kind": "caption"})
+            yield CritiqueExample(Sample.generation(caption_prompt, edit.source), edit.caption, {"kind": "caption"})
         else:
-            kind, which = pick(rng, list(CHANGE_PROMPTS)), int(rng.integers(2))
-            sample = Sample.edit(of.source, CHANGE_PROMPTS[kind], of.edited[which])
-            yield CritiqueExample(sample, of.changes[which][kind], {"kind": kind})
+            kind, candidate = pick(rng, list(CHANGE_PROMPTS)), int(rng.integers(2))
+            sample = Sample.edit(edit.source, CHANGE_PROMPTS[kind], edit.edited[candidate])
+            yield CritiqueExample(sample, edit.changes[candidate][kind], {"kind": kind})
 
 
 def _bar(items, what: str, progress: bool):

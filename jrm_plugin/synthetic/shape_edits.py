@@ -11,26 +11,27 @@ training edit into the held-out split. Every colour, shape, place and kind of ed
 import zlib
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jrm_plugin.synthetic.preferences import (
     FAILURE_WEIGHTS,
+    GRID,
     PLACES,
     QUALITY_WORDS,
     Candidate,
     Edit,
+    EditSet,
     Outcome,
+    box_of,
     draw_outcomes,
     make_critiques,
     pick,
     spoil,
-    write_edit_set,
 )
 
-GRID, CELL = 3, 16
+CELL = 16  # pixels of a place's side
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {
     "red": (220, 40, 40),
@@ -85,56 +86,6 @@ class Result(NamedTuple):
     new_background: bool = False
 
 
-def write_shape_edits(
-    folder,
-    *,
-    train: int = 12_000,
-    heldout: int = 1_000,
-    language: int = 12_000,
-    seed: int = 0,
-    tie_rate: float = 0.0,
-    label_noise: float = 0.0,
-    progress: bool = True,
-) -> Path:
-    """Make ShapeEdits and write it to `folder` in EditReward's training format, over an earlier set there.
-
-    Leaves `images/*.png`, `train.json` and `heldout.json` with `train_critiques.jsonl` and `heldout_critiques.jsonl`
-    (read them with `read_edit_reward`), `language.jsonl` (`read_language`) and `meta.json`. The records have the extra
-    keys `edit`, `scene`, `failure1`, `failure2`, `quality1`, `quality2` and `flipped`.
-
-    Args:
-        folder: where to write.
-        train, heldout: the numbers of pairs.
-        language: the number of texts for the language warm start, about the images of the training pairs: 14 % captions
-            first, then what edits changed, by place and by object in random order (`kind`: `caption`, `diff`,
-            `objdiff`).
-        seed: the same seed and options give the same files (with the same versions of numpy and Pillow).
-        tie_rate: the probability that a pair is a tie: different flaws, equal overall scores.
-        label_noise: the probability that a training pair's scores are swapped, and the preference with them; critiques
-            keep telling the truth, and `flipped` tells which pairs these are. Held-out pairs are never flipped.
-        progress: show bars on a terminal.
-
-    Returns:
-        The folder.
-
-    Raises:
-        JRMError: an option is out of range or the folder cannot be written.
-    """
-    return write_edit_set(
-        folder,
-        draw_edit,
-        name="shape-edits",
-        caption_prompt="list objects",
-        train=train,
-        heldout=heldout,
-        language=language,
-        seed=seed,
-        tie_rate=tie_rate,
-        label_noise=label_noise,
-        progress=progress,
-    )
-
-
 def draw_edit(
     rng: np.random.Generator, *, heldout: bool, tie: bool = False, outcomes: Sequence[Outcome] | None = None
 ) -> Edit:
@@ -154,12 +105,17 @@ def draw_edit(
         result = carry_out(items, request, failure, rng)
         behind = pick(rng, [b for b in BACKGROUNDS if b != background]) if result.new_background else background
         image = spoil(render(result.items, behind, shifts), quality, rng)
-        critiques = make_critiques(request.target.name, _box(request.place), result.finding, result.rest, quality)
+        critiques = make_critiques(request.target.name, box_of(request.place), result.finding, result.rest, quality)
         texts = {"diff": _changes_by_place(items, result), "objdiff": _changes_by_object(items, result)}
         texts = {kind: f"{QUALITY_WORDS[quality]} {text}" for kind, text in texts.items()}
         candidates.append(Candidate(image, failure, quality, critiques, texts))
     source = render(items, background, shifts)
     return Edit(request.kind, request.instruction, scene, source, _caption(items), tuple(candidates))
+
+
+SHAPE_EDITS = EditSet(
+    "shape-edits", draw_edit, caption_prompt="list objects", train=12_000, heldout=1_000, language=12_000
+)
 
 
 def failure_weights(kind: str) -> dict[str, float]:
@@ -200,12 +156,6 @@ def _draw_request(rng: np.random.Generator) -> tuple[list[Item], str, Request]:
 
 def _another(rng: np.random.Generator, values, *but):
     return pick(rng, [value for value in values if value not in but])
-
-
-def _box(place: int) -> tuple[int, int, int, int]:
-    """The cell in thousandths: x1, y1, x2, y2."""
-    row, column = divmod(place, GRID)
-    return tuple(round(1000 * edge / GRID) for edge in (column, row, column + 1, row + 1))
 
 
 # --- what a model made of an instruction ------------------------------------------------------------------------------

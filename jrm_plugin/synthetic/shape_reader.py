@@ -12,12 +12,11 @@ import numpy as np
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import load_image
-from jrm_plugin.synthetic.preferences import PLACES, overall_score, spoil
+from jrm_plugin.synthetic.preferences import GRID, PLACES, overall_score, spoil
 from jrm_plugin.synthetic.shape_edits import (
     BACKGROUNDS,
     CELL,
     COLOURS,
-    GRID,
     SHAPES,
     Item,
     Request,

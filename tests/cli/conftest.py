@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jrm_plugin.synthetic.shape_edits import write_shape_edits
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 _PRELOAD = [
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
@@ -120,7 +120,7 @@ def model_folder(make_scorer, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def edits(tmp_path_factory) -> Path:
     """A small ShapeEdits folder; `images/` has sources and edited images."""
-    return write_shape_edits(tmp_path_factory.mktemp("edits"), train=32, heldout=6, language=8, progress=False)
+    return SHAPE_EDITS.write(tmp_path_factory.mktemp("edits"), train=32, heldout=6, language=8, progress=False)
 
 
 @pytest.fixture(scope="session")

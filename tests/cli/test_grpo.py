@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jrm_plugin import RewardScorer, Sample
+from jrm_plugin import Sample
 
 RENDER = """
 import json
@@ -78,7 +78,7 @@ def config(run_folder, policy_folder):
     return write
 
 
-def test_two_steps_beside_another_reward(jrm, config, run_folder):
+def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):
     # The variables are set by TRL's own `env:` block; a key of the file wins over them, and they stay as they are.
     variables = {"JRM_FLOOR": "-1", "JRM_DEVICE": "cpu"}
     config(env=variables)
@@ -93,7 +93,6 @@ def test_two_steps_beside_another_reward(jrm, config, run_folder):
     rows = [json.loads(line) for line in (run_folder / "seen.jsonl").read_text().splitlines()]
     names: dict = {}
     exec(RENDER, names)
-    scorer = RewardScorer.from_pretrained("jrm-tiny", device="cpu")
     for log, seen in zip(logs, (rows[:4], rows[4:]), strict=True):
         rewards = []
         for text, source, instruction in seen:
@@ -102,7 +101,7 @@ def test_two_steps_beside_another_reward(jrm, config, run_folder):
             except names["InvalidAnswer"]:
                 rewards.append(-6.5)
             else:
-                rewards.append(scorer.score([Sample.edit(source, instruction, edited)])[0].mu["overall"])
+                rewards.append(tiny.score([Sample.edit(source, instruction, edited)])[0].mu["overall"])
         mean = sum(rewards) / 4
         assert log["rewards/jrm_reward/mean"] == pytest.approx(mean, abs=1e-4)
         lengths = sum(len(text) for text, *_ in seen) / 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jrm_plugin.synthetic.shape_edits import write_shape_edits
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "self_correction" / "shape_edits.yaml"
 
@@ -78,7 +78,7 @@ def test_own_editor_own_data_and_a_sample_that_fails(jrm, config, images, tmp_pa
 
 
 def test_a_folder_in_edit_reward_format_has_its_oracle(jrm, config, tmp_path):
-    write_shape_edits(tmp_path / "shapes", train=2, heldout=2, language=0, progress=False)
+    SHAPE_EDITS.write(tmp_path / "shapes", train=2, heldout=2, language=0, progress=False)
     finished = jrm("self-correct", "--config", config(data=str(tmp_path / "shapes"), control=False))
     assert finished.code == 0, finished.err
     table = json.loads((tmp_path / "run" / "table.json").read_text())

@@ -21,12 +21,6 @@ from jrm_plugin.records.critiques import Critique, EditRegion, UnparsedCritique
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring.scorer import RewardScorer
-
-
-@pytest.fixture(scope="module")
-def scorer() -> RewardScorer:
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +30,10 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def finished(scorer, samples, tmp_path_factory) -> Path:
+def finished(tiny, samples, tmp_path_factory) -> Path:
     """The output of a run of two rounds that nothing interrupted."""
     output = tmp_path_factory.mktemp("finished")
-    self_correct(scorer, samples, edit_shapes, 2, output=output)
+    self_correct(tiny, samples, edit_shapes, 2, output=output)
     return output
 
 
@@ -50,8 +44,8 @@ def forbidden(request: EditRequest):
 # --- what is recorded -------------------------------------------------------------------------------------------------
 
 
-def test_every_round_of_every_arm_is_recorded_in_order(scorer, samples, finished):
-    rounds = self_correct(scorer, samples, forbidden, 2, output=finished)
+def test_every_round_of_every_arm_is_recorded_in_order(tiny, samples, finished):
+    rounds = self_correct(tiny, samples, forbidden, 2, output=finished)
     places = [(START, 0), (CRITIQUE, 1), (CRITIQUE, 2), (CONTROL, 1), (CONTROL, 2)]
     assert [(one.sample, one.arm, one.number) for one in rounds] == [(k, *p) for k in range(18) for p in places]
     assert sorted(p.name for p in (finished / "images").iterdir()) == sorted(Path(one.image).name for one in rounds)
@@ -60,19 +54,19 @@ def test_every_round_of_every_arm_is_recorded_in_order(scorer, samples, finished
         assert bool(one.critiques) == (one.arm == CRITIQUE)
 
 
-def test_scores_and_critiques_are_the_scorers_own(scorer, samples, finished):
+def test_scores_and_critiques_are_the_scorers_own(tiny, samples, finished):
     rounds = read_rounds(finished)
     by_key = {(one.sample, one.arm, one.number): one for one in rounds}
 
     def shown(one):
         return Sample(samples[one.sample].prompt, ({"type": "image", "image": str(finished / one.image)},))
 
-    for one, score in zip(rounds, scorer.score([shown(one) for one in rounds]), strict=True):
+    for one, score in zip(rounds, tiny.score([shown(one) for one in rounds]), strict=True):
         assert one.score.mu == pytest.approx(score.mu, abs=1e-5)
         assert one.score.sigma == pytest.approx(score.sigma, abs=1e-5)
     guided = [one for one in rounds if one.arm == CRITIQUE][:12]
     before = [by_key[one.sample, START if one.edited == 0 else CRITIQUE, one.edited] for one in guided]
-    for one, written in zip(guided, scorer.critique([shown(one) for one in before]), strict=True):
+    for one, written in zip(guided, tiny.critique([shown(one) for one in before]), strict=True):
         assert one.critiques == {name: found.to_json() for name, found in written.items()}
 
 
@@ -83,19 +77,19 @@ def test_the_start_is_a_copy_of_the_image_given(samples, finished):
             assert (np.asarray(load_image(finished / one.image)) == given_image).all()
 
 
-def test_what_the_editor_is_asked(scorer, samples, tmp_path):
+def test_what_the_editor_is_asked(tiny, samples, tmp_path):
     asked = []
 
     def editor(request):
         asked.append(request)
         return request.image
 
-    self_correct(scorer, samples[:2], editor, 2, output=tmp_path)
+    self_correct(tiny, samples[:2], editor, 2, output=tmp_path)
     guided, control = asked[:4], asked[4:]
     for one, two in zip(guided, control, strict=True):
         assert one.instruction == two.instruction == two.prompt
         assert one.seed == two.seed
-        assert set(one.critiques) == set(scorer.dimensions) and one.critique and not two.critique
+        assert set(one.critiques) == set(tiny.dimensions) and one.critique and not two.critique
         assert one.prompt.startswith(one.instruction) and one.critique in one.prompt
     assert len({request.seed for request in guided}) == 4
 
@@ -112,14 +106,14 @@ def test_a_critique_as_plain_text():
     assert EditRequest((), "do it", image, {}, 0).prompt == "do it"
 
 
-def test_keep_better_edits_the_best_image_so_far(scorer, samples, tmp_path):
+def test_keep_better_edits_the_best_image_so_far(tiny, samples, tmp_path):
     chosen = samples[:4]
 
     def spoil(request):
         noise = np.random.default_rng(request.seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
         return Image.fromarray(noise)
 
-    rounds = self_correct(scorer, chosen, spoil, 3, output=tmp_path, keep_better=True, control=False)
+    rounds = self_correct(tiny, chosen, spoil, 3, output=tmp_path, keep_better=True, control=False)
     for k in range(len(chosen)):
         history = [one for one in rounds if one.sample == k]
         assert [one.arm for one in history] == [START, CRITIQUE, CRITIQUE, CRITIQUE]
@@ -130,13 +124,13 @@ def test_keep_better_edits_the_best_image_so_far(scorer, samples, tmp_path):
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_an_editor_that_fails_for_one_sample_stops_no_other(scorer, samples, finished, tmp_path):
+def test_an_editor_that_fails_for_one_sample_stops_no_other(tiny, samples, finished, tmp_path):
     def editor(request):
         if request.instruction == samples[5].prompt_text and request.sources[0] == samples[5].prompt_images[0]:
             raise RuntimeError("out of paint")
         return edit_shapes(request)
 
-    rounds = self_correct(scorer, samples, editor, 2, output=tmp_path)
+    rounds = self_correct(tiny, samples, editor, 2, output=tmp_path)
     failed = [one for one in rounds if one.error]
     assert [(one.sample, one.arm, one.number) for one in failed] == [(5, CRITIQUE, 1), (5, CONTROL, 1)]
     assert failed[0].error == "the editor raised RuntimeError: out of paint"
@@ -149,34 +143,34 @@ def test_an_editor_that_fails_for_one_sample_stops_no_other(scorer, samples, fin
     assert correction_table(rounds)["left_out"] == [5]
     assert correction_table(rounds)["rows"][0]["samples"] == 17
     # Errors are results: they are read back, and not tried again.
-    assert self_correct(scorer, samples, forbidden, 2, output=tmp_path) == rounds
+    assert self_correct(tiny, samples, forbidden, 2, output=tmp_path) == rounds
 
 
 @pytest.mark.parametrize("made", [None, "nowhere.png", np.zeros((3, 3, 7)), Image.new("RGB", (1, 900))])
-def test_an_editor_that_gives_no_image(scorer, samples, tmp_path, made):
-    rounds = self_correct(scorer, samples[:1], lambda request: made, 1, output=tmp_path, control=False)
+def test_an_editor_that_gives_no_image(tiny, samples, tmp_path, made):
+    rounds = self_correct(tiny, samples[:1], lambda request: made, 1, output=tmp_path, control=False)
     assert "the editor's image" in rounds[-1].error and rounds[-1].image is None
 
 
-def test_an_image_that_cannot_be_read_is_recorded(scorer, samples, tmp_path):
+def test_an_image_that_cannot_be_read_is_recorded(tiny, samples, tmp_path):
     broken = Sample.edit(None, "make it blue", str(tmp_path / "nowhere.png"))
-    rounds = self_correct(scorer, [broken, samples[0]], edit_shapes, 1, output=tmp_path / "run")
+    rounds = self_correct(tiny, [broken, samples[0]], edit_shapes, 1, output=tmp_path / "run")
     assert [(one.sample, one.arm) for one in rounds] == [(0, START), (1, START), (1, CRITIQUE), (1, CONTROL)]
     assert "nowhere.png" in rounds[0].error
     table = correction_table(rounds)
     assert (table["left_out"], table["rows"][0]["samples"]) == ([0], 1)
 
 
-def test_mistakes(scorer, samples, finished, tmp_path):
+def test_mistakes(tiny, samples, finished, tmp_path):
     for rounds in (0, True, 1.5):
         with pytest.raises(JRMError, match="rounds must be"):
-            self_correct(scorer, samples, edit_shapes, rounds, output=tmp_path / "x")
+            self_correct(tiny, samples, edit_shapes, rounds, output=tmp_path / "x")
     with pytest.raises(JRMError, match="sample 1 cannot be corrected"):
         text = Sample.text_response(None, "what is it?", "a cat")
-        self_correct(scorer, [samples[0], text], edit_shapes, 1, output=tmp_path / "x")
+        self_correct(tiny, [samples[0], text], edit_shapes, 1, output=tmp_path / "x")
     (tmp_path / "file").write_text("")
     with pytest.raises(JRMError, match="cannot be written"):
-        self_correct(scorer, samples, edit_shapes, 1, output=tmp_path / "file")
+        self_correct(tiny, samples, edit_shapes, 1, output=tmp_path / "file")
     for changes, name in (
         ({"rounds": 3}, "rounds"),
         ({"samples": samples[:-1]}, "samples"),
@@ -185,20 +179,20 @@ def test_mistakes(scorer, samples, finished, tmp_path):
     ):
         options = {"samples": samples, "rounds": 2, **changes}
         with pytest.raises(JRMError, match=f"another {name};"):
-            self_correct(scorer, editor=forbidden, output=finished, **options)
+            self_correct(tiny, editor=forbidden, output=finished, **options)
     for left_over in ("rounds.jsonl", "images/000000_critique_1.png"):
         folder = tmp_path / left_over[:3]
         (folder / "images").mkdir(parents=True)
         (folder / left_over).write_text("{}\n")
         with pytest.raises(JRMError, match="unknown run"):
-            self_correct(scorer, samples, edit_shapes, 1, output=folder)
+            self_correct(tiny, samples, edit_shapes, 1, output=folder)
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("left", [3, 57])
-def test_goes_on_from_any_line_to_the_same_records(scorer, samples, finished, tmp_path, left):
+def test_goes_on_from_any_line_to_the_same_records(tiny, samples, finished, tmp_path, left):
     lines = (finished / "rounds.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "rounds.jsonl").write_bytes(b"".join(lines[:left]) + lines[left][:30])
     (tmp_path / "settings.json").write_bytes((finished / "settings.json").read_bytes())
@@ -206,13 +200,13 @@ def test_goes_on_from_any_line_to_the_same_records(scorer, samples, finished, tm
     for line in lines[:left]:
         name = json.loads(line)["image"]
         (tmp_path / name).write_bytes((finished / name).read_bytes())
-    self_correct(scorer, samples, edit_shapes, 2, output=tmp_path)
+    self_correct(tiny, samples, edit_shapes, 2, output=tmp_path)
     assert (tmp_path / "rounds.jsonl").read_bytes() == b"".join(lines)
     for path in (finished / "images").iterdir():
         assert (tmp_path / "images" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_an_edit_that_was_saved_is_not_made_again(scorer, samples, tmp_path):
+def test_an_edit_that_was_saved_is_not_made_again(tiny, samples, tmp_path):
     asked = []
 
     def stops(request):
@@ -222,8 +216,8 @@ def test_an_edit_that_was_saved_is_not_made_again(scorer, samples, tmp_path):
         return edit_shapes(request)
 
     with pytest.raises(KeyboardInterrupt):
-        self_correct(scorer, samples[:4], stops, 1, output=tmp_path, control=False)
-    self_correct(scorer, samples[:4], stops, 1, output=tmp_path, control=False)
+        self_correct(tiny, samples[:4], stops, 1, output=tmp_path, control=False)
+    self_correct(tiny, samples[:4], stops, 1, output=tmp_path, control=False)
     assert len(asked) == 3 + 2  # the third again, and the fourth
 
 
@@ -346,8 +340,8 @@ def test_a_diffusers_pipeline_is_called_with_image_and_prompt():
     assert pipeline.calls[2][:2] == ([source, edited], "mix")
 
 
-def test_a_diffusers_pipeline_in_the_loop(scorer, samples, tmp_path):
-    rounds = self_correct(scorer, samples[:2], DiffusersEditor(FakePipeline()), 1, output=tmp_path)
+def test_a_diffusers_pipeline_in_the_loop(tiny, samples, tmp_path):
+    rounds = self_correct(tiny, samples[:2], DiffusersEditor(FakePipeline()), 1, output=tmp_path)
     assert len(rounds) == 6 and all(one.error is None for one in rounds)
     assert load_image(tmp_path / rounds[-1].image).size == (8, 8)
 

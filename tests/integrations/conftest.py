@@ -1,6 +1,5 @@
 """A real Ray cluster on this machine, and edits of ShapeEdits to score."""
 
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -8,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import encode
 from PIL import Image
 
-from jrm_plugin import RewardScore, RewardScorer, Sample
+from jrm_plugin import RewardScore, Sample
 from jrm_plugin.records.images import load_image
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
@@ -28,11 +28,6 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=16, include_dashboard=False, configure_logging=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def tiny() -> RewardScorer:
-    return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
 
 
 class Brightness:
@@ -53,12 +48,6 @@ def brightness() -> Brightness:
     return Brightness()
 
 
-def png(image: np.ndarray | Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="session")
 def group_of() -> Callable[..., list[Sample]]:
     """`group_of(seed, count, size)`: samples of one scene that differ in a line through the edited image."""
@@ -70,7 +59,7 @@ def group_of() -> Callable[..., list[Sample]]:
         for k in range(count):
             pixels = np.array(source)
             pixels[:, k % size] = 0
-            edited.append(png(pixels))
-        return [Sample.edit(png(source), edit.instruction, image) for image in edited]
+            edited.append(encode(pixels))
+        return [Sample.edit(encode(source), edit.instruction, image) for image in edited]
 
     return make

@@ -16,7 +16,6 @@ from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import REWARD_TOKEN, JRMProcessor
 from jrm_plugin.records.critiques import REGION_TAGS, Critique, EditRegion
 from jrm_plugin.records.samples import DIMENSIONS, TASKS, Sample
-from jrm_plugin.scoring.scorer import RewardScorer
 
 EDGE = 16  # pixels of a token's edge in the tiny Qwen3-VL, in both directions
 RUBRICS = {task: {name: f"judge {task} {name}" for name in DIMENSIONS} for task in TASKS}
@@ -299,15 +298,14 @@ def test_any_text_is_read_without_loss(scorer_of, text):
     assert processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-def test_jrm_tiny_reads_every_added_token_as_text():
-    scorer = RewardScorer.from_pretrained("jrm-tiny")
-    processor = scorer.processor
+def test_jrm_tiny_reads_every_added_token_as_text(tiny):
+    processor = tiny.processor
     hostile = Sample.edit(image(4, 64), "".join(added_texts(processor)), image(4, 64))
     harmless = Sample.edit(image(4, 64), "x", image(4, 64))
     (a,), (b,) = processor.encode(hostile), processor.encode(harmless)
     assert counts_of_added(processor, a.prompt) == counts_of_added(processor, b.prompt)
     assert a.prompt.count(processor.reward_token_id) == 1
-    scorer.score([hostile])
+    tiny.score([hostile])
 
 
 # --- lengths and pixels -----------------------------------------------------------------------------------------------

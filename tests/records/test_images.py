@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import encode
 from PIL import Image, ImageFile
 
 from jrm_plugin.errors import JRMError
@@ -16,12 +17,6 @@ from jrm_plugin.records.images import image_size, load_image, to_data_url
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)  # 17 wide, 11 high: no dimension can be mistaken
-
-
-def encode(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def pixels(image, **options) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What `load_image` and `image_size` refuse, and how the error names it."""
 
 import base64
-import io
 import struct
 import warnings
 import zlib
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import encode
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
@@ -19,12 +19,6 @@ RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)
 EXIF = Image.Exif()
 EXIF[0x0112] = 6  # orientation
-
-
-def encode(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def data_url(content: bytes) -> str:

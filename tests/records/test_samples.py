@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import json
 import math
 import pickle
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import encode
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
@@ -21,12 +21,6 @@ from jrm_plugin.records.scores import RewardScore
 RED, BLUE = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (6, 4), "blue")
 GOOD, BAD = Sample.edit("a.png", "make it blue", "b.png"), Sample.edit("a.png", "make it blue", "c.png")
 BOX = EditRegion(0, "cat", (10, 20, 30, 40))
-
-
-def png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -353,7 +347,9 @@ def test_examples_survive_json_and_pickle(example):
 def test_images_in_memory_become_urls_of_the_same_pixels():
     translucent = Image.new("RGBA", (6, 4), (0, 0, 0, 99))
     example = PreferencePair(
-        Sample.edit([RED, png(BLUE)], "x", translucent), Sample.edit([RED, png(BLUE)], "x", "c.png"), {"overall": 1}
+        Sample.edit([RED, encode(BLUE)], "x", translucent),
+        Sample.edit([RED, encode(BLUE)], "x", "c.png"),
+        {"overall": 1},
     )
     record = json.loads(json.dumps(example_to_record(example)))
     back = example_from_record(record)
@@ -394,7 +390,7 @@ def test_broken_records():
 @pytest.mark.parametrize(
     "record",
     [
-        Sample.edit(RED, "x", png(BLUE)),
+        Sample.edit(RED, "x", encode(BLUE)),
         BOX,
         Critique("<|bbox_0|> x", [BOX]),
         PreferencePair(GOOD, BAD, {"overall": 1}, chosen_critiques={"overall": Critique("x")}),

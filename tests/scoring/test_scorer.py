@@ -58,8 +58,8 @@ def test_other_backbones_score_the_same_in_any_batch(scorer_of, make_samples, cr
     check_invariance(scorer_of(family), make_samples(21), critiques)
 
 
-def test_jrm_tiny_scores_the_same_in_any_batch(make_samples, critiques):
-    check_invariance(RewardScorer.from_pretrained("jrm-tiny", device="cpu"), make_samples(64), critiques)
+def test_jrm_tiny_scores_the_same_in_any_batch(tiny, make_samples, critiques):
+    check_invariance(tiny, make_samples(64), critiques)
 
 
 def test_jrm_tiny_scores_by_default_and_by_hand():

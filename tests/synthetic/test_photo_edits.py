@@ -8,7 +8,7 @@ import pytest
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.errors import JRMError
 from jrm_plugin.synthetic import photo_edits
-from jrm_plugin.synthetic.photo_edits import HELDOUT_PHOTOS, TRAIN_PHOTOS, Step, write_photo_edits
+from jrm_plugin.synthetic.photo_edits import HELDOUT_PHOTOS, PHOTO_EDITS, TRAIN_PHOTOS, Step
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_every_photograph_is_carried_by_its_wheel_and_shows_something_else():
 
 
 def test_the_splits_share_no_photograph(tmp_path):
-    folder = write_photo_edits(tmp_path, train=60, heldout=40, language=0, progress=False)
+    folder = PHOTO_EDITS.write(tmp_path, train=60, heldout=40, language=0, progress=False)
     names = [
         {pair.info["scene"].split()[0] for pair in read_edit_reward(folder / f"{split}.json").examples}
         for split in ("train", "heldout")
@@ -87,5 +87,5 @@ def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else real(name))
     photo_edits._photo.cache_clear()
     with pytest.raises(JRMError, match=r"sklearn.*jrm-plugin\[photos\]"):
-        write_photo_edits(tmp_path / "set", train=1, heldout=0, language=0, progress=False)
+        PHOTO_EDITS.write(tmp_path / "set", train=1, heldout=0, language=0, progress=False)
     assert not (tmp_path / "set").exists()

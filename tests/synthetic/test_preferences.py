@@ -14,23 +14,26 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.images import load_image
 from jrm_plugin.synthetic import photo_edits, shape_edits
+from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
 from jrm_plugin.synthetic.preferences import (
     FAILURE_SCORES,
+    GROUPS,
     QUALITY_SCORES,
     QUALITY_WORDS,
     draw_outcomes,
     overall_score,
     spoil,
 )
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
-SETS = {"shapes": shape_edits.write_shape_edits, "photos": photo_edits.write_photo_edits}
+SETS = {"shapes": SHAPE_EDITS, "photos": PHOTO_EDITS}
 SIZE = {"shapes": dict(train=300, heldout=100, language=200), "photos": dict(train=60, heldout=30, language=50)}
 
 
 @pytest.fixture(scope="module", params=SETS)
 def made(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    return SETS[request.param](folder, **SIZE[request.param], progress=False), SIZE[request.param]
+    return SETS[request.param].write(folder, **SIZE[request.param], progress=False), SIZE[request.param]
 
 
 def every_side(pairs):
@@ -47,7 +50,7 @@ def digests(folder):
 def test_the_seed_decides_every_byte(kind, tmp_path):
     size = dict(train=12, heldout=6, language=20, tie_rate=0.3, label_noise=0.3, progress=False)
     one, same, other = (
-        digests(SETS[kind](tmp_path / name, seed=seed, **size)) for name, seed in (("a", 5), ("b", 5), ("c", 6))
+        digests(SETS[kind].write(tmp_path / name, seed=seed, **size)) for name, seed in (("a", 5), ("b", 5), ("c", 6))
     )
     assert one == same
     assert len(one) == 3 * 18 + 6
@@ -56,8 +59,8 @@ def test_the_seed_decides_every_byte(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", SETS)
 def test_heldout_edits_do_not_depend_on_the_number_trained_on(kind, tmp_path):
-    few = SETS[kind](tmp_path / "few", train=1, heldout=5, language=0, progress=False)
-    many = SETS[kind](tmp_path / "many", train=9, heldout=5, language=9, progress=False)
+    few = SETS[kind].write(tmp_path / "few", train=1, heldout=5, language=0, progress=False)
+    many = SETS[kind].write(tmp_path / "many", train=9, heldout=5, language=9, progress=False)
     assert (few / "heldout.json").read_text() == (many / "heldout.json").read_text()
 
 
@@ -101,6 +104,8 @@ def test_every_kind_of_edit_and_failure_occurs_in_both_splits(made):
         assert {pair.info[f"quality{k}"] for pair in pairs for k in (1, 2)} == set(QUALITY_SCORES)
         kinds = shape_edits.KINDS if "shape" in pairs[0].info["model1"] else photo_edits.KINDS
         assert {pair.info["edit"] for pair in pairs} == set(kinds)
+        for group in GROUPS.values():
+            assert all(key in pair.info for pair in pairs for key in group["keys"])
 
 
 def test_an_ignored_clean_edit_is_the_source_and_no_other_clean_edit_is(made):
@@ -142,7 +147,9 @@ def test_language_rows_are_captions_first_then_both_kinds_of_changes(made):
 @pytest.mark.parametrize("kind", SETS)
 def test_tie_rate_and_label_noise(kind, tmp_path):
     rate, count = 0.3, 400 if kind == "shapes" else 120
-    folder = SETS[kind](tmp_path, train=count, heldout=40, language=0, tie_rate=rate, label_noise=rate, progress=False)
+    folder = SETS[kind].write(
+        tmp_path, train=count, heldout=40, language=0, tie_rate=rate, label_noise=rate, progress=False
+    )
     pairs = read_edit_reward(folder / "train.json").examples
     ties = [pair for pair in pairs if pair.labels["overall"] == 0]
     flipped = [pair for pair in pairs if pair.info["flipped"]]
@@ -178,11 +185,10 @@ def test_flaws_can_be_seen_and_leave_the_image_alone(quality):
 
 
 def test_images_are_what_their_generator_drew(tmp_path):
-    """The PNG files are written by hand, so another reader must find the same pixels in them."""
-    folder = shape_edits.write_shape_edits(tmp_path, train=3, heldout=0, language=0, seed=11, progress=False)
+    folder = SHAPE_EDITS.write(tmp_path, train=3, heldout=0, language=0, seed=11, progress=False)
     rng = np.random.default_rng([11, 0])
     for index in range(3):
-        edit = shape_edits.draw_edit(rng, heldout=False, tie=rng.random() < 0)
+        edit = SHAPE_EDITS.draw(rng, heldout=False, tie=rng.random() < 0)
         rng.random()  # label noise
         for name, drawn in zip("ab", edit.candidates, strict=True):
             with Image.open(folder / "images" / f"train_{index:06d}_{name}.png") as image:
@@ -210,11 +216,11 @@ def test_meta_says_what_was_made(made):
 )
 def test_options_out_of_range(options, word, tmp_path):
     with pytest.raises(JRMError, match=word):
-        shape_edits.write_shape_edits(tmp_path, **{"train": 1, "heldout": 1, "language": 1, **options})
+        SHAPE_EDITS.write(tmp_path, **{"train": 1, "heldout": 1, "language": 1, **options})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(JRMError, match="file.*cannot be written"):
-        shape_edits.write_shape_edits(tmp_path / "file", train=1, heldout=0, language=0, progress=False)
+        SHAPE_EDITS.write(tmp_path / "file", train=1, heldout=0, language=0, progress=False)

@@ -5,7 +5,7 @@ import pytest
 
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.synthetic.preferences import PLACES
-from jrm_plugin.synthetic.shape_edits import CELL, COLOURS, draw_edit, is_held_out, write_shape_edits
+from jrm_plugin.synthetic.shape_edits import CELL, COLOURS, SHAPE_EDITS, draw_edit, is_held_out
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_splits_share_no_scene_with_its_instruction(edits):
 
 
 def test_the_written_splits_share_no_scene_with_its_instruction(tmp_path):
-    folder = write_shape_edits(tmp_path, train=200, heldout=200, language=0, seed=3, progress=False)
+    folder = SHAPE_EDITS.write(tmp_path, train=200, heldout=200, language=0, seed=3, progress=False)
     keys = [
         {(pair.info["scene"], pair.chosen.prompt_text) for pair in read_edit_reward(folder / f"{split}.json").examples}
         for split in ("train", "heldout")

@@ -21,7 +21,7 @@ from jrm_plugin.model.lora import lora_config
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
 from jrm_plugin.scoring.scorer import RewardScorer
-from jrm_plugin.synthetic.shape_edits import write_shape_edits
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 DIMENSIONS = ("instruction_following", "visual_quality", "overall")
 MAX_PIXELS = 48 * 48
@@ -29,7 +29,7 @@ MAX_PIXELS = 48 * 48
 
 @pytest.fixture(scope="session")
 def edits(tmp_path_factory) -> Path:
-    return write_shape_edits(tmp_path_factory.mktemp("edits"), train=16, heldout=7, language=8, progress=False)
+    return SHAPE_EDITS.write(tmp_path_factory.mktemp("edits"), train=16, heldout=7, language=8, progress=False)
 
 
 @pytest.fixture(scope="session")

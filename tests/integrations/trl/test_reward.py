@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 import pytest
 from datasets import Dataset
+from pictures import encode
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -134,22 +135,16 @@ def columns(rows: list[dict]) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
 
 
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def test_images_in_every_form_of_a_column(tiny, edits, rows):
     source, instruction = rows[0]["source_image"], rows[0]["instruction"]
     edited = Image.fromarray(edits[0].candidates[0].image)
     reward = JRMReward(tiny)
     expected = alone(tiny, Sample.edit(source, instruction, edited))
-    undecoded = {"bytes": png(edited), "path": None}
+    undecoded = {"bytes": encode(edited), "path": None}
     for given in (
         {"source_image": [source], "edited_image": [edited]},
         {"source_images": [[source]], "edited_image": [undecoded]},
-        {"source_image": [{"bytes": png(source), "path": "a.png"}], "edited_image": [png(edited)]},
+        {"source_image": [{"bytes": encode(source), "path": "a.png"}], "edited_image": [encode(edited)]},
     ):
         assert reward(["p"], ["ignored"], instruction=[instruction], **given) == pytest.approx([expected], abs=1e-5)
     two = JRMReward(tiny)(["p"], [""], instruction=[instruction], source_images=[[source] * 2], edited_image=[edited])
