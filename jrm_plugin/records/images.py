@@ -5,18 +5,24 @@ Nothing here changes Pillow's global state, and every function may be called fro
 
 import base64
 import binascii
+import hashlib
 import io
 import os
 import re
 import threading
 import urllib.parse
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from jrm_plugin.errors import JRMError
+
+# What an image may be wherever one is asked for; `load_image` says what each of them is.
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 MAX_ASPECT_RATIO = 200  # beyond it Qwen's image processors refuse the image, and there is nothing to judge in a line
 
@@ -112,6 +118,31 @@ def to_data_url(image, *, name: str | None = None) -> str:
 def is_data_url(image) -> bool:
     """Whether `image` is a `data:` URL, the one kind of `str` that is not a path."""
     return isinstance(image, str) and image[:5].lower() == "data:"
+
+
+def digest(image: ImageLike) -> bytes:
+    """What an image is, as 32 bytes: equal for equal images, so that one of a pair need not be looked at again.
+
+    No file is opened: a path is its spelling (so two paths to one file differ). The bytes of a file and a `data:` URL
+    that carries them are equal. A `PIL.Image` or an array is the size and the RGB pixels that `load_image` makes of it;
+    the bytes of a file that holds the same pixels are another image. A megapixel in memory takes a few milliseconds.
+
+    Raises:
+        JRMError: `load_image` refuses an image in memory.
+    """
+    if is_data_url(image):
+        with suppress(JRMError):  # a broken one is but its spelling, and `load_image` says what is wrong with it
+            image = _data_url_content(image, "")
+    if isinstance(image, (str, os.PathLike)):
+        kind, content = "path", os.fspath(image).encode(errors="surrogatepass")
+    elif isinstance(image, bytes):
+        kind, content = "file", image
+    else:
+        rgb = load_image(image)
+        kind, content = _by(rgb.size), rgb.tobytes()
+    whole = hashlib.sha256(f"{kind}\n".encode())
+    whole.update(content)
+    return whole.digest()
 
 
 # --- what to call an image in an error --------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ class PreferencePair:
                 values = getattr(self, f"{side}_{name}")
                 if values is not None or name == "critiques":
                     object.__setattr__(self, f"{side}_{name}", _by_dimension(values, f"{side}_{name}", read))
-        if self.chosen.prompt != self.rejected.prompt:
+        # equal blocks need no digest
+        if self.chosen.prompt != self.rejected.prompt and self.chosen.prompt_key() != self.rejected.prompt_key():
             raise JRMError("the two samples of a pair must have the same prompt: same images, same text, same order.")
         chosen, rejected = self.chosen_scores or {}, self.rejected_scores or {}
         both = [name for name in chosen if name in rejected]

@@ -4,6 +4,7 @@ Images inside are paths (`str`), `data:` URLs (`str`), `bytes` or `PIL.Image`s; 
 opens them when they are needed.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from PIL import Image
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import checked_text, kind_of
-from jrm_plugin.records.images import load_image
+from jrm_plugin.records.images import digest, load_image
 
 DIMENSIONS = ("instruction_following", "visual_quality")  # the default, in order; a model's config may hold others
 OVERALL = "overall"
@@ -82,6 +83,29 @@ class Sample:
     @property
     def response_text(self) -> str:
         return "\n".join(block["text"] for block in self.response if block["type"] == "text")
+
+    def prompt_key(self) -> str:
+        """A hexadecimal digest, equal for samples with one prompt: the same texts and images in the same order.
+
+        Images are the same where `jrm_plugin.records.images.digest` says so.
+
+        Raises:
+            JRMError: an image in memory is none that `load_image` reads.
+        """
+        return _key(self.prompt)
+
+    def key(self) -> str:
+        """As `prompt_key`, of prompt and response: equal for equal samples."""
+        return self.prompt_key() + _key(self.response)
+
+
+def _key(blocks: tuple[dict, ...]) -> str:
+    whole = hashlib.sha256()
+    for block in blocks:
+        is_image = block["type"] == "image"
+        content = digest(block["image"]) if is_image else hashlib.sha256(block["text"].encode()).digest()
+        whole.update(block["type"].encode() + content)
+    return whole.hexdigest()
 
 
 def _prompt(images, text_block: dict) -> tuple[dict, ...]:

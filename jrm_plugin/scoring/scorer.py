@@ -5,7 +5,7 @@ Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions.
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -21,6 +21,7 @@ from jrm_plugin.model.lora import is_lora_folder, load_lora
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProcessor
 from jrm_plugin.records.critiques import Critique, UnparsedCritique, parse_critique
+from jrm_plugin.records.images import ImageLike, digest
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.protocol import Ranked
@@ -359,20 +360,19 @@ class _RememberedImages:
 
     def __init__(self, processor: JRMProcessor, count: int = 64):
         self._processor, self._count = processor, count
-        self._images: OrderedDict[Hashable, tuple[Any, EncodedImage]] = OrderedDict()
+        self._images: OrderedDict[bytes, EncodedImage] = OrderedDict()
         self._lock = Lock()
 
-    def __call__(self, image: Any) -> EncodedImage:
-        # Paths, URLs and bytes by what they are; images in memory by identity, and held, so that no other takes the id.
-        key = image if isinstance(image, (str, bytes, Path)) else id(image)
+    def __call__(self, image: ImageLike) -> EncodedImage:
+        key = digest(image)
         with self._lock:
             if key in self._images:
                 self._images.move_to_end(key)
-                return self._images[key][1]
+                return self._images[key]
         encoded = self._processor.encode_image(image)
         encoded.digest  # noqa: B018  computed here, in the worker's time
         with self._lock:
-            self._images[key] = image, encoded
+            self._images[key] = encoded
             if len(self._images) > self._count:
                 self._images.popitem(last=False)
         return encoded

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.critiques import Critique, EditRegion
-from jrm_plugin.records.images import load_image
+from jrm_plugin.records.images import load_image, to_data_url
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
@@ -70,6 +70,34 @@ def test_images_are_stored_in_a_form_that_can_be_compared_and_sent():
     assert sample.prompt_images == ("dir/a.png",)
     array[:] = 0
     assert sample.response_images == (RED,)
+
+
+def test_a_prompt_is_the_same_by_its_texts_and_images_in_their_order():
+    content = png(RED)
+    prompts = [
+        [
+            Sample.edit("a.png", "x", RED),
+            Sample.edit(Path("a.png"), "x", BLUE),
+            Sample.text_response("a.png", "x", "y"),
+        ],
+        [Sample.edit(RED, "x", "b.png"), Sample.edit(RED.copy(), "x", "c.png"), Sample.edit(np.asarray(RED), "x", RED)],
+        [Sample.edit(content, "x", "b.png"), Sample.edit(to_data_url(content), "x", "b.png")],
+        [Sample.edit(["a.png", "b.png"], "x", RED)],
+        [Sample.edit(["b.png", "a.png"], "x", RED)],
+        [Sample.edit("a.png", "x ", RED)],
+        [Sample([*TEXT, *IMAGE], TEXT)],
+        [Sample([*TEXT, {"type": "text", "text": "a.png"}], TEXT)],
+        [Sample.generation("x", RED)],
+    ]
+    keys = [{sample.prompt_key() for sample in samples} for samples in prompts]
+    assert [len(each) for each in keys] == [1] * len(prompts)
+    assert len(set.union(*keys)) == len(prompts)
+    assert all(int(key, 16) >= 0 for key in set.union(*keys))
+
+
+def test_a_sample_is_the_same_by_its_response_too():
+    assert GOOD.key() == Sample.edit("a.png", "make it blue", "b.png").key() != BAD.key()
+    assert GOOD.prompt_key() == BAD.prompt_key()
 
 
 def test_samples_are_independent_of_the_lists_they_were_made_from():
@@ -304,6 +332,12 @@ def test_broken_pairs(arguments, says):
 def test_one_source_image_in_memory_is_one_prompt():
     pair = PreferencePair(Sample.edit(RED, "x", BLUE), Sample.edit(RED.copy(), "x", RED), {"overall": 1})
     assert pair.chosen.prompt == pair.rejected.prompt
+
+
+def test_one_source_image_opened_and_decoded_is_one_prompt():
+    content = png(RED)
+    PreferencePair(Sample.edit(content, "x", BLUE), Sample.edit(to_data_url(content), "x", RED), {"overall": 1})
+    PreferencePair(Sample.edit(Image.open(io.BytesIO(content)), "x", BLUE), Sample.edit(RED, "x", RED), {"overall": 1})
 
 
 def test_broken_critique_examples():
