@@ -14,14 +14,15 @@ from PIL import Image
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import checked_text, kind_of
-from jrm_plugin.records.images import digest, load_image
+from jrm_plugin.records.images import digest, is_data_url, load_image
 
 DIMENSIONS = ("instruction_following", "visual_quality")  # the default, in order; a model's config may hold others
 OVERALL = "overall"
 TASKS = ("edit", "generation", "response")
+SHOWN_CHARACTERS = 60  # of a text or a path in `repr(sample)`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sample:
     """What is scored: a prompt and a response, each a sequence of content blocks in the Hugging Face chat form.
 
@@ -29,10 +30,14 @@ class Sample:
     tuples; a `Path` is stored as `str`, a numpy array as the `PIL.Image` that `load_image` makes of it. The prompt must
     hold text (the instruction or the question), the response at least one block.
 
+    Samples with equal blocks are equal and hashable; which images are equal says `jrm_plugin.records.images.digest`.
+
     Example:
         >>> sample = Sample.edit("cat.png", "make the cat blue", "blue-cat.png")
         >>> sample.task
         'edit'
+        >>> sample
+        Sample(edit, prompt=[<image 'cat.png'>, 'make the cat blue'], response=[<image 'blue-cat.png'>])
     """
 
     prompt: tuple[dict, ...]
@@ -97,6 +102,32 @@ class Sample:
     def key(self) -> str:
         """As `prompt_key`, of prompt and response: equal for equal samples."""
         return self.prompt_key() + _key(self.response)
+
+    def __eq__(self, other: object) -> bool:
+        return self.key() == other.key() if isinstance(other, Sample) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key())
+
+    def __repr__(self) -> str:
+        prompt, response = (", ".join(map(_in_short, blocks)) for blocks in (self.prompt, self.response))
+        return f"Sample({self.task}, prompt=[{prompt}], response=[{response}])"
+
+
+def _in_short(block: dict) -> str:
+    if block["type"] == "text":
+        text = block["text"]
+        return repr(text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…")
+    image = block["image"]
+    if isinstance(image, bytes):
+        what = f"of {len(image)} bytes"
+    elif isinstance(image, Image.Image):
+        what = f"{image.mode} {image.width}x{image.height}"
+    elif is_data_url(image):
+        what = f"in a data: URL of {len(image)} characters"
+    else:
+        what = repr(image if len(image) <= SHOWN_CHARACTERS else "…" + image[1 - SHOWN_CHARACTERS :])
+    return f"<image {what}>"
 
 
 def _key(blocks: tuple[dict, ...]) -> str:

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import io
 import json
@@ -98,6 +99,53 @@ def test_a_prompt_is_the_same_by_its_texts_and_images_in_their_order():
 def test_a_sample_is_the_same_by_its_response_too():
     assert GOOD.key() == Sample.edit("a.png", "make it blue", "b.png").key() != BAD.key()
     assert GOOD.prompt_key() == BAD.prompt_key()
+
+
+SAMPLES = [
+    GOOD,
+    BAD,
+    Sample.edit(RED, "make it blue", BLUE),
+    Sample.edit(RED, "make it blue", RED),
+    Sample.edit(png(RED), "make it blue", png(BLUE)),
+    Sample.generation("a cat", RED),
+    Sample.text_response(["a.png", RED], "what differs?", "the hat"),
+    Sample.text_response(["a.png", RED], "what differs?", "the coat"),
+    Sample([{"type": "text", "text": "x"}, {"type": "image", "image": "a.png"}], [{"type": "text", "text": "y"}]),
+    Sample([{"type": "image", "image": "a.png"}, {"type": "text", "text": "x"}], [{"type": "text", "text": "y"}]),
+]
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=repr)
+def test_equal_samples_are_one_in_a_set(sample):
+    copies = [pickle.loads(pickle.dumps(sample)), copy.deepcopy(sample), Sample(list(sample.prompt), sample.response)]
+    assert {sample, *copies} == {sample}
+    assert [other for other in SAMPLES if other == sample] == [sample]
+    assert len({*SAMPLES, *copies}) == len(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("sample", "shown"),
+    [
+        (GOOD, "Sample(edit, prompt=[<image 'a.png'>, 'make it blue'], response=[<image 'b.png'>])"),
+        (
+            Sample.generation("a cat", b"x" * 10_000),
+            "Sample(generation, prompt=['a cat'], response=[<image of 10000 bytes>])",
+        ),
+        (
+            Sample.text_response([RED, "data:image/png;base64,AAAA"], "which?", "none"),
+            "Sample(response, prompt=[<image RGB 6x4>, <image in a data: URL of 26 characters>, 'which?'], "
+            "response=['none'])",
+        ),
+        (
+            Sample.edit(f"/{'far/' * 30}cat.png", "go on and " * 30, RED),
+            f"Sample(edit, prompt=[<image '…{('far/' * 30 + 'cat.png')[-59:]}'>, '{('go on and ' * 30)[:59]}…'], "
+            "response=[<image RGB 6x4>])",
+        ),
+    ],
+    ids=["edit", "generation", "response", "long"],
+)
+def test_a_sample_shows_itself_in_short(sample, shown):
+    assert repr(sample) == shown
 
 
 def test_samples_are_independent_of_the_lists_they_were_made_from():
