@@ -3,7 +3,7 @@
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import proportion
 from jrm_plugin.evaluation.pairs import check_pairs, samples_of
-from jrm_plugin.records.critiques import Critique, split_reasoning
+from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.preferences import PreferencePair
 
 
@@ -58,7 +58,7 @@ def _agreement(written: list, expected: list[Critique | None]) -> dict:
 
 
 def _parts(critique: Critique) -> dict:
-    finding, whole_image = split_reasoning(critique.reasoning)
+    finding, whole_image = critique.split_at_global()
     return {
         "label": [region.label for region in critique.edit_region],
         "box": [region.bbox_2d for region in critique.edit_region],

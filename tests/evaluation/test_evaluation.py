@@ -11,7 +11,7 @@ from jrm_plugin.evaluation.critiques import evaluate_critiques
 from jrm_plugin.evaluation.metrics import effective_rank
 from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
 from jrm_plugin.evaluation.representation import evaluate_representation
-from jrm_plugin.records.critiques import Critique, EditRegion, UnparsedCritique, split_reasoning
+from jrm_plugin.records.critiques import Critique, EditRegion, UnparsedCritique
 from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
@@ -166,11 +166,6 @@ def test_critiques_agree_part_by_part():
     assert result["by_dimension"][QUALITY]["box_iou"] is None
     assert evaluate_critiques(TextScorer(written), pairs, n=1)["parsed"]["n"] == 4
     assert json.dumps(result, allow_nan=False)
-
-
-def test_a_reasoning_is_split_at_the_global_tag():
-    assert split_reasoning("<|bbox_0|> a <|global|> b ") == ("<|bbox_0|> a", "b")
-    assert split_reasoning("no tag at all") == ("no tag at all", "")
 
 
 def test_representation_resamples_whole_pairs():
