@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class EditRegion:
     label: str
     bbox_2d: tuple[int, int, int, int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole(self.id, "the id of an edit region")
         if self.id < 0:
             raise JRMError(f"the id of an edit region must be 0 or more, not {self.id}.")
@@ -55,7 +55,7 @@ class Critique:
     reasoning: str
     edit_region: Sequence[EditRegion] = ()  # stored as a tuple
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checked_text(self.reasoning, "reasoning of a critique")
         if not isinstance(self.edit_region, (list, tuple)):
             raise JRMError(f"edit_region of a critique must be a list of regions, not {kind_of(self.edit_region)}.")
@@ -110,12 +110,12 @@ class Critique:
         return RepairedCritique(repaired.reasoning, repaired.edit_region, text)
 
     @classmethod
-    def from_appendix_a(cls, record: Mapping) -> "Critique":
+    def from_appendix_a(cls, record: Mapping[str, Any]) -> "Critique":
         """Read a record whose boxes are ymin, xmin, ymax, xmax, the order of the paper's appendix A.1."""
         return cls._from_dict(record, box=lambda ymin, xmin, ymax, xmax: (xmin, ymin, xmax, ymax))
 
     @classmethod
-    def _from_dict(cls, record, box=lambda *corners: corners) -> "Critique":
+    def _from_dict(cls, record: Any, box: Callable[..., Any] = lambda *corners: corners) -> "Critique":
         check_keys(record, "a critique", required={"reasoning"}, optional={"edit_region"})
         rows = record.get("edit_region", [])
         if not isinstance(rows, (list, tuple)):
@@ -150,7 +150,7 @@ class UnparsedCritique:
         return self.text
 
 
-def _dict_without_repeats(pairs: list[tuple[str, Any]]) -> dict:
+def _dict_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         raise JRMError("a key occurs twice")

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import check_keys
 from jrm_plugin.records.samples import OVERALL
+
+RewardMode: TypeAlias = Literal["mean", "lower_confidence_bound", "win_probability"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,23 +35,27 @@ class RewardScore:
     mu: Mapping[str, float]
     sigma: Mapping[str, float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = [name for name in self.mu if name != OVERALL]
         if not names or {*names} != {*self.sigma} - {OVERALL}:
-            given = f"{list(self.mu)} and {list(self.sigma)}"
-            raise JRMError(f"a reward score needs mu and sigma of the same dimensions, at least one, not {given}.")
+            raise JRMError(
+                "a reward score needs mu and sigma of the same dimensions, at least one, not "
+                f"{list(self.mu)} and {list(self.sigma)}."
+            )
         mu, sigma = ({name: float(values[name]) for name in names} for values in (self.mu, self.sigma))
         if not all(map(math.isfinite, [*mu.values(), *sigma.values()])) or min(sigma.values()) < 0:
             raise JRMError(f"a reward score must be finite with sigma of 0 or more, not mu {mu} and sigma {sigma}.")
-        overall = {"mu": math.fsum(mu.values()) / len(mu), "sigma": math.hypot(*sigma.values()) / len(sigma)}
-        for kind, given, values in (("mu", self.mu, mu), ("sigma", self.sigma, sigma)):
+        for kind, given, values, overall in (
+            ("mu", self.mu, mu, math.fsum(mu.values()) / len(mu)),
+            ("sigma", self.sigma, sigma, math.hypot(*sigma.values()) / len(sigma)),
+        ):
             rounding = 1e-6 * max(map(abs, values.values()))  # what float32 leaves of them
-            if OVERALL in given and not abs(given[OVERALL] - overall[kind]) <= rounding:
+            if OVERALL in given and not abs(given[OVERALL] - overall) <= rounding:
                 raise JRMError(
-                    f"the overall {kind} of a reward score comes from its dimensions: it is {overall[kind]:.6g}, not "
+                    f"the overall {kind} of a reward score comes from its dimensions: it is {overall:.6g}, not "
                     f"{given[OVERALL]!r}; leave it out."
                 )
-            object.__setattr__(self, kind, {**values, OVERALL: overall[kind]})
+            object.__setattr__(self, kind, {**values, OVERALL: overall})
 
     def __hash__(self) -> int:
         return hash((frozenset(self.mu.items()), frozenset(self.sigma.items())))
@@ -59,7 +65,7 @@ class RewardScore:
 
     def reward(
         self,
-        mode: Literal["mean", "lower_confidence_bound", "win_probability"] = "mean",
+        mode: RewardMode = "mean",
         *,
         dimension: str = OVERALL,
         k: float = 1.0,
@@ -87,7 +93,7 @@ class RewardScore:
             return self.mu[dimension] - k * self.sigma[dimension]
         if mode != "win_probability":
             raise JRMError(f"unknown reward mode {mode!r}; use mean, lower_confidence_bound or win_probability.")
-        others = [against] if isinstance(against, RewardScore) else list(against)
+        others = [against] if isinstance(against, RewardScore) else list(against or ())
         if not others:
             raise JRMError("win_probability needs at least one score to compare with; against is empty.")
         import torch  # torch is slow to import, and samples are made without it
@@ -98,8 +104,9 @@ class RewardScore:
             torch.tensor([getattr(score, name)[dimension] for score in (self, *others)], dtype=torch.float64)
             for name in ("mu", "sigma")
         )
-        mine = (x[:1].expand(len(others)) for x in (mu, sigma.log()))
-        return float(win_probability(*mine, mu[1:], sigma[1:].log()).mean())
+        log_sigma, count = sigma.log(), len(others)
+        wins = win_probability(mu[:1].expand(count), log_sigma[:1].expand(count), mu[1:], log_sigma[1:])
+        return float(wins.mean())
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """`{"mu": {...}, "sigma": {...}}` by dimension and overall; `from_dict` reads it."""
@@ -112,7 +119,7 @@ class RewardScore:
         return cls(record["mu"], record["sigma"])
 
 
-def group_rewards(scores: Sequence[RewardScore], mode: str = "mean", **options) -> list[float]:
+def group_rewards(scores: Sequence[RewardScore], mode: RewardMode = "mean", **options: Any) -> list[float]:
     """`RewardScore.reward` of every candidate; in mode `win_probability` against all the others of the group.
 
     `options` are `reward`'s. A given `against` is what all are compared with instead.
