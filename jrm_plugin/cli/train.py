@@ -22,8 +22,8 @@ from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import check_writable, read_yaml, write_text
 from jrm_plugin.integrations.trl import JointRewardConfig, JointRewardTrainer
+from jrm_plugin.model.checkpoint import built_in_folder, load_config
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
-from jrm_plugin.model.loading import built_in_folder, load_config
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
