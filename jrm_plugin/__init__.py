@@ -4,11 +4,36 @@
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:  # what type checkers see; Python itself takes each name from the table below when it is asked for
+    from jrm_plugin.correction.loop import self_correct as self_correct
+    from jrm_plugin.errors import JRMError as JRMError
+    from jrm_plugin.model.configuration import JRMConfig as JRMConfig
+    from jrm_plugin.model.modeling import JRMForRewardModeling as JRMForRewardModeling
+    from jrm_plugin.model.processing import JRMProcessor as JRMProcessor
+    from jrm_plugin.records.critiques import Critique as Critique
+    from jrm_plugin.records.critiques import EditRegion as EditRegion
+    from jrm_plugin.records.critiques import RepairedCritique as RepairedCritique
+    from jrm_plugin.records.critiques import UnparsedCritique as UnparsedCritique
+    from jrm_plugin.records.images import ImageLike as ImageLike
+    from jrm_plugin.records.preferences import CritiqueExample as CritiqueExample
+    from jrm_plugin.records.preferences import PreferencePair as PreferencePair
+    from jrm_plugin.records.samples import Sample as Sample
+    from jrm_plugin.records.scores import RewardScore as RewardScore
+    from jrm_plugin.records.scores import group_advantages as group_advantages
+    from jrm_plugin.records.scores import group_rewards as group_rewards
+    from jrm_plugin.scoring.protocol import Ranked as Ranked
+    from jrm_plugin.scoring.protocol import Scorer as Scorer
+    from jrm_plugin.scoring.protocol import load_scorer as load_scorer
+    from jrm_plugin.scoring.scorer import RewardScorer as RewardScorer
+    from jrm_plugin.training.losses import joint_loss as joint_loss
+
 _EXPORTS = {
     "JRMError": "errors",
+    "ImageLike": "records.images",
     "Sample": "records.samples",
     "PreferencePair": "records.preferences",
     "CritiqueExample": "records.preferences",
@@ -22,6 +47,9 @@ _EXPORTS = {
     "JRMConfig": "model.configuration",
     "JRMForRewardModeling": "model.modeling",
     "JRMProcessor": "model.processing",
+    "Scorer": "scoring.protocol",
+    "Ranked": "scoring.protocol",
+    "load_scorer": "scoring.protocol",
     "RewardScorer": "scoring.scorer",
     "joint_loss": "training.losses",
     "self_correct": "correction.loop",
@@ -30,10 +58,12 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS]
 
 
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'jrm_plugin' has no attribute {name!r}")
-    return getattr(import_module(f"jrm_plugin.{_EXPORTS[name]}"), name)
+if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        if name not in _EXPORTS:
+            raise AttributeError(f"module 'jrm_plugin' has no attribute {name!r}")
+        return getattr(import_module(f"jrm_plugin.{_EXPORTS[name]}"), name)
 
 
 def __dir__() -> list[str]:

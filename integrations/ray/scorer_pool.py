@@ -72,7 +72,7 @@ class ScorerPool:
             JRMError: the model cannot be loaded.
             RayActorError: the replica died and so did each of its successors.
         """
-        prefix = _prefix(samples[0])
+        prefix = samples[0].prompt_key()
         async with self._slots:
             return await self._ask(int(prefix, 16), lambda replica: replica.score.remote(prefix, samples))
 
@@ -189,14 +189,3 @@ class _Member:
 def shared_pool(settings: ScorerSettings) -> ScorerPool:
     """The one pool with these settings in this process."""
     return ScorerPool(settings)
-
-
-def _prefix(sample: Sample) -> str:
-    """Equal for samples with the same prompt: a hexadecimal digest of its text and images."""
-    digest = hashlib.blake2b(sample.prompt_text.encode(errors="surrogatepass"), digest_size=8)
-    for image in sample.prompt_images:
-        if isinstance(image, str):
-            digest.update(image.encode(errors="surrogatepass"))
-        else:
-            digest.update(image if isinstance(image, bytes) else image.tobytes())
-    return digest.hexdigest()

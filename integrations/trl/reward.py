@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.images import load_image
+from jrm_plugin.records.images import digest, load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, plain_image
@@ -104,7 +103,7 @@ class JRMReward:
         """What the candidates of a group have in common, for each completion."""
         sources = columns.get("source_images", columns.get("source_image"))
         for number, prompt in enumerate(prompts):
-            shown = None if sources is None else _identity(sources[number])
+            shown = None if sources is None else _source_key(sources[number])
             yield json.dumps(prompt, default=str), columns["instruction"][number], shown
 
     # -- what is logged
@@ -155,12 +154,7 @@ def _text(completion: Any) -> str:
     return completion
 
 
-def _identity(images: Any) -> Any:
-    """Something hashable that is equal for equal images."""
-    if isinstance(images, (list, tuple)):
-        return tuple(map(_identity, images))
-    image = plain_image(images)
-    if image is None or isinstance(image, (str, bytes)):
-        return image
-    picture = load_image(image) if not isinstance(image, Image.Image) else image
-    return picture.mode, picture.size, picture.tobytes()
+def _source_key(sources: Any) -> tuple[bytes, ...]:
+    """Equal for equal source images."""
+    images = map(plain_image, sources if isinstance(sources, (list, tuple)) else [sources])
+    return tuple(digest(image) for image in images if image is not None)

@@ -127,8 +127,8 @@ def _data(data: str | dict) -> tuple[list[Sample], bool]:
     if path.suffix != ".json":
         return [item.sample for item in read_samples(path)], False
     pairs = read_edit_reward(path).examples
-    samples = {(s.prompt_text, s.prompt_images, s.response_images): s for p in pairs for s in (p.chosen, p.rejected)}
-    return list(samples.values()), bool(pairs) and all(pair.info.get("model1") == "shape-edits" for pair in pairs)
+    samples = dict.fromkeys(sample for pair in pairs for sample in (pair.chosen, pair.rejected))
+    return list(samples), bool(pairs) and all(pair.info.get("model1") == "shape-edits" for pair in pairs)
 
 
 def _editor(editor: str | dict) -> Editor:

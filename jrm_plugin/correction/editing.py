@@ -1,6 +1,5 @@
 """What an editor is asked to do, and what an editor is."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +29,12 @@ class EditRequest:
 
     @property
     def critique(self) -> str:
-        """The critiques as plain text, one line a dimension; empty in the control arm.
+        """The critiques as plain text (`Critique.plain_text`), one line a dimension; empty in the control arm.
 
-        `<|bbox_k|>` is written as the region's label in brackets, `<|global|>` as `[whole image]`. What could not be
-        parsed stands as the model wrote it.
+        What could not be parsed stands as the model wrote it.
         """
-        return "\n".join(f"{name.replace('_', ' ')}: {_plain(found)}" for name, found in self.critiques.items())
+        lines = (f"{name.replace('_', ' ')}: {critique.plain_text()}" for name, critique in self.critiques.items())
+        return "\n".join(lines)
 
     @property
     def prompt(self) -> str:
@@ -47,11 +46,3 @@ class EditRequest:
 
 # An editor gives the mended image, as anything that `load_image` reads. What it raises is recorded for that sample.
 Editor = Callable[[EditRequest], Any]
-
-
-def _plain(found: Critique | UnparsedCritique) -> str:
-    if isinstance(found, UnparsedCritique):
-        return found.text
-    labels = {str(region.id): region.label for region in found.edit_region}
-    text = re.sub(r"<\|bbox_([0-9]+)\|>", lambda tag: f"[{labels[tag[1]]}]", found.reasoning)
-    return text.replace("<|global|>", "[whole image]")

@@ -60,8 +60,7 @@ class CorrectionRound:
         """Read what `to_record` wrote."""
         score = None
         if record["mu"] is not None:
-            mu, sigma = ({d: x for d, x in record[kind].items() if d != OVERALL} for kind in ("mu", "sigma"))
-            score = RewardScore(mu, sigma)
+            score = RewardScore.from_dict({kind: record[kind] for kind in ("mu", "sigma")})
         told = (record[name] for name in ("sample", "arm", "round", "edited", "critiques", "image"))
         return cls(*told, score, record["error"])
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import read_text
-from jrm_plugin.records.images import image_size, load_image
+from jrm_plugin.records.images import digest, image_size, load_image
 from jrm_plugin.records.samples import Sample
 
 
@@ -40,18 +40,19 @@ class ImageCheck:
 
     def __init__(self, *, decode: bool):
         self._open = load_image if decode else image_size
-        self._errors: dict[str, str | None] = {}
+        self._errors: dict[bytes, str | None] = {}
 
     def check(self, *samples: Sample) -> None:
         for image in (image for sample in samples for image in (*sample.prompt_images, *sample.response_images)):
-            if image not in self._errors:
+            key = digest(image)
+            if key not in self._errors:
                 try:
                     self._open(image)
-                    self._errors[image] = None
+                    self._errors[key] = None
                 except JRMError as error:
-                    self._errors[image] = str(error)
-            if self._errors[image] is not None:
-                raise JRMError(self._errors[image])
+                    self._errors[key] = str(error)
+            if self._errors[key] is not None:
+                raise JRMError(self._errors[key])
 
 
 def checked_records(examples: list, bad: list[BadRecord], strict: bool) -> Records:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import proportion
 from jrm_plugin.evaluation.pairs import check_pairs, samples_of
-from jrm_plugin.records.critiques import Critique, UnparsedCritique, split_reasoning
+from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.preferences import PreferencePair
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _agreement(written: list[Critique | UnparsedCritique], expected: list[Critiq
 
 
 def _parts(critique: Critique) -> dict:
-    finding, whole_image = split_reasoning(critique.reasoning)
+    finding, whole_image = critique.split_at_global()
     return {
         "label": [region.label for region in critique.edit_region],
         "box": [region.bbox_2d for region in critique.edit_region],

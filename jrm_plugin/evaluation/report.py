@@ -8,7 +8,6 @@ import base64
 import html
 import io
 import math
-import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image, ImageOps
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation import charts
 from jrm_plugin.evaluation.drawing import draw_boxes, enlarged, region_colour
-from jrm_plugin.records.critiques import Critique
+from jrm_plugin.records.critiques import TAG, Critique
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.records.scores import RewardScore
 
@@ -322,12 +321,14 @@ def duration(seconds: float) -> str:
 def reasoning_html(reasoning: str) -> Markup:
     """The reasoning, escaped, with its tags as chips: a region's in the colour of its box."""
 
-    def chip(match: re.Match) -> str:
-        if match[2] is None:
+    def chip(region: str | None) -> str:
+        if region is None:
             return '<span class="chip">whole image</span>'
-        return f'<span class="chip" style="background:{region_colour(int(match[2]))};color:#fff">{match[2]}</span>'
+        return f'<span class="chip" style="background:{region_colour(int(region))};color:#fff">{region}</span>'
 
-    return Markup(re.sub(r"&lt;\|(bbox_([0-9]+)|global)\|&gt;", chip, html.escape(reasoning)))
+    first, *rest = TAG.split(reasoning)  # text, and then in turn a tag's region and text
+    tagged = (chip(region) + html.escape(text) for region, text in zip(rest[::2], rest[1::2], strict=True))
+    return Markup(html.escape(first) + "".join(tagged))
 
 
 def _template() -> jinja2.Template:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,12 @@ import json_repair
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import check_keys, check_whole, checked_text, kind_of
 
+# The tags by which a critique's reasoning points at the whole image and at its regions (paper appendices A.1 and C.1).
 GLOBAL_TAG = "<|global|>"
-
-
-# The tags by which a critique's reasoning points at its regions (paper appendices A.1 and C.1). They are added tokens
-# that are not special, so that they survive decoding.
-REGION_TAGS = ("<|global|>", *(f"<|bbox_{k}|>" for k in range(10)))
+# Those that are added tokens. They are not special, so that they survive decoding.
+REGION_TAGS = (GLOBAL_TAG, *(f"<|bbox_{k}|>" for k in range(10)))
+# Any of them in a text; group 1 is the region's id, or None for the whole image.
+TAG = re.compile(r"<\|(?:global|bbox_([0-9]+))\|>")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EditRegion:
     label: str
     bbox_2d: tuple[int, int, int, int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole(self.id, "the id of an edit region")
         if self.id < 0:
             raise JRMError(f"the id of an edit region must be 0 or more, not {self.id}.")
@@ -53,9 +53,9 @@ class Critique:
     """
 
     reasoning: str
-    edit_region: tuple[EditRegion, ...] = ()
+    edit_region: Sequence[EditRegion] = ()  # stored as a tuple
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checked_text(self.reasoning, "reasoning of a critique")
         if not isinstance(self.edit_region, (list, tuple)):
             raise JRMError(f"edit_region of a critique must be a list of regions, not {kind_of(self.edit_region)}.")
@@ -65,9 +65,19 @@ class Critique:
         ids = [region.id for region in self.edit_region]
         if len(set(ids)) < len(ids):
             raise JRMError(f"the edit regions of a critique must have different ids, not {ids}.")
-        for tag, digits in re.findall(r"(<\|bbox_([0-9]+)\|>)", self.reasoning):
-            if digits not in map(str, ids):
-                raise JRMError(f"the reasoning of a critique refers to {tag}, and no edit region has that id.")
+        for tag in TAG.finditer(self.reasoning):
+            if tag[1] is not None and tag[1] not in map(str, ids):
+                raise JRMError(f"the reasoning of a critique refers to {tag[0]}, and no edit region has that id.")
+
+    def plain_text(self) -> str:
+        """The reasoning for readers who know no tags: a region's label in brackets, and `[whole image]`."""
+        labels = {str(region.id): region.label for region in self.edit_region}
+        return TAG.sub(lambda tag: f"[{'whole image' if tag[1] is None else labels[tag[1]]}]", self.reasoning)
+
+    def split_at_global(self) -> tuple[str, str]:
+        """The finding about the regions and the remark on the whole image: what is before and after `<|global|>`."""
+        finding, _, whole_image = self.reasoning.partition(GLOBAL_TAG)
+        return finding.strip(), whole_image.strip()
 
     def to_json(self) -> str:
         """Compact JSON; `edit_region` comes first and is left out when there is none."""
@@ -87,13 +97,25 @@ class Critique:
         except (JRMError, ValueError, RecursionError) as error:
             raise JRMError(f"not a valid critique: {str(error).rstrip('.')}; it begins {text[:80]!r}.") from None
 
+    @staticmethod
+    def parse_leniently(text: str) -> "Critique | UnparsedCritique":
+        """Read what a model wrote; where its JSON is broken, a [`RepairedCritique`] or an [`UnparsedCritique`]."""
+        try:
+            return Critique.parse(text)
+        except JRMError as error:
+            try:
+                repaired = Critique.parse(json.dumps(json_repair.loads(text)))
+            except (JRMError, ValueError, RecursionError):
+                return UnparsedCritique(text, str(error))
+        return RepairedCritique(repaired.reasoning, repaired.edit_region, text)
+
     @classmethod
-    def from_appendix_a(cls, record: Mapping) -> "Critique":
+    def from_appendix_a(cls, record: Mapping[str, Any]) -> "Critique":
         """Read a record whose boxes are ymin, xmin, ymax, xmax, the order of the paper's appendix A.1."""
         return cls._from_dict(record, box=lambda ymin, xmin, ymax, xmax: (xmin, ymin, xmax, ymax))
 
     @classmethod
-    def _from_dict(cls, record, box=lambda *corners: corners) -> "Critique":
+    def _from_dict(cls, record: Any, box: Callable[..., Any] = lambda *corners: corners) -> "Critique":
         check_keys(record, "a critique", required={"reasoning"}, optional={"edit_region"})
         rows = record.get("edit_region", [])
         if not isinstance(rows, (list, tuple)):
@@ -104,13 +126,6 @@ class Critique:
                 raise JRMError(f"bbox_2d of an edit region must be a list of 4 whole numbers, not {row['bbox_2d']!r}.")
         regions = tuple(EditRegion(row["id"], row["label"], box(*row["bbox_2d"])) for row in rows)
         return cls(record["reasoning"], regions)
-
-
-def _dict_without_repeats(pairs: list[tuple[str, Any]]) -> dict:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise JRMError("a key occurs twice")
-    return record
 
 
 @dataclass(frozen=True)
@@ -130,20 +145,13 @@ class UnparsedCritique:
     text: str
     error: str
 
-
-def parse_critique(text: str) -> Critique | UnparsedCritique:
-    """A [`Critique`]; where its JSON is broken, a [`RepairedCritique`], or the text and what is wrong with it."""
-    try:
-        return Critique.parse(text)
-    except JRMError as error:
-        try:
-            repaired = Critique.parse(json.dumps(json_repair.loads(text)))
-        except (JRMError, ValueError, RecursionError):
-            return UnparsedCritique(text, str(error))
-    return RepairedCritique(repaired.reasoning, repaired.edit_region, text)
+    def plain_text(self) -> str:
+        """The text, as `Critique.plain_text` gives it of a critique."""
+        return self.text
 
 
-def split_reasoning(reasoning: str) -> tuple[str, str]:
-    """The finding about the regions and the remark on the whole image: what stands before and after `<|global|>`."""
-    finding, _, whole = reasoning.partition(GLOBAL_TAG)
-    return finding.strip(), whole.strip()
+def _dict_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise JRMError("a key occurs twice")
+    return record

@@ -5,18 +5,25 @@ Nothing here changes Pillow's global state, and every function may be called fro
 
 import base64
 import binascii
+import hashlib
 import io
 import os
 import re
 import threading
 import urllib.parse
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from jrm_plugin.errors import JRMError
+
+# What an image may be wherever one is asked for; `load_image` says what each of them is.
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 MAX_ASPECT_RATIO = 200  # beyond it Qwen's image processors refuse the image, and there is nothing to judge in a line
 
@@ -41,7 +48,7 @@ _UPRIGHT = {
 _LAZY_DECODING = threading.Lock()
 
 
-def load_image(image, *, name: str | None = None) -> Image.Image:
+def load_image(image: ImageLike, *, name: str | None = None) -> Image.Image:
     """Turn an image into upright 8-bit RGB.
 
     Palette, grey, CMYK and 16-bit images are converted (16 bits are scaled to 8, not clipped), transparent pixels are
@@ -75,7 +82,7 @@ def load_image(image, *, name: str | None = None) -> Image.Image:
     return rgb if orientation == 1 else rgb.transpose(_UPRIGHT[orientation])
 
 
-def image_size(image, *, name: str | None = None) -> tuple[int, int]:
+def image_size(image: ImageLike, *, name: str | None = None) -> tuple[int, int]:
     """`(width, height)` in pixels of what `load_image` would return, from a file's header alone.
 
     Takes the same images and raises the same errors as `load_image`, but damage behind the header stays unseen.
@@ -93,13 +100,13 @@ def image_size(image, *, name: str | None = None) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
-def to_data_url(image, *, name: str | None = None) -> str:
+def to_data_url(image: ImageLike, *, name: str | None = None) -> str:
     """Write an image as a `data:` URL without loss: bytes of a file as they are, anything else as PNG.
 
     `load_image` gives the same pixels for the URL as for the image. Raises `JRMError` as `load_image` does.
     """
     if isinstance(image, bytes):
-        with _opened(image, _label(image, name)) as picture:
+        with _identified(io.BytesIO(image), _label(image, name)) as picture:
             mime = picture.get_format_mimetype() or "application/octet-stream"
         content = image
     else:
@@ -109,15 +116,40 @@ def to_data_url(image, *, name: str | None = None) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def is_data_url(image) -> bool:
+def is_data_url(image: object) -> TypeGuard[str]:
     """Whether `image` is a `data:` URL, the one kind of `str` that is not a path."""
     return isinstance(image, str) and image[:5].lower() == "data:"
+
+
+def digest(image: ImageLike) -> bytes:
+    """What an image is, as 32 bytes: equal for equal images, so that one of a pair need not be looked at again.
+
+    No file is opened: a path is its spelling (so two paths to one file differ). The bytes of a file and a `data:` URL
+    that carries them are equal. A `PIL.Image` or an array is the size and the RGB pixels that `load_image` makes of it;
+    the bytes of a file that holds the same pixels are another image. A megapixel in memory takes a few milliseconds.
+
+    Raises:
+        JRMError: `load_image` refuses an image in memory.
+    """
+    if is_data_url(image):
+        with suppress(JRMError):  # a broken one is but its spelling, and `load_image` says what is wrong with it
+            image = _data_url_content(image, "")
+    if isinstance(image, (str, os.PathLike)):
+        kind, content = "path", os.fspath(image).encode(errors="surrogatepass")
+    elif isinstance(image, bytes):
+        kind, content = "file", image
+    else:
+        rgb = load_image(image)
+        kind, content = _by(rgb.size), rgb.tobytes()
+    whole = hashlib.sha256(f"{kind}\n".encode())
+    whole.update(content)
+    return whole.digest()
 
 
 # --- what to call an image in an error --------------------------------------------------------------------------------
 
 
-def _label(image, name: str | None) -> str:
+def _label(image: object, name: str | None) -> str:
     if is_data_url(image):
         what = f"image in a data: URL of {len(image)} characters"
     elif isinstance(image, (str, os.PathLike)):
@@ -135,7 +167,7 @@ def _label(image, name: str | None) -> str:
     return f"{name} ({what})" if name else what
 
 
-def _by(size) -> str:
+def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
@@ -143,7 +175,7 @@ def _by(size) -> str:
 
 
 @contextmanager
-def _opened(image, label: str):
+def _opened(image: ImageLike, label: str) -> Iterator[Image.Image]:
     """The image as a `PIL.Image` whose pixels may not be decoded yet; closes what it opened."""
     if isinstance(image, Image.Image):
         yield image
@@ -162,7 +194,7 @@ def _opened(image, label: str):
         raise JRMError(f"{label}: give a PIL image, a path, bytes, a data: URL or a numpy array.")
 
 
-def _file(path, label: str):
+def _file(path: str | os.PathLike[str], label: str) -> BinaryIO:
     try:
         return Path(path).open("rb")
     except FileNotFoundError:
@@ -186,7 +218,7 @@ def _data_url_content(url: str, label: str) -> bytes:
 
 
 @contextmanager
-def _identified(file, label: str):
+def _identified(file: BinaryIO, label: str) -> Iterator[ImageFile.ImageFile]:
     if not file.read(1):
         raise JRMError(f"{label} is empty (0 bytes): give an image file.")
     Image.init()
@@ -205,7 +237,7 @@ def _identified(file, label: str):
 
 
 @contextmanager
-def _damage_named(label: str):
+def _damage_named(label: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
@@ -264,7 +296,7 @@ def _to_rgb(picture: Image.Image, label: str) -> Image.Image:
 def _has_transparency(picture: Image.Image) -> bool:
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return True
-    if picture.mode == "P" and picture.palette.mode == "RGBA":
+    if picture.mode == "P" and picture.palette is not None and picture.palette.mode == "RGBA":
         return True
     return picture.mode in ("1", "L", "P", "RGB") and "transparency" in picture.info
 
@@ -283,13 +315,13 @@ def _deep_to_grey(picture: Image.Image, label: str) -> Image.Image:
     return grey
 
 
-def _array_size(array: np.ndarray, label: str) -> tuple[int, int]:
+def _array_size(array: NDArray[Any], label: str) -> tuple[int, int]:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise JRMError(f"{label}: the shape must be [height, width] or [height, width, 1, 3 or 4].")
     return array.shape[1], array.shape[0]
 
 
-def _array_to_picture(array: np.ndarray, label: str) -> Image.Image:
+def _array_to_picture(array: NDArray[Any], label: str) -> Image.Image:
     kind, bytes_each = array.dtype.kind, array.dtype.itemsize
     if kind == "b":
         array = array * np.uint8(255)

@@ -3,9 +3,9 @@
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from jrm_plugin.records.checks import check_keys, checked_text, kind_of
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.images import to_data_url
 from jrm_plugin.records.samples import Sample, image_block
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class PreferencePair:
     rejected_critiques: Mapping[str, Critique] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for side in ("chosen", "rejected"):
             if not isinstance(getattr(self, side), Sample):
                 raise JRMError(f"{side} of a pair must be a Sample, not {kind_of(getattr(self, side))}.")
@@ -46,7 +48,8 @@ class PreferencePair:
                 values = getattr(self, f"{side}_{name}")
                 if values is not None or name == "critiques":
                     object.__setattr__(self, f"{side}_{name}", _by_dimension(values, f"{side}_{name}", read))
-        if self.chosen.prompt != self.rejected.prompt:
+        # equal blocks need no digest
+        if self.chosen.prompt != self.rejected.prompt and self.chosen.prompt_key() != self.rejected.prompt_key():
             raise JRMError("the two samples of a pair must have the same prompt: same images, same text, same order.")
         chosen, rejected = self.chosen_scores or {}, self.rejected_scores or {}
         both = [name for name in chosen if name in rejected]
@@ -66,14 +69,14 @@ class CritiqueExample:
     text: str
     info: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.sample, Sample):
             raise JRMError(f"sample of a critique example must be a Sample, not {kind_of(self.sample)}.")
         checked_text(self.text, "text of a critique example")
         object.__setattr__(self, "info", _info(self.info))
 
 
-def _by_dimension(values, what: str, read) -> dict:
+def _by_dimension(values: object, what: str, read: Callable[[Any, str], T]) -> dict[str, T]:
     if not isinstance(values, Mapping):
         raise JRMError(f"{what} of a pair must map dimensions to values, not be {kind_of(values)}.")
     return {
@@ -81,25 +84,25 @@ def _by_dimension(values, what: str, read) -> dict:
     }
 
 
-def _label(value, what: str) -> int:
+def _label(value: object, what: str) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or value not in (-1, 0, 1):
         raise JRMError(f"{what} must be 1 (chosen is better), 0 (tie) or -1 (rejected is better), not {value!r}.")
-    return int(value)
+    return int(float(value))
 
 
-def _score(value, what: str) -> float:
+def _score(value: object, what: str) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise JRMError(f"{what} must be a finite number, not {value!r}.")
     return float(value)
 
 
-def _critique(value, what: str) -> Critique:
+def _critique(value: object, what: str) -> Critique:
     if not isinstance(value, Critique):
         raise JRMError(f"{what} must be a Critique, not {kind_of(value)}: read text with Critique.parse.")
     return value
 
 
-def _info(info) -> dict:
+def _info(info: object) -> dict[str, Any]:
     if not isinstance(info, Mapping) or not all(isinstance(key, str) for key in info):
         raise JRMError("info must be a mapping with keys of type str.")
     return dict(info)
@@ -108,14 +111,14 @@ def _info(info) -> dict:
 # --- examples as plain JSON -------------------------------------------------------------------------------------------
 
 
-def example_to_record(example: PreferencePair | CritiqueExample) -> dict:
+def example_to_record(example: PreferencePair | CritiqueExample) -> dict[str, Any]:
     """An example as a dict that `json.dumps` can write; `example_from_record` reads it back.
 
     Paths and `data:` URLs stay strings; other images become `data:` URLs without loss, so that the example that is read
     back shows the same pixels. To keep examples in a table of fixed columns, store `json.dumps` of the record.
     """
     if isinstance(example, CritiqueExample):
-        record = {
+        record: dict[str, Any] = {
             "prompt": _blocks_to_record(example.sample.prompt),
             "response": _blocks_to_record(example.sample.response),
             "text": example.text,
@@ -139,7 +142,7 @@ def example_to_record(example: PreferencePair | CritiqueExample) -> dict:
     return {**record, "info": dict(example.info)}
 
 
-def example_from_record(record: Mapping) -> PreferencePair | CritiqueExample:
+def example_from_record(record: Mapping[str, Any]) -> PreferencePair | CritiqueExample:
     """Read what `example_to_record` wrote."""
     if isinstance(record, Mapping) and "text" in record:
         check_keys(record, "a critique example's record", required={"prompt", "response", "text", "info"})
@@ -147,15 +150,14 @@ def example_from_record(record: Mapping) -> PreferencePair | CritiqueExample:
     critiques = ("chosen_critiques", "rejected_critiques")
     plain = ("labels", "chosen_scores", "rejected_scores", "info")
     check_keys(record, "a pair's record", required={"prompt", "chosen", "rejected", *plain, *critiques})
+    values = {name: record[name] for name in plain}
+    values |= {name: {key: Critique.parse(text) for key, text in record[name].items()} for name in critiques}
     return PreferencePair(
-        Sample(record["prompt"], record["chosen"]),
-        Sample(record["prompt"], record["rejected"]),
-        **{name: record[name] for name in plain},
-        **{name: {key: Critique.parse(text) for key, text in record[name].items()} for name in critiques},
+        Sample(record["prompt"], record["chosen"]), Sample(record["prompt"], record["rejected"]), **values
     )
 
 
-def _blocks_to_record(blocks: tuple[dict, ...]) -> list[dict]:
+def _blocks_to_record(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         image_block(block["image"] if isinstance(block["image"], str) else to_data_url(block["image"]))
         if block["type"] == "image"

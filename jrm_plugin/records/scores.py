@@ -3,44 +3,69 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.records.checks import check_keys
 from jrm_plugin.records.samples import OVERALL
 
+RewardMode: TypeAlias = Literal["mean", "lower_confidence_bound", "win_probability"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class RewardScore:
     """A Gaussian score per dimension: `mu` and `sigma` by name, larger `mu` is better.
 
-    Made from the dimensions' values alone; `"overall"` is added: its `mu` is the mean of theirs, its `sigma` that of a
-    mean of D independent Gaussians, `sqrt(sum of squares) / D`.
+    Made from the dimensions' values; `"overall"` is added: its `mu` is the mean of theirs, its `sigma` that of a mean
+    of D independent Gaussians, `sqrt(sum of squares) / D`. Where it is given, as in what `to_dict` wrote, it must be
+    that.
+
+    Raises:
+        JRMError: `mu` and `sigma` are of different dimensions or of none, a number is not finite, a sigma is below 0,
+            or the overall score that was given is not the dimensions'.
 
     Example:
         >>> score = RewardScore(mu={"a": 1, "b": 2}, sigma={"a": 3, "b": 4})
         >>> score.mu["overall"], score.sigma["overall"]
         (1.5, 2.5)
+        >>> score
+        RewardScore(a=1±3, b=2±4, overall=1.5±2.5)
     """
 
     mu: Mapping[str, float]
     sigma: Mapping[str, float]
 
-    def __post_init__(self):
-        if not self.mu or set(self.mu) != set(self.sigma) or OVERALL in self.mu:
-            names = f"{list(self.mu)} and {list(self.sigma)}"
-            raise JRMError(f'a reward score needs mu and sigma of the same dimensions, none "overall", not {names}.')
-        mu = {name: float(value) for name, value in self.mu.items()}
-        sigma = {name: float(self.sigma[name]) for name in mu}
+    def __post_init__(self) -> None:
+        names = [name for name in self.mu if name != OVERALL]
+        if not names or {*names} != {*self.sigma} - {OVERALL}:
+            raise JRMError(
+                "a reward score needs mu and sigma of the same dimensions, at least one, not "
+                f"{list(self.mu)} and {list(self.sigma)}."
+            )
+        mu, sigma = ({name: float(values[name]) for name in names} for values in (self.mu, self.sigma))
         if not all(map(math.isfinite, [*mu.values(), *sigma.values()])) or min(sigma.values()) < 0:
             raise JRMError(f"a reward score must be finite with sigma of 0 or more, not mu {mu} and sigma {sigma}.")
-        mu[OVERALL] = math.fsum(mu.values()) / len(mu)
-        sigma[OVERALL] = math.hypot(*sigma.values()) / len(sigma)
-        object.__setattr__(self, "mu", mu)
-        object.__setattr__(self, "sigma", sigma)
+        for kind, given, values, overall in (
+            ("mu", self.mu, mu, math.fsum(mu.values()) / len(mu)),
+            ("sigma", self.sigma, sigma, math.hypot(*sigma.values()) / len(sigma)),
+        ):
+            rounding = 1e-6 * max(map(abs, values.values()))  # what float32 leaves of them
+            if OVERALL in given and not abs(given[OVERALL] - overall) <= rounding:
+                raise JRMError(
+                    f"the overall {kind} of a reward score comes from its dimensions: it is {overall:.6g}, not "
+                    f"{given[OVERALL]!r}; leave it out."
+                )
+            object.__setattr__(self, kind, {**values, OVERALL: overall})
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.mu.items()), frozenset(self.sigma.items())))
+
+    def __repr__(self) -> str:
+        return f"RewardScore({', '.join(f'{name}={self.mu[name]:.4g}±{self.sigma[name]:.4g}' for name in self.mu)})"
 
     def reward(
         self,
-        mode: Literal["mean", "lower_confidence_bound", "win_probability"] = "mean",
+        mode: RewardMode = "mean",
         *,
         dimension: str = OVERALL,
         k: float = 1.0,
@@ -68,7 +93,7 @@ class RewardScore:
             return self.mu[dimension] - k * self.sigma[dimension]
         if mode != "win_probability":
             raise JRMError(f"unknown reward mode {mode!r}; use mean, lower_confidence_bound or win_probability.")
-        others = [against] if isinstance(against, RewardScore) else list(against)
+        others = [against] if isinstance(against, RewardScore) else list(against or ())
         if not others:
             raise JRMError("win_probability needs at least one score to compare with; against is empty.")
         import torch  # torch is slow to import, and samples are made without it
@@ -79,18 +104,25 @@ class RewardScore:
             torch.tensor([getattr(score, name)[dimension] for score in (self, *others)], dtype=torch.float64)
             for name in ("mu", "sigma")
         )
-        mine = (x[:1].expand(len(others)) for x in (mu, sigma.log()))
-        return float(win_probability(*mine, mu[1:], sigma[1:].log()).mean())
+        log_sigma, count = sigma.log(), len(others)
+        wins = win_probability(mu[:1].expand(count), log_sigma[:1].expand(count), mu[1:], log_sigma[1:])
+        return float(wins.mean())
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """`{"mu": {...}, "sigma": {...}}` by dimension and overall."""
+        """`{"mu": {...}, "sigma": {...}}` by dimension and overall; `from_dict` reads it."""
         return {"mu": dict(self.mu), "sigma": dict(self.sigma)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Mapping[str, float]]) -> "RewardScore":
+        """The score of which `to_dict` made `record`; raises a `JRMError` as the class does, or for other keys."""
+        check_keys(record, "a reward score's record", required={"mu", "sigma"})
+        return cls(record["mu"], record["sigma"])
 
 
 def group_rewards(
     scores: Sequence[RewardScore],
     mode: Literal["mean", "lower_confidence_bound", "win_rate", "win_probability"] = "mean",
-    **options,
+    **options: Any,
 ) -> list[float]:
     """The reward of every candidate of a group.
 

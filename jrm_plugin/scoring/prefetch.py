@@ -1,14 +1,13 @@
 """Samples decoded and tokenized by threads, ahead of what is computed."""
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProcessor
+from jrm_plugin.records.images import ImageLike, digest
 from jrm_plugin.records.samples import Sample
 
 WORKERS, SAMPLES_AHEAD = 4, 32
@@ -43,20 +42,19 @@ class _RememberedImages:
 
     def __init__(self, processor: JRMProcessor):
         self._processor = processor
-        self._images: OrderedDict[Hashable, tuple[Any, EncodedImage]] = OrderedDict()
+        self._images: OrderedDict[bytes, EncodedImage] = OrderedDict()
         self._lock = Lock()
 
-    def __call__(self, image: Any) -> EncodedImage:
-        # Paths, URLs and bytes by what they are; images in memory by identity, and held, so that no other takes the id.
-        key = image if isinstance(image, (str, bytes, Path)) else id(image)
+    def __call__(self, image: ImageLike) -> EncodedImage:
+        key = digest(image)
         with self._lock:
             if key in self._images:
                 self._images.move_to_end(key)
-                return self._images[key][1]
+                return self._images[key]
         encoded = self._processor.encode_image(image)
         encoded.digest  # noqa: B018  computed here, in the worker's time
         with self._lock:
-            self._images[key] = image, encoded
+            self._images[key] = encoded
             if len(self._images) > REMEMBERED_IMAGES:
                 self._images.popitem(last=False)
         return encoded

@@ -17,7 +17,7 @@ from jrm_plugin.model.backbone import BackboneParts
 from jrm_plugin.model.loading import check_belong_together, load
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
-from jrm_plugin.records.critiques import Critique, UnparsedCritique, parse_critique
+from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.plain import PlainEngine
@@ -290,8 +290,10 @@ class RewardScorer:
         texts = self.processor.split_critiques(turns)
         nowhere = "\n".join(turns)
         return {
-            d: parse_critique(texts[d]) if d in texts else UnparsedCritique(nowhere, f"there is no line for {d}.")
-            for d in wanted
+            dimension: Critique.parse_leniently(texts[dimension])
+            if dimension in texts
+            else UnparsedCritique(nowhere, f"there is no line for {dimension}.")
+            for dimension in wanted
         }
 
 

@@ -4,10 +4,13 @@ import contextlib
 import functools
 import importlib.util
 import os
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
-BACKENDS = ("auto", "triton", "torch")
+Backend: TypeAlias = Literal["auto", "triton", "torch"]
+BACKENDS = get_args(Backend)
 
 # device types whose torch builds bring a Triton backend; AMD's is "cuda" to torch
 TRITON_DEVICES = ("cuda", "xpu")
@@ -41,7 +44,7 @@ def use_triton(backend: str, device: torch.device) -> bool:
     return True
 
 
-def device_guard(tensor: torch.Tensor):
+def device_guard(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """Makes the tensor's device the current one, on which Triton launches."""
     return (
         torch.accelerator.device_index(tensor.device.index) if tensor.device.type != "cpu" else contextlib.nullcontext()

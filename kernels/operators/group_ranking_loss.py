@@ -7,35 +7,45 @@ import math
 
 import torch
 
-from .uncertainty_ranking_loss import check_options, check_scores, uncertainty_ranking_loss
+from ._backend import Backend
+from .uncertainty_ranking_loss import Objective, Reduction, check_options, check_scores, uncertainty_ranking_loss
 
 
 def group_ranking_loss(
-    mu_GD,
-    log_sigma_GD,
-    rank_GD,
+    mu_GD: torch.Tensor,
+    log_sigma_GD: torch.Tensor,
+    rank_GD: torch.Tensor,
     *,
-    margin=0.0,
-    tie_threshold=0.0,
-    objective="marginal",
-    reduction="mean",
-    backend="auto",
-):
+    margin: float = 0.0,
+    tie_threshold: float = 0.0,
+    objective: Objective = "marginal",
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+) -> torch.Tensor:
     """Ranking loss of a ranked group: every two candidates are one pair, in each dimension on its own.
 
     The candidate of the smaller rank is the better one; equal ranks are a tie. A candidate whose rank is NaN is left
     out of that dimension, whatever its score, and gets no gradient from it.
 
     Args:
-        mu_GD, log_sigma_GD: scores of G candidates in D dimensions.
-        rank_GD: ranks, 1 for the best; floating-point with NaN where missing, or integers where none is.
+        mu_GD, log_sigma_GD: means of the scores of G candidates in D dimensions, and the natural logarithms of their
+            standard deviations, `[G, D]`.
+        rank_GD: ranks, 1 for the best, `[G, D]`; floating-point with NaN where missing, or integers where none is.
         margin: number, the amount by which the better candidate should win; a tied pair has none.
         tie_threshold, objective, backend: as in `uncertainty_ranking_loss`.
         reduction: "mean" over the pairs that have both ranks (0 if there is none), "sum", or "none" for a tensor
             [G (G - 1) / 2, D] with the pairs in the order of `torch.triu_indices` and 0 where a rank is missing.
 
+    Returns:
+        The loss in float32 (float64 if a score is): a scalar, or that tensor for "none".
+
     Raises:
         ValueError: as in `uncertainty_ranking_loss`, or the shapes are not one [G, D].
+
+    Example:
+        >>> mu_GD, log_sigma_GD = torch.tensor([[1.0], [0.0], [0.5]]), torch.zeros(3, 1)
+        >>> group_ranking_loss(mu_GD, log_sigma_GD, torch.tensor([[1], [3], [2]]))
+        tensor(0.4828)
     """
     check_options(tie_threshold, objective, reduction, backend)
     check_scores(mu_GD=mu_GD, log_sigma_GD=log_sigma_GD)

@@ -8,9 +8,11 @@ computes is computed on K tokens of a sequence, not on its L.
 Shapes: B sequences, L length, T tokens of a packed batch, H hidden, K reward tokens per sequence.
 """
 
+from typing import Literal, overload
+
 import torch
 
-from ._backend import BACKENDS, use_triton
+from ._backend import BACKENDS, Backend, use_triton
 
 
 @torch.library.custom_op("jrm_plugin::gather_reward_tokens", mutates_args=())
@@ -34,7 +36,9 @@ def gather_reward_tokens(
     return _gather(hidden, input_ids, cu_seqlens, reward_token_id, tokens_per_sequence)
 
 
-def _gather(hidden, input_ids, cu_seqlens, reward_token_id, K):
+def _gather(
+    hidden: torch.Tensor, input_ids: torch.Tensor, cu_seqlens: torch.Tensor | None, reward_token_id: int, K: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The torch path, without waiting for the device."""
     total = input_ids.numel()
     if cu_seqlens is None:
@@ -104,16 +108,42 @@ def _scatter_gradient(ctx, grad_pooled_BKH, *_):
 gather_reward_tokens.register_autograd(_scatter_gradient, setup_context=_keep_rows)
 
 
+@overload
 def pool_reward_tokens(
-    hidden_BLH,
-    input_ids_BL,
-    reward_token_id,
+    hidden_BLH: torch.Tensor,
+    input_ids_BL: torch.Tensor,
+    reward_token_id: int,
     *,
-    cu_seqlens=None,
-    tokens_per_sequence=1,
-    return_counts=False,
-    backend="auto",
-):
+    cu_seqlens: torch.Tensor | None = None,
+    tokens_per_sequence: int = 1,
+    return_counts: Literal[False] = False,
+    backend: Backend = "auto",
+) -> torch.Tensor: ...
+
+
+@overload
+def pool_reward_tokens(
+    hidden_BLH: torch.Tensor,
+    input_ids_BL: torch.Tensor,
+    reward_token_id: int,
+    *,
+    cu_seqlens: torch.Tensor | None = None,
+    tokens_per_sequence: int = 1,
+    return_counts: Literal[True],
+    backend: Backend = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def pool_reward_tokens(
+    hidden_BLH: torch.Tensor,
+    input_ids_BL: torch.Tensor,
+    reward_token_id: int,
+    *,
+    cu_seqlens: torch.Tensor | None = None,
+    tokens_per_sequence: int = 1,
+    return_counts: bool = False,
+    backend: Backend = "auto",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Hidden states of the reward tokens, in the order in which they stand in their sequence.
 
     On a GPU this is one launch. Only the check of the counts waits for the device, and it can be had for nothing: with
@@ -137,13 +167,18 @@ def pool_reward_tokens(
     Raises:
         ValueError: shapes do not fit, or a sequence holds another number of reward tokens than K (the first such
             sequence is named).
+
+    Example:
+        >>> hidden_BLH = torch.arange(6.0).reshape(1, 3, 2)
+        >>> pool_reward_tokens(hidden_BLH, torch.tensor([[5, 9, 7]]), reward_token_id=9)
+        tensor([[[2., 3.]]])
     """
     packed = cu_seqlens is not None
     layout = ("[T, H]", "[T]") if packed else ("[B, L, H]", "[B, L]")
     if hidden_BLH.dim() != (2 if packed else 3) or input_ids_BL.shape != hidden_BLH.shape[:-1]:
         shapes = f"{tuple(hidden_BLH.shape)} and {tuple(input_ids_BL.shape)}"
         raise ValueError(f"hidden and input_ids must be {layout[0]} and {layout[1]} of the same tokens, got {shapes}.")
-    if packed and (cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point()):
+    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point()):
         raise ValueError(f"cu_seqlens must be integers [B + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}.")
     if tokens_per_sequence < 1:
         raise ValueError(f"tokens_per_sequence must be at least 1, got {tokens_per_sequence}.")
@@ -158,8 +193,16 @@ def pool_reward_tokens(
     return pooled_BKH
 
 
-def check_reward_token_counts(count_B, tokens_per_sequence=1):
-    """Raises a ValueError that names the first sequence whose count is not K; waits for the device."""
+def check_reward_token_counts(count_B: torch.Tensor, tokens_per_sequence: int = 1) -> None:
+    """Checks what `pool_reward_tokens` gives with `return_counts=True`; waits for the device.
+
+    Args:
+        count_B: the reward tokens found in each sequence, `[B]`; -1 where `cu_seqlens` is wrong.
+        tokens_per_sequence: K, the number that every sequence must hold.
+
+    Raises:
+        ValueError: names the first sequence whose count is not K.
+    """
     for b, count in enumerate(count_B.tolist()):
         if count == -1:
             raise ValueError(

@@ -12,11 +12,17 @@ integral sign: d z / d m = 1, d z / d log s = s t.
 """
 
 import math
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+
+Outcome: TypeAlias = Literal["win", "tie"]
 
 
-def log_outcome(z, outcome, threshold):
+def log_outcome(
+    z: NDArray[np.floating[Any]], outcome: Outcome, threshold: float
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
     """log p(z) and its derivative in z for outcome "win" or "tie"; z is an array."""
     log_win = -np.logaddexp(0.0, threshold - z)
     lose_given_threshold = np.exp(-np.logaddexp(0.0, z - threshold))  # 1 - sigmoid(z - threshold)
@@ -30,14 +36,22 @@ def log_outcome(z, outcome, threshold):
     return log_win + log_lose + math.log(math.expm1(2 * threshold)), slope
 
 
-def reference_loss(m, log_s, *, objective="marginal", outcome="win", threshold=0.0):
+def reference_loss(
+    m: float,
+    log_s: float,
+    *,
+    objective: Literal["marginal", "expected"] = "marginal",
+    outcome: Outcome = "win",
+    threshold: float = 0.0,
+) -> tuple[float, float, float]:
     """(loss, d loss / d m, d loss / d log s) for one pair, as floats; m and log_s are floats, s at most 1e4.
 
     A tie with threshold 0 is half a win each way in both objectives: 0.5 loss(m) + 0.5 loss(-m).
     """
     if objective == "marginal" and outcome == "tie" and threshold == 0.0:
         ahead, behind = (reference_loss(x, log_s) for x in (m, -m))
-        return tuple(0.5 * (a + sign * b) for a, b, sign in zip(ahead, behind, (1, -1, 1), strict=True))
+        loss, dm, dlog_s = (0.5 * (a + sign * b) for a, b, sign in zip(ahead, behind, (1, -1, 1), strict=True))
+        return loss, dm, dlog_s
     s = math.exp(log_s)
     reach = math.sqrt(abs(m) + threshold) + 12.0  # the tilted integrand peaks at |t| <= sqrt(|m| + threshold)
     step = min(0.25, 0.25 / s)

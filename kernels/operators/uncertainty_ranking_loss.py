@@ -5,15 +5,17 @@ loss and gradients of every pair in the forward pass; the backward pass only sca
 """
 
 import math
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from . import ranking_loss_torch
-from ._backend import BACKENDS, use_triton
+from ._backend import BACKENDS, Backend, use_triton
 
-OBJECTIVES = ("marginal", "expected")
-REDUCTIONS = ("mean", "sum", "none")
+Objective: TypeAlias = Literal["marginal", "expected"]
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+OBJECTIVES, REDUCTIONS = get_args(Objective), get_args(Reduction)
 
 
 @torch.library.custom_op("jrm_plugin::pair_losses", mutates_args=())
@@ -36,9 +38,9 @@ def pair_losses(
 
         return launch(mu_i, log_sigma_i, mu_j, log_sigma_j, margin, margin_number, tie, tie_threshold, objective)
     m = mu_i.to(dtype) - mu_j.to(dtype) - (margin_number if margin is None else margin.to(dtype))
-    flat = (x.to(dtype).reshape(-1) for x in (m, log_sigma_i, log_sigma_j))
+    m_N, log_sigma_i_N, log_sigma_j_N = (x.to(dtype).reshape(-1) for x in (m, log_sigma_i, log_sigma_j))
     tie_N = None if tie is None else tie.reshape(-1)
-    outputs = ranking_loss_torch.pair_losses(*flat, tie_N, tie_threshold, objective)
+    outputs = ranking_loss_torch.pair_losses(m_N, log_sigma_i_N, log_sigma_j_N, tie_N, tie_threshold, objective)
     return tuple(output_N.reshape(mu_i.shape).contiguous() for output_N in outputs)
 
 
@@ -78,16 +80,16 @@ def _(info, in_dims, *arguments):
     return pair_losses(*map(with_batch_first, arguments, in_dims)), (0,) * 4
 
 
-def _computed_dtype(*scores):
+def _computed_dtype(*scores: torch.Tensor) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in scores) else torch.float32
 
 
-def _check_choice(name, value, choices):
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def check_options(tie_threshold, objective, reduction, backend):
+def check_options(tie_threshold: float, objective: Objective, reduction: Reduction, backend: Backend) -> None:
     _check_choice("objective", objective, OBJECTIVES)
     _check_choice("reduction", reduction, REDUCTIONS)
     _check_choice("backend", backend, BACKENDS)
@@ -95,7 +97,7 @@ def check_options(tie_threshold, objective, reduction, backend):
         raise ValueError(f"tie_threshold must be a finite number >= 0, got {tie_threshold!r}.")
 
 
-def check_scores(**tensors):
+def check_scores(**tensors: torch.Tensor) -> None:
     """Raises unless they are floating-point tensors of one shape on one device."""
     (first_name, first), *_ = tensors.items()
     for name, tensor in tensors.items():
@@ -111,7 +113,7 @@ def check_scores(**tensors):
             )
 
 
-def _check_per_pair(name, value, like):
+def _check_per_pair(name: str, value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor | float:
     """A finite number, or a tensor of the pairs' shape, on their device."""
     if isinstance(value, torch.Tensor):
         if value.shape not in ((), like.shape):
@@ -124,19 +126,19 @@ def _check_per_pair(name, value, like):
 
 
 def uncertainty_ranking_loss(
-    mu_i,
-    log_sigma_i,
-    mu_j,
-    log_sigma_j,
+    mu_i: torch.Tensor,
+    log_sigma_i: torch.Tensor,
+    mu_j: torch.Tensor,
+    log_sigma_j: torch.Tensor,
     *,
-    margin=0.0,
-    tie=None,
-    tie_threshold=0.0,
-    weight=None,
-    objective="marginal",
-    reduction="mean",
-    backend="auto",
-):
+    margin: torch.Tensor | float = 0.0,
+    tie: torch.Tensor | None = None,
+    tie_threshold: float = 0.0,
+    weight: torch.Tensor | float | None = None,
+    objective: Objective = "marginal",
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+) -> torch.Tensor:
     """Ranking loss of pairs whose scores are normal: "i is better than j", or "i and j are tied".
 
     JRM paper, section 3.2, eq. (4)-(5). Exact and deterministic; a pair's loss and gradients are bitwise the same
@@ -170,7 +172,7 @@ def uncertainty_ranking_loss(
     Example:
         >>> mu_i, mu_j, log_sigma = torch.tensor([1.0, 0.5]), torch.tensor([0.0, 0.7]), torch.zeros(2)
         >>> uncertainty_ranking_loss(mu_i, log_sigma, mu_j, log_sigma)
-        tensor(0.5822)
+        tensor(0.5807)
     """
     check_options(tie_threshold, objective, reduction, backend)
     check_scores(mu_i=mu_i, log_sigma_i=log_sigma_i, mu_j=mu_j, log_sigma_j=log_sigma_j)
@@ -189,11 +191,34 @@ def uncertainty_ranking_loss(
     return loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
 
 
-def win_probability(mu_i, log_sigma_i, mu_j, log_sigma_j, *, margin=0.0, tie_threshold=0.0):
+def win_probability(
+    mu_i: torch.Tensor,
+    log_sigma_i: torch.Tensor,
+    mu_j: torch.Tensor,
+    log_sigma_j: torch.Tensor,
+    *,
+    margin: torch.Tensor | float = 0.0,
+    tie_threshold: float = 0.0,
+) -> torch.Tensor:
     """P(i is better than j) = E[sigmoid(r_i - r_j - margin - tie_threshold)], JRM paper, section 3.2, eq. (4).
 
-    Arguments as in `uncertainty_ranking_loss`, whose marginal loss is minus its logarithm. Returns a tensor of the
-    inputs' shape, in float32 (float64 if an input is).
+    The marginal loss of `uncertainty_ranking_loss` is minus its logarithm.
+
+    Args:
+        mu_i, mu_j: means of the scores of the two samples, tensors of one shape (any).
+        log_sigma_i, log_sigma_j: natural logarithms of their standard deviations, of that shape.
+        margin: number, or one per pair: the amount by which i should win.
+        tie_threshold: number >= 0, by which i has to win besides, where there are ties.
+
+    Returns:
+        A tensor of the inputs' shape, in float32 (float64 if an input is).
+
+    Raises:
+        ValueError: an input has the wrong type, shape, device or value.
+
+    Example:
+        >>> win_probability(torch.tensor([1.0, 0.0]), torch.zeros(2), torch.zeros(2), torch.zeros(2))
+        tensor([0.6751, 0.5000])
     """
     loss = uncertainty_ranking_loss(
         mu_i, log_sigma_i, mu_j, log_sigma_j, margin=margin, tie_threshold=tie_threshold, reduction="none"

@@ -6,7 +6,7 @@ import pytest
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.critiques import evaluate_critiques
-from jrm_plugin.records.critiques import Critique, EditRegion, UnparsedCritique, split_reasoning
+from jrm_plugin.records.critiques import Critique, EditRegion, UnparsedCritique
 
 FOLLOWING, QUALITY = "instruction_following", "visual_quality"
 
@@ -64,11 +64,6 @@ def test_critiques_agree_part_by_part(make_pair):
     assert result["by_dimension"][QUALITY]["box_iou"] is None
     assert evaluate_critiques(Writer(written), pairs, n=1)["parsed"]["n"] == 4
     assert json.dumps(result, allow_nan=False)
-
-
-def test_a_reasoning_is_split_at_the_global_tag():
-    assert split_reasoning("<|bbox_0|> a <|global|> b ") == ("<|bbox_0|> a", "b")
-    assert split_reasoning("no tag at all") == ("no tag at all", "")
 
 
 def test_there_must_be_a_pair_to_write_about(make_pair):

@@ -13,7 +13,7 @@ from pictures import encode
 from PIL import Image, ImageFile
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.images import image_size, load_image, to_data_url
+from jrm_plugin.records.images import digest, image_size, load_image, to_data_url
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)  # 17 wide, 11 high: no dimension can be mistaken
@@ -72,6 +72,44 @@ def test_to_data_url_keeps_the_bytes_of_a_file_and_the_pixels_of_anything_else()
     np.testing.assert_array_equal(pixels(url), pixels(jpeg))
     rgba = Image.fromarray(np.dstack([PIXELS, PIXELS[:, :, 0]]))
     np.testing.assert_array_equal(pixels(to_data_url(rgba)), pixels(rgba))
+
+
+# --- what an image is -------------------------------------------------------------------------------------------------
+
+
+def test_images_are_the_same_by_what_they_are(tmp_path):
+    picture, png = Image.fromarray(PIXELS), encode(Image.fromarray(PIXELS))
+    path = tmp_path / "a.png"
+    path.write_bytes(png)
+    groups = [
+        [path, str(path)],
+        [png, bytes(bytearray(png)), data_url(png), data_url(png, "DATA:;base64,")],
+        [picture, picture.copy(), Image.open(path), PIXELS, PIXELS[::-1][::-1]],
+        [picture.transpose(Image.Transpose.ROTATE_90), np.rot90(PIXELS)],
+        [Image.fromarray(255 - PIXELS)],
+        [Image.new("RGB", (17, 11)), Image.new("RGBA", (17, 11), (0, 0, 0, 255)), Image.new("P", (17, 11), 0)],
+        [Image.new("RGB", (11, 17))],
+        ["a.png"],
+        ["data:image/png;base64,?"],  # broken, but one image all the same
+        [b"a.png"],
+    ]
+    digests = [{digest(image) for image in group} for group in groups]
+    assert [len(each) for each in digests] == [1] * len(groups)
+    assert len(set.union(*digests)) == len(groups)
+
+
+def test_no_file_is_opened_to_tell_which_image_it_is():
+    assert digest("nowhere/a.png") != digest("nowhere/b.png")
+
+
+@given(st.sampled_from(["RGB", "RGBA", "L"]), st.integers(0, 11 * 17 - 1))
+def test_one_pixel_makes_another_image(mode, place):
+    picture = Image.fromarray(PIXELS).convert(mode)
+    other = picture.copy()
+    bands = picture.getpixel((place % 17, place // 17))
+    bands = bands if isinstance(bands, tuple) else (bands,)
+    other.putpixel((place % 17, place // 17), (bands[0] ^ 128, *bands[1:]))
+    assert digest(picture) != digest(other)
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import pickle
@@ -35,13 +36,47 @@ def test_overall_by_its_formula(values):
     assert score.sigma["overall"] == pytest.approx(np.sqrt((sigmas**2).sum()) / len(values), rel=1e-9)
 
 
+@given(st.dictionaries(st.sampled_from("abcde"), st.tuples(st.floats(-1e6, 1e6), st.floats(0, 1e6)), min_size=1))
+def test_what_a_score_writes_makes_an_equal_score(values):
+    score = RewardScore({name: mu for name, (mu, _) in values.items()}, {name: s for name, (_, s) in values.items()})
+    record = json.loads(json.dumps(score.to_dict()))
+    turned = {kind: dict(reversed(by_name.items())) for kind, by_name in record.items()}
+    for again in (RewardScore.from_dict(record), RewardScore(**record), RewardScore(**turned)):
+        assert again == score and hash(again) == hash(score)
+    rounded = {kind: {name: float(np.float32(x)) for name, x in by_name.items()} for kind, by_name in record.items()}
+    RewardScore.from_dict(rounded)
+
+
+def test_a_part_of_a_score_is_replaced():
+    score = RewardScore({"a": 1, "b": 2}, {"a": 3, "b": 4})
+    moved = dataclasses.replace(score, mu={"a": 5, "b": 2})
+    assert moved == RewardScore({"a": 5, "b": 2}, {"a": 3, "b": 4}) and moved.mu["overall"] == 3.5
+    assert dataclasses.replace(score) == score
+    with pytest.raises(JRMError, match="overall mu of a reward score .* it is 3.5, not 1.5; leave it out"):
+        dataclasses.replace(score, mu=score.mu | {"a": 5})
+
+
+def test_a_score_shows_rounded_numbers():
+    score = RewardScore({"a": 1 / 3, "b": -1234.56789}, {"a": 1e-9, "b": 2})
+    assert repr(score) == "RewardScore(a=0.3333±1e-09, b=-1235±2, overall=-617.1±1)"
+
+
+@pytest.mark.parametrize("record", [None, {}, {"mu": {"a": 1}}, {"mu": {"a": 1}, "sigma": {"a": 1}, "k": 1}])
+def test_what_is_no_record_of_a_score(record):
+    with pytest.raises(JRMError, match="a reward score's record must"):
+        RewardScore.from_dict(record)
+
+
 @pytest.mark.parametrize(
     ("mu", "sigma"),
     [
         ({}, {}),
         ({"a": 1}, {"b": 1}),
         ({"a": 1}, {"a": 1, "b": 1}),
-        ({"a": 1, "overall": 1}, {"a": 1, "overall": 1}),
+        ({"overall": 1}, {"overall": 1}),
+        ({"a": 1, "overall": 1.001}, {"a": 1}),
+        ({"a": 1, "b": 3}, {"a": 1, "b": 1, "overall": 1}),
+        ({"a": 1, "overall": math.nan}, {"a": 1}),
         ({"a": math.nan}, {"a": 1}),
         ({"a": 1}, {"a": math.inf}),
         ({"a": 1}, {"a": -1}),

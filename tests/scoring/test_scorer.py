@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.critiques import Critique, UnparsedCritique, parse_critique
+from jrm_plugin.records.critiques import UnparsedCritique
 from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.scorer import RewardScorer
@@ -200,13 +200,6 @@ def test_what_is_no_critique_is_kept_as_it_was_written(scorer_of, make_samples):
     for text, by_dimension in zip(written, scorer.critique(make_samples(3), max_new_tokens=8), strict=True):
         for dimension in DIMENSIONS:  # random weights write no line that begins with a dimension's name
             assert by_dimension[dimension] == UnparsedCritique(text, f"there is no line for {dimension}.")
-
-
-def test_parse_critique():
-    assert parse_critique('{"reasoning":"fine"}') == Critique("fine")
-    broken = parse_critique('{"reasoning":')
-    assert isinstance(broken, UnparsedCritique)
-    assert broken.text == '{"reasoning":' and "not a valid critique" in broken.error
 
 
 def test_a_model_that_learned_its_critiques_writes_them(make_scorer, make_samples, critiques, sequences):

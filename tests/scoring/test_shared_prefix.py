@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.critiques import RepairedCritique, parse_critique
 from jrm_plugin.records.samples import DIMENSIONS, Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring import prefetch, shared_prefix
@@ -223,15 +222,6 @@ def test_sampled_critiques_vary_with_the_seed_only(scorer_of, make_samples):
     assert scorer.critique(samples, max_new_tokens=12, temperature=1e-4) == scorer.critique(samples, max_new_tokens=12)
     with pytest.raises(JRMError, match=r"temperature must be at least 0 and top_p in \(0, 1\], got -1 and 1.0"):
         scorer.critique(samples, temperature=-1)
-
-
-def test_a_broken_critique_is_repaired_and_marked():
-    text = '{"edit_region":[{"id":0,"label":"cat","bbox_2d":[1,2,3,4]}],"reasoning":"<|bbox_0|> is blue"'
-    repaired = parse_critique(text)
-    assert isinstance(repaired, RepairedCritique) and repaired.text == text
-    assert repaired.reasoning == "<|bbox_0|> is blue" and repaired.edit_region[0].bbox_2d == (1, 2, 3, 4)
-    assert type(parse_critique(text + "}")).__name__ == "Critique"
-    assert type(parse_critique("nothing of the kind")).__name__ == "UnparsedCritique"
 
 
 # --- bfloat16 ---------------------------------------------------------------------------------------------------------
