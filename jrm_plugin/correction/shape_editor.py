@@ -1,4 +1,9 @@
-"""An editor for ShapeEdits that does what a critique says; it sees pixels only."""
+"""An editor for ShapeEdits that does what a critique says, and samples for it to correct.
+
+It stands where an image generator would: it sees the pictures, the instruction and the critique, and believes the
+critique. What the pictures and the instruction say it reads with the judge's eyes (`synthetic.shape_reader`), but it
+never asks the judge what an edit is worth: an edit gets better only as far as its critique is true.
+"""
 
 import re
 
@@ -83,7 +88,7 @@ def _edit_anew(source: Scene, wish: Request, rng: np.random.Generator) -> Image.
 
 
 def _follow(critique: str, source: Scene, wish: Request, picture: Scene) -> Scene:
-    """The picture after every sentence of the critique was taken as an order."""
+    """The picture's scene after every sentence of the critique was taken as an order."""
     # A sentence ends with its line or where the critique turns to another region: "[label]".
     sentences = [part.strip() for part in re.split(r"\n|\[[^\]\n]*\]|^[\w ]+:", critique, flags=re.MULTILINE)]
     items, background = dict(picture.items), picture.background
@@ -99,24 +104,27 @@ def _follow(critique: str, source: Scene, wish: Request, picture: Scene) -> Scen
 
 
 def _undo(sentence: str, source: Scene, wish: Request, items: dict[int, Item]) -> dict[int, Item | None]:
-    found = re.fullmatch(f"the {OBJECT} is (?:removed|now {COLOUR}|now at the {PLACE})", sentence)
-    home = found and _home(found[1], source)
+    """What a sentence orders to undo: the objects to draw by place, None to clear it."""
+    match = re.fullmatch(f"the {OBJECT} is (?:removed|now {COLOUR}|now at the {PLACE})", sentence)
+    home = match and _home(match[1], source)
     if not home:
         return {}
-    return ({PLACES.index(found[3]): None} if found[3] else {}) | {home.place: home}
+    return ({PLACES.index(match[3]): None} if match[3] else {}) | {home.place: home}
 
 
 def _do(sentence: str, source: Scene, wish: Request, items: dict[int, Item]) -> dict[int, Item | None]:
-    def says(*patterns: str) -> re.Match | None:
-        return next((found for pattern in patterns if (found := re.fullmatch(pattern, sentence))), None)
+    """What a sentence orders to do, in the same form."""
 
-    if found := says(f"a {OBJECT} is not added", f"only half of the {OBJECT} is added"):
-        return {wish.place: _new(found[1])}
-    if found := says(f"a {OBJECT} is added instead"):
-        wrong = [p for p, item in items.items() if item.name == found[1] and source.items.get(p) != item]
+    def says(*patterns: str) -> re.Match | None:
+        return next((match for pattern in patterns if (match := re.fullmatch(pattern, sentence))), None)
+
+    if match := says(f"a {OBJECT} is not added", f"only half of the {OBJECT} is added"):
+        return {wish.place: _new(match[1])}
+    if match := says(f"a {OBJECT} is added instead"):
+        wrong = [p for p, item in items.items() if item.name == match[1] and source.items.get(p) != item]
         return dict.fromkeys(wrong) | {wish.place: wish.target}
-    if found := says(f"a {OBJECT} is added at the {PLACE} instead"):
-        return {PLACES.index(found[2]): None, wish.place: _new(found[1])}
+    if match := says(f"a {OBJECT} is added at the {PLACE} instead"):
+        return {PLACES.index(match[2]): None, wish.place: _new(match[1])}
     by_home = says(
         f"the {OBJECT} is still {COLOUR}",
         f"the {OBJECT} is now {COLOUR} instead",
@@ -131,14 +139,15 @@ def _do(sentence: str, source: Scene, wish: Request, items: dict[int, Item]) -> 
     )
     if left_over and (home := _home(left_over[1], source)):
         return {home.place: None}
-    if (found := says(f"the {OBJECT} is not moved")) and (home := _home(found[1], source)):
+    if (match := says(f"the {OBJECT} is not moved")) and (home := _home(match[1], source)):
         return {home.place: None, wish.place: home}
-    if (found := says(f"the {OBJECT} is now at the {PLACE} instead")) and (home := _home(found[1], source)):
-        return {PLACES.index(found[2]): None, wish.place: home}
+    if (match := says(f"the {OBJECT} is now at the {PLACE} instead")) and (home := _home(match[1], source)):
+        return {PLACES.index(match[2]): None, wish.place: home}
     return {}
 
 
 def _home(name: str, source: Scene) -> Item | None:
+    """The object of that name as the source shows it."""
     return next((item for item in source.items.values() if item.name == name), None)
 
 

@@ -9,7 +9,7 @@ the colour of each of a crop's nine places. 1,000 pairs take about 55 MB.
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +57,7 @@ BOX_COLOURS = {
     "yellow": (245, 215, 30),
     "purple": (165, 50, 200),
 }
-# What an effect does wrong when it is asked for by name, and the instruction. "box" has its own.
+# By effect: what is done instead where the value is wrong, and the instruction. A "box" has both of its own.
 WRONG_VALUE = {
     "grey": "purple",
     "brighter": "darker",
@@ -176,8 +176,11 @@ def _photo(name: str) -> Image.Image:
     return load_image(path)
 
 
-def _draw_crop(rng: np.random.Generator, photos) -> tuple[str, tuple[int, int, int], np.ndarray]:
-    """A crop in which every edit can be seen: neither dark nor bright, coloured, detailed, not symmetric."""
+def _draw_crop(rng: np.random.Generator, photos: Iterable[str]) -> tuple[str, tuple[int, int, int], np.ndarray]:
+    """A crop in which every edit can be seen: neither dark nor bright, coloured, detailed, not symmetric.
+
+    Returns the photograph's name, the crop's (left, top, side) in its pixels, and the crop, `[96, 96, 3]` of uint8.
+    """
     name = pick(rng, list(photos))  # all photographs alike, however many of their crops are refused
     photo = _photo(name)
     while True:
@@ -185,10 +188,10 @@ def _draw_crop(rng: np.random.Generator, photos) -> tuple[str, tuple[int, int, i
         left, top = (int(rng.integers(length - side)) for length in photo.size)
         crop = photo.resize((SIDE, SIDE), Image.Resampling.BOX, box=(left, top, left + side, top + side))
         pixels = np.asarray(crop)
-        rows = pixels[::4].astype(np.int16)  # enough to judge by
-        few = rows[:, ::4]
-        bright = few.mean()
-        colour = (few.max(axis=2) - few.min(axis=2)).mean()
+        rows = pixels[::4].astype(np.int16)  # every fourth row, and of it every fourth pixel, is enough to judge by
+        sparse = rows[:, ::4]
+        bright = sparse.mean()
+        colour = (sparse.max(axis=2) - sparse.min(axis=2)).mean()
         detail = abs(np.diff(rows, axis=1)).mean()
         one_sided = abs(rows - rows[:, ::-1]).mean()
         if 40 < bright < 190 and colour > 25 and detail > 5 and one_sided > 25:
@@ -232,7 +235,7 @@ def _carry_out(request: Step, failure: str, rng: np.random.Generator) -> tuple[l
 
 def _another_step(request: Step, rng: np.random.Generator) -> Step:
     """Something nobody asked for, visible beside what was."""
-    hidden_by = {"grey": "warmer", "warmer": "grey"}  # one of these undoes or hides the other
+    hidden_by = {"grey": "warmer", "warmer": "grey"}  # where one of these is done, the other does not show
     what = pick(rng, [w for w in KINDS.values() if w not in (request.what, hidden_by.get(request.what))])
     if what == "box":
         return Step("box", colour=pick(rng, list(BOX_COLOURS)), place=int(rng.integers(len(PLACES))))

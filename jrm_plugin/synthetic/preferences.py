@@ -7,9 +7,10 @@ picture (or none); the scores of 1 to 4 follow from those two, and the overall s
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -34,6 +35,7 @@ FAILURE_WEIGHTS = {
     "over_edit": 0.08,
 }
 QUALITY_WEIGHTS = {"clean": 0.60, "mild_noise": 0.10, "blur": 0.10, "seam": 0.10, "heavy_noise": 0.10}
+NOISE = {"mild_noise": 18, "heavy_noise": 60}  # standard deviations, in levels of 255
 QUALITY_WORDS = {
     "clean": "the image is clean",
     "mild_noise": "there is mild noise",
@@ -44,7 +46,7 @@ QUALITY_WORDS = {
 GRID = 3  # images are divided into GRID x GRID places, named row by row
 PLACES = ("top-left", "top", "top-right", "left", "middle", "right", "bottom-left", "bottom", "bottom-right")
 
-# What the language warm start asks of an edit: what it changed, told in two orders.
+# Instructions of the language warm start: say what an edit changed, in one of two orders.
 CHANGE_PROMPTS = {"diff": "list changes by place", "objdiff": "list changes by object"}
 # Ways to divide the pairs of a set, for `evaluation.pairs.summarize`; the keys are those that `EditSet.write` writes.
 GROUPS = {
@@ -92,7 +94,7 @@ class Edit:
     candidates: tuple[Candidate, ...]
 
 
-def pick(rng: np.random.Generator, items):
+def pick(rng: np.random.Generator, items: Sequence | dict[Any, float]) -> Any:
     """One item at random; of a dict, one key with its value as weight."""
     if not isinstance(items, dict):
         return items[int(rng.integers(len(items)))]
@@ -137,7 +139,7 @@ def spoil(image: np.ndarray, quality: str, rng: np.random.Generator) -> np.ndarr
         spoiled = image.copy()
         spoiled[:, left : left + width] = 255 - np.roll(image[:, left : left + width], shift, axis=0)
         return spoiled
-    noise = rng.standard_normal(image.shape, dtype=np.float32) * {"mild_noise": 18, "heavy_noise": 60}[quality]
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * NOISE[quality]
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
@@ -147,8 +149,14 @@ def box_of(place: int) -> tuple[int, int, int, int]:
     return tuple(round(1000 * edge / GRID) for edge in (column, row, column + 1, row + 1))
 
 
-def make_critiques(label: str, box, finding: str, rest: str, quality: str) -> dict[str, Critique]:
-    """The critiques of a candidate: what became of the thing asked for, then of the rest; and the picture's flaw."""
+def make_critiques(
+    label: str, box: tuple[int, int, int, int], finding: str, rest: str, quality: str
+) -> dict[str, Critique]:
+    """The critiques of a candidate by dimension.
+
+    Instruction following: what became of the thing asked for (`finding`), which is the region `label` in `box`, and of
+    the rest. Visual quality: the flaw of the picture.
+    """
     following = Critique(f"<|bbox_0|> {finding} <|global|> {rest}", (EditRegion(0, label, box),))
     return dict(zip(DIMENSIONS, (following, Critique(QUALITY_WORDS[quality])), strict=True))
 
@@ -329,5 +337,5 @@ def _language_rows(
             yield CritiqueExample(sample, edit.changes[candidate][kind], {"kind": kind})
 
 
-def _bar(items, what: str, progress: bool):
-    return tqdm(items, desc=what, unit=" pairs", disable=not (progress and len(items) and sys.stderr.isatty()))
+def _bar(rows: range, title: str, progress: bool) -> tqdm:
+    return tqdm(rows, desc=title, unit=" pairs", disable=not (progress and rows and sys.stderr.isatty()))

@@ -1,6 +1,6 @@
 """ShapeEdits: a made-up preference set of image edits, coloured shapes on a 3x3 grid, with exact scores and critiques.
 
-An image is 48x48 pixels, a cell of the grid 16x16. A scene has two or three objects that differ in colour and in
+An image has 48x48 pixels, a place of the grid 16x16. A scene has two or three objects that differ in colour and in
 shape. An instruction asks to recolour, remove, move or add one object.
 
 Held out is the pair of scene and instruction: a hash of the scene (background and every object with its place) together
@@ -9,7 +9,7 @@ training edit into the held-out split. Every colour, shape, place and kind of ed
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class Request(NamedTuple):
     kind: str
     target: Item  # for "add": the object to be added
     colour: str  # for "recolour": the new colour
-    place: int  # where the result is to be seen: for "move" the new place, else the target's
+    place: int  # where the edit shows: for "move" the new place, else the target's
 
     @property
     def instruction(self) -> str:
@@ -154,8 +154,8 @@ def _draw_request(rng: np.random.Generator) -> tuple[list[Item], str, Request]:
     return sorted(items), pick(rng, list(BACKGROUNDS)), request
 
 
-def _another(rng: np.random.Generator, values, *but):
-    return pick(rng, [value for value in values if value not in but])
+def _another(rng: np.random.Generator, values: Iterable[str], *excluded: str) -> str:
+    return pick(rng, [value for value in values if value not in excluded])
 
 
 # --- what a model made of an instruction ------------------------------------------------------------------------------
@@ -259,30 +259,30 @@ def _caption(items: list[Item]) -> str:
 
 def _changes_by_place(before: list[Item], result: Result) -> str:
     """For each of the nine places: same, added, removed or changed."""
-    old, new = ({item.place: item for item in items} for items in (before, result.items))
+    items_before, items_after = ({item.place: item for item in items} for items in (before, result.items))
     words = []
     for place, name in enumerate(PLACES):
-        was, is_ = old.get(place), new.get(place)
-        word = "same" if was == is_ else "added" if was is None else "removed" if is_ is None else "changed"
+        old, new = items_before.get(place), items_after.get(place)
+        word = "same" if old == new else "added" if old is None else "removed" if new is None else "changed"
         words.append(f"{name} {word}")
     return " ".join(words) + _background_words(result)
 
 
 def _changes_by_object(before: list[Item], result: Result) -> str:
     """For each object of the source what became of it, then what is new."""
-    new = {item.place: item for item in result.items}
+    after = {item.place: item for item in result.items}
     old_places = {item.place for item in before}
     appeared = [item for item in sorted(result.items) if item.place not in old_places]
     words = []
-    for was in before:
-        is_ = new.get(was.place)
-        elsewhere = [item for item in appeared if item.name == was.name]
-        if is_ is None:
-            words.append(f"{was.name} now {_at(elsewhere[0])}" if elsewhere else f"{was.name} removed")
-        elif is_ == was:
-            words.append(f"{was.name} same" + (f" copy {_at(elsewhere[0])}" if elsewhere else ""))
+    for old in before:
+        new = after.get(old.place)
+        elsewhere = [item for item in appeared if item.name == old.name]
+        if new is None:
+            words.append(f"{old.name} now {_at(elsewhere[0])}" if elsewhere else f"{old.name} removed")
+        elif new == old:
+            words.append(f"{old.name} same" + (f" copy {_at(elsewhere[0])}" if elsewhere else ""))
         else:
-            words.append(f"{was.name} half" if is_.left else f"{was.name} now {is_.colour}")
+            words.append(f"{old.name} half" if new.left else f"{old.name} now {new.colour}")
     known = {item.name for item in before}
     for item in appeared:
         if item.name not in known:

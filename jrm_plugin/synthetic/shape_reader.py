@@ -1,7 +1,8 @@
-"""The judge of ShapeEdits: reads a picture and an instruction back, and knows what an edit is worth.
+"""The judge of ShapeEdits: reads pictures and instructions back, and knows what an edit is worth.
 
-It sees pixels only. A picture of ShapeEdits is read back exactly, also under noise, blur or a seam: every cell is
-compared with everything that can be drawn there.
+`read_scene` and `read_quality` read a picture, `read_instruction` an instruction; `judge_edit` and `oracle_score` judge
+an edit by these. The judge sees pixels only. A picture of ShapeEdits is read back exactly, also under noise, blur or a
+seam: every cell is compared with everything that can be drawn there.
 """
 
 import re
@@ -29,14 +30,15 @@ from jrm_plugin.synthetic.shape_edits import (
 
 
 class Scene(NamedTuple):
-    """What a picture shows."""
+    """What a picture shows, without its flaw."""
 
     background: str
     items: dict[int, Item]  # by place
     shifts: dict[int, tuple[int, int]]  # of each item by place: (down, right) in pixels
 
 
-# Everything that has an outline: shape, shift, and its pixels of a cell, `[N, 2, 256]` for its left and right half.
+# All outlines that a cell can show, as (shape, shift), and which of the cell's pixels the left and the right half of
+# each cover: [outline, half, pixel], that is [27, 2, 256].
 _OUTLINES = [(shape, (down, right)) for shape in SHAPES for down in (-1, 0, 1) for right in (-1, 0, 1)]
 _LEFT = np.arange(CELL)[None, :] < CELL // 2
 _HALVES = np.stack(
@@ -62,16 +64,16 @@ def read_scene(image) -> Scene:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise JRMError(f"a picture of ShapeEdits has {GRID * CELL}x{GRID * CELL} pixels, and this one {size}.")
     palette = np.array([*COLOURS.values(), *BACKGROUNDS.values()], dtype=np.float64)
-    known = (pixels[:, :, None] == palette).all(-1).any(-1)  # pixels that have a colour of ShapeEdits
+    in_palette = (pixels[:, :, None] == palette).all(-1).any(-1)  # the pixels that have a colour of ShapeEdits
     # [place, pixel of the cell, 3]
     cells = pixels.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2).reshape(GRID * GRID, CELL * CELL, 3)
     distance = ((cells[:, :, None] - palette) ** 2).sum(-1)
-    strange = np.flatnonzero(~known.all(0))
-    if not len(strange) or _is_strip(strange):  # clean, or with a seam, whose colours say nothing: count pixels
+    flawed = np.flatnonzero(~in_palette.all(0))  # columns
+    if not len(flawed) or _is_strip(flawed):  # clean, or with a seam, whose colours say nothing: count pixels
         distance = (distance > 0) * 1.0
     distance = dict(zip([*COLOURS, *BACKGROUNDS], np.moveaxis(distance, 2, 0), strict=True))
     scene = min((_read_on(background, distance) for background in BACKGROUNDS), key=lambda reading: reading[0])[1]
-    if known.mean() > 0.5 and len(strange) and not _is_strip(strange):  # blurred: an outline is a pixel off at times
+    if in_palette.mean() > 0.5 and len(flawed) and not _is_strip(flawed):  # blurred: outlines may be a pixel off
         scene = _sharpened(scene, pixels)
     return scene
 
@@ -100,29 +102,32 @@ def _with(scene: Scene, item: Item, shift: tuple[int, int]) -> Scene:
 
 
 def _read_on(background: str, distance: Mapping[str, np.ndarray]) -> tuple[float, Scene]:
-    """The best reading if this is the background, and how far the picture is from it.
+    """How far the picture is from the best reading on this background, and that reading.
 
     `distance[colour]` is `[place, pixel of the cell]`.
     """
-    far, items, shifts, names = 0.0, {}, {}, list(COLOURS)
-    # What each outline's halves gain when they are painted in a colour: [place, outline, half, colour]
-    gained = [np.einsum("ohp,cp->coh", _HALVES, distance[background] - distance[name]) for name in names]
-    for place, gain in enumerate(np.stack(gained, -1)):
-        far += distance[background][place].sum()
+    remaining, items, shifts, names = 0.0, {}, {}, list(COLOURS)
+    # How much nearer the picture gets when a half of an outline is painted in a colour: [place, outline, half, colour]
+    gains = np.stack(
+        [np.einsum("ohp,cp->coh", _HALVES, distance[background] - distance[name]) for name in names], axis=-1
+    )
+    for place, gain in enumerate(gains):
+        remaining += distance[background][place].sum()
         left, right = gain[:, 0], gain[:, 1].max(-1)
-        best = int((right + np.maximum(left.max(-1), 0)).argmax())
-        found = right[best] + max(left[best].max(), 0)
-        if found <= 0:
+        best = int((right + np.maximum(left.max(-1), 0)).argmax())  # a left half that shows nothing gains nothing
+        best_gain = right[best] + max(left[best].max(), 0)
+        if best_gain <= 0:  # the place is empty
             continue
         colour = names[gain[best, 1].argmax()]
-        shown = names[left[best].argmax()] if left[best].max() > 0 else "nothing"
+        left_colour = names[left[best].argmax()] if left[best].max() > 0 else "nothing"
         shape, shifts[place] = _OUTLINES[best]
-        items[place] = Item(place, colour, shape, None if shown == colour else shown)
-        far -= found
-    return far, Scene(background, items, shifts)
+        items[place] = Item(place, colour, shape, None if left_colour == colour else left_colour)
+        remaining -= best_gain
+    return remaining, Scene(background, items, shifts)
 
 
 def draw_scene(scene: Scene) -> np.ndarray:
+    """The flawless picture of a scene, `[48, 48, 3]` of uint8: what `read_scene` reads back."""
     shifts = [scene.shifts.get(place, (0, 0)) for place in range(GRID * GRID)]
     return render(list(scene.items.values()), scene.background, shifts)
 
@@ -140,18 +145,24 @@ def read_quality(image, scene: Scene) -> str:
         return "blur"
     if _is_strip(np.flatnonzero((pixels != clean).any((0, 2)))):
         return "seam"
-    # 18 and 60 are the noises' standard deviations.
-    return "mild_noise" if np.std(pixels.astype(float) - clean) < 35 else "heavy_noise"
+    return "mild_noise" if np.std(pixels.astype(float) - clean) < 35 else "heavy_noise"  # 35: between those of `NOISE`
 
 
 # --- the judge --------------------------------------------------------------------------------------------------------
 
 
 def judge_edit(source, instruction: str, image) -> tuple[str, str]:
-    """What went wrong in an edit, as (failure, quality) of `edit_sets`: the oracle behind ShapeEdits' scores.
+    """What went wrong in an edit, as a (failure, quality) of `preferences`: the oracle behind ShapeEdits' scores.
 
-    Two failures in one picture count as one: where the thing asked for is done and the rest is not as it was, as
-    `over_edit`; where it is not done either, as `wrong_object`.
+    Two failures in one picture count as one: `over_edit` where what was asked for is done but the rest is not as it
+    was, `wrong_object` where it is not done either.
+
+    Args:
+        source, image: anything `load_image` reads.
+        instruction: one of ShapeEdits.
+
+    Raises:
+        JRMError: a picture has another size than ShapeEdits', or the instruction is none about this source.
     """
     before, after = read_scene(source), read_scene(image)
     request = read_instruction(instruction, before)
@@ -159,7 +170,7 @@ def judge_edit(source, instruction: str, image) -> tuple[str, str]:
 
 
 def oracle_score(source, instruction: str, image) -> int:
-    """The overall score of an edit, 2 (ignored, heavy noise) to 8 (as asked, clean)."""
+    """The overall score of an edit, 2 (ignored, heavy noise) to 8 (as asked, clean); arguments as of `judge_edit`."""
     return overall_score(*judge_edit(source, instruction, image))
 
 
@@ -194,26 +205,30 @@ def _as_asked(scene: Scene, request: Request) -> dict[int, Item]:
 
 # --- instructions -----------------------------------------------------------------------------------------------------
 
-
+# What the sentences of ShapeEdits name, instructions and critiques alike: regular expressions of one group each.
 OBJECT = f"((?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)}))"
 COLOUR = f"({'|'.join(COLOURS)})"
 PLACE = f"({'|'.join(sorted(PLACES, key=len, reverse=True))})"
 
 
 def read_instruction(instruction: str, scene: Scene) -> Request:
-    """What an instruction of ShapeEdits asks for in a scene; a `JRMError` where it is none."""
+    """What an instruction of ShapeEdits asks for in a scene.
+
+    Raises:
+        JRMError: it is no such instruction, or speaks of an object that the scene does not have.
+    """
     by_name = {item.name: item for item in scene.items.values()}
-    if found := re.fullmatch(f"add a {OBJECT} at the {PLACE}", instruction):
-        place = PLACES.index(found[2])
-        colour, shape = found[1].split()
+    if match := re.fullmatch(f"add a {OBJECT} at the {PLACE}", instruction):
+        place = PLACES.index(match[2])
+        colour, shape = match[1].split()
         return Request("add", Item(place, colour, shape), colour, place)
     for kind, pattern in (
         ("recolour", f"make the {OBJECT} {COLOUR}"),
         ("remove", f"remove the {OBJECT}"),
         ("move", f"move the {OBJECT} to the {PLACE}"),
     ):
-        if (found := re.fullmatch(pattern, instruction)) and found[1] in by_name:
-            target = by_name[found[1]]
-            colour = found[2] if kind == "recolour" else target.colour
-            return Request(kind, target, colour, PLACES.index(found[2]) if kind == "move" else target.place)
+        if (match := re.fullmatch(pattern, instruction)) and match[1] in by_name:
+            target = by_name[match[1]]
+            colour = match[2] if kind == "recolour" else target.colour
+            return Request(kind, target, colour, PLACES.index(match[2]) if kind == "move" else target.place)
     raise JRMError(f"{instruction[:80]!r} is no instruction of ShapeEdits about an object that its source shows.")
