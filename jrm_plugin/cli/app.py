@@ -157,13 +157,13 @@ def _score(options: argparse.Namespace) -> int:
 def _rank(options: argparse.Namespace) -> int:
     samples = _samples(options)
     if options.best:
-        from jrm_plugin.files import check_image_file
+        from jrm_plugin.files import check_image_writable, write_image
         from jrm_plugin.records.images import load_image
 
-        check_image_file(options.best)
+        check_image_writable(options.best)
     ranked = _scorer(options).rank(samples)
     if options.best:
-        load_image(options.edited[ranked[0].position]).save(options.best)
+        write_image(options.best, load_image(options.edited[ranked[0].position]))
     _print_scores(options, ranked, "Ranking, best first")
     return 0
 
@@ -184,9 +184,9 @@ def _critique(options: argparse.Namespace) -> int:
 
     samples = _samples(options)
     if options.draw:
-        from jrm_plugin.files import check_image_file
+        from jrm_plugin.files import check_image_writable
 
-        check_image_file(options.draw)
+        check_image_writable(options.draw)
         if len(samples) > 1:
             raise JRMError(f"--draw writes one image, and --edited names {len(samples)}; give one of them.")
     scorer = _scorer(options)
@@ -225,13 +225,14 @@ def _critique(options: argparse.Namespace) -> int:
 def _draw(options: argparse.Namespace, critiques: dict) -> None:
     """The edited image with the boxes of all critiques; small images are enlarged."""
     from jrm_plugin.evaluation.drawing import draw_boxes, enlarged
+    from jrm_plugin.files import write_image
     from jrm_plugin.records.critiques import Critique
 
     picture = enlarged(options.edited[0])
     for found in critiques.values():
         if isinstance(found, Critique):
             picture = draw_boxes(picture, found)
-    picture.save(options.draw)
+    write_image(options.draw, picture)
     if not any(isinstance(found, Critique) and found.edit_region for found in critiques.values()):
         print(f"jrm: no critique names a region, so {options.draw} has no boxes.", file=sys.stderr)
 

@@ -5,7 +5,6 @@ output is made from such a file, `OUTPUT.partial.jsonl`, at the end.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,8 @@ from tqdm.auto import tqdm
 
 from jrm_plugin.data.samples import BulkItem, read_samples
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import check_writable
+from jrm_plugin.files import check_writable, replacing
+from jrm_plugin.runs import append_records, read_records
 
 # Rows are written after so many samples: what a stop can lose.
 ROWS_AT_ONCE = 64
@@ -46,7 +46,7 @@ def score_in_bulk(make_scorer: Callable, model: str, source: Path, output: Path)
         print(f"jrm: {done} of {len(items)} samples are in {rows} already; going on.", file=sys.stderr)
     if done < len(items):
         _append(rows, items[done:], make_scorer(), model, len(items))
-    failed = sum("error" in row for row in _rows(rows))
+    failed = sum("error" in row for row in read_records(rows))
     if output.suffix == ".parquet":
         _to_parquet(rows, output)
     print(f"jrm: {len(items) - failed} samples scored, in {output}.", file=sys.stderr)
@@ -56,46 +56,37 @@ def score_in_bulk(make_scorer: Callable, model: str, source: Path, output: Path)
 
 
 def _done(rows: Path, items: list[BulkItem], model: str) -> int:
-    """How many rows an earlier run left; a last line that was cut off is removed."""
-    if not rows.exists():
-        return 0
-    content = rows.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    if len(lines) > len(items):
+    """How many rows an earlier run left."""
+    done = read_records(rows)
+    if len(done) > len(items):
         raise JRMError(f"{rows} has more rows than the input; it belongs to another input, choose another output.")
-    for number, (line, item) in enumerate(zip(lines, items, strict=False), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise JRMError(f"{rows}, line {number} is no valid JSON; remove that file or choose another.") from error
+    for number, (row, item) in enumerate(zip(done, items, strict=False), 1):
         if row.get("model") != model or any(row.get(name) != value for name, value in item.record.items()):
             raise JRMError(
-                f"{rows}, line {number} is of another model or input; remove that file or choose another output."
+                f"{rows}, line {number} is of another model or input; remove that file, or choose another output."
             )
-    if whole != content:
-        with rows.open("r+b") as file:
-            file.truncate(len(whole))
-    return len(lines)
+    return len(done)
 
 
 def _append(rows: Path, items: list[BulkItem], scorer, model: str, total: int) -> None:
-    bar = tqdm(total=total, initial=total - len(items), desc="Scoring", unit="sample")
-    with rows.open("a", encoding="utf-8") as file, bar:
+    with tqdm(total=total, initial=total - len(items), desc="Scoring", unit="sample") as bar:
         for start in range(0, len(items), ROWS_AT_ONCE):
             batch = items[start : start + ROWS_AT_ONCE]
-            for item, score in zip(batch, scorer.score([i.sample for i in batch], on_error="return"), strict=True):
-                found = {"error": str(score)} if isinstance(score, JRMError) else score.to_dict()
-                file.write(json.dumps({**item.record, "model": model, **found}, ensure_ascii=False) + "\n")
-            file.flush()
+            scores = scorer.score([item.sample for item in batch], on_error="return")
+            append_records(rows, [_row(item, model, score) for item, score in zip(batch, scores, strict=True)])
             bar.update(len(batch))
+
+
+def _row(item: BulkItem, model: str, score) -> dict:
+    result = {"error": str(score)} if isinstance(score, JRMError) else score.to_dict()
+    return {**item.record, "model": model, **result}
 
 
 def _to_parquet(rows: Path, output: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    records = _rows(rows)
+    records = read_records(rows)
     names = dict.fromkeys(name for record in records for name in record)
     columns = {}
     for name in names:
@@ -104,11 +95,6 @@ def _to_parquet(rows: Path, output: Path) -> None:
             columns[name] = pa.array(values)
         except pa.ArrowException:  # of several types, as `source` where it is a path here and a list there
             columns[name] = pa.array([None if value is None else json.dumps(value) for value in values])
-    staging = output.with_name(output.name + ".saving")
-    pq.write_table(pa.table(columns), staging)
-    os.replace(staging, output)
+    with replacing(output) as staging:
+        pq.write_table(pa.table(columns), staging)
     rows.unlink()
-
-
-def _rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]

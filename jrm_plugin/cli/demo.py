@@ -28,12 +28,13 @@ from jrm_plugin.evaluation.metrics import accuracy_difference
 from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
 from jrm_plugin.evaluation.report import write_report
 from jrm_plugin.evaluation.representation import evaluate_representation
-from jrm_plugin.files import check_writable, write_text
+from jrm_plugin.files import check_writable, read_json, write_json
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.model.tiny import write_tiny_backbone
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import DIMENSIONS, Sample
+from jrm_plugin.runs import check_settings, read_records
 from jrm_plugin.scoring.scorer import RewardScorer
 from jrm_plugin.synthetic import photo_edits, shape_edits
 from jrm_plugin.synthetic.preferences import Candidate
@@ -92,7 +93,7 @@ class Steps:
 
     def __init__(self, output: Path):
         self.file = output / "timings.json"
-        self.seconds: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.seconds: dict[str, float] = read_json(self.file) if self.file.exists() else {}
 
     @contextmanager
     def step(self, name: str):
@@ -102,7 +103,7 @@ class Steps:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            write_text(self.file, json.dumps(self.seconds, indent=2))
+            write_json(self.file, self.seconds)
 
 
 def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: int) -> int:
@@ -113,7 +114,10 @@ def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: i
     if not scale > 0:
         raise JRMError(f"--scale must be positive, got {scale}.")
     check_writable(output)
-    _check_options(output, {"photos": photos, "scale": scale, "seed": seed})
+    # Stages that are done are not done again, so they must have been done with the same options.
+    settings = {"photos": photos, "scale": scale, "seed": seed}
+    check_settings(output / "demo.json", settings, results=(output / "data" / "meta.json").exists())
+    write_json(output / "demo.json", settings)
     edits = PHOTOS if photos else SHAPES
     steps = Steps(output)
     try:
@@ -124,16 +128,6 @@ def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: i
     summary = _evaluate(output, edits, steps, compare, scale, seed)
     _say(output, summary)
     return 0
-
-
-def _check_options(output: Path, options: dict) -> None:
-    """Stages that are done are not done again, so they must have been done with the same options."""
-    file = output / "demo.json"
-    earlier = json.loads(file.read_text()) if file.exists() else options
-    if earlier != options:
-        changed = ", ".join(f"--{name}" for name in options if options[name] != earlier[name])
-        raise JRMError(f"{output} holds a demo with another {changed}; give the same, or choose another --output.")
-    write_text(file, json.dumps(options))
 
 
 # -- training
@@ -161,11 +155,9 @@ def _train_all(output: Path, edits: EditSet, steps: Steps, compare: bool, scale:
 def training_texts(data: Path) -> list[str]:
     """All that the model will read and write."""
     texts = [line for task in default_rubrics("short").values() for line in task.values()]
-    for line in (data / "language.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_records(data / "language.jsonl"):
         texts += [row["prompt"], row["text"]]
-    for line in (data / "train_critiques.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_records(data / "train_critiques.jsonl"):
         texts.append(row["prompt"])
         texts.append("\n".join(f"{d}: {Critique.parse(json.dumps(row[d])).to_json()}" for d in DIMENSIONS))
     return texts
@@ -235,7 +227,7 @@ def _evaluate(output: Path, edits: EditSet, steps: Steps, compare: bool, scale: 
         if comparison:
             report["comparison"] = comparison
         write_report(output, report)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(output / "summary.json", summary)
     return summary
 
 
@@ -271,7 +263,7 @@ def _is_right(result, name: str) -> bool:
 
 
 def _log(folder: Path) -> list[dict]:
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return read_json(folder / "trainer_state.json")["log_history"]
 
 
 def _facts(output: Path, edits: EditSet, scorer: RewardScorer) -> dict:

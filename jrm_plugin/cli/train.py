@@ -20,7 +20,7 @@ from trl import TrlParser
 
 from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import check_writable, read_yaml, write_text
+from jrm_plugin.files import check_writable, read_json, read_yaml, write_json
 from jrm_plugin.integrations.trl import JointRewardConfig, JointRewardTrainer
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
 from jrm_plugin.model.loading import built_in_folder, load_config
@@ -28,6 +28,7 @@ from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.runs import check_settings
 
 SETTINGS_FILE = "jrm_train.json"
 
@@ -120,7 +121,10 @@ def train(
         JRMError: bad data or arguments, or `output_dir` holds a run with other settings.
     """
     check_writable(training.output_dir)
-    start = _settings_of_earlier_run(arguments, training)
+    settings, settings_file = _settings(arguments, training), Path(training.output_dir, SETTINGS_FILE)
+    checkpoint = get_last_checkpoint(training.output_dir)
+    if checkpoint is not None:
+        check_settings(settings_file, settings, results=True)
     train_set = _read(arguments, arguments.train_data)
     eval_sets = {}
     for item in arguments.eval_data:
@@ -152,8 +156,8 @@ def train(
     with stop.listening():
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if trainer.is_world_process_zero():
-            write_text(Path(training.output_dir, SETTINGS_FILE), json.dumps(_settings(arguments, training), indent=2))
-        trainer.train(resume_from_checkpoint=start)
+            write_json(settings_file, settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
     if stop.signalled and trainer.state.global_step < trainer.state.max_steps:
         return None
     trainer.save_model(training.output_dir)
@@ -203,9 +207,9 @@ def _rubrics(kind: str) -> dict:
     if kind in ("full", "short"):
         return default_rubrics(kind)
     try:
-        return json.loads(Path(kind).read_text())
-    except (OSError, ValueError) as error:
-        raise JRMError(f"rubrics must be full, short or a JSON file, and {kind!r} is none: {error}.") from error
+        return read_json(kind)
+    except JRMError as error:
+        raise JRMError(f"rubrics must be full, short or a JSON file: {error}") from error
 
 
 # -- stopping and going on
@@ -215,27 +219,6 @@ def _settings(arguments: TrainArguments, training: JointRewardConfig) -> dict:
     settings = asdict(arguments) | training.to_dict() | {"number of processes": training.world_size}
     settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
     return json.loads(json.dumps(settings, default=str))
-
-
-def _settings_of_earlier_run(arguments: TrainArguments, training: JointRewardConfig) -> str | None:
-    """The checkpoint to go on from, if there is one and it was made with the same settings."""
-    checkpoint = get_last_checkpoint(training.output_dir)
-    if checkpoint is None:
-        return None
-    try:
-        earlier = json.loads(Path(training.output_dir, SETTINGS_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise JRMError(
-            f"{training.output_dir} holds checkpoints of another program; choose another output_dir."
-        ) from error
-    now = _settings(arguments, training)
-    changed = sorted(name for name in now.keys() | earlier.keys() if now.get(name) != earlier.get(name))
-    if changed:
-        raise JRMError(
-            f"{training.output_dir} holds a run with another {', '.join(changed)}; "
-            "go on with the same settings, or choose another output_dir."
-        )
-    return checkpoint
 
 
 class StopOnSignal(TrainerCallback):

@@ -35,7 +35,7 @@ class EditRequest:
         `<|bbox_k|>` is written as the region's label in brackets, `<|global|>` as `[whole image]`. What could not be
         parsed stands as the model wrote it.
         """
-        return "\n".join(f"{name.replace('_', ' ')}: {_plain(found)}" for name, found in self.critiques.items())
+        return "\n".join(f"{name.replace('_', ' ')}: {_plain(critique)}" for name, critique in self.critiques.items())
 
     @property
     def prompt(self) -> str:
@@ -49,9 +49,9 @@ class EditRequest:
 Editor = Callable[[EditRequest], Any]
 
 
-def _plain(found: Critique | UnparsedCritique) -> str:
-    if isinstance(found, UnparsedCritique):
-        return found.text
-    labels = {str(region.id): region.label for region in found.edit_region}
-    text = re.sub(r"<\|bbox_([0-9]+)\|>", lambda tag: f"[{labels[tag[1]]}]", found.reasoning)
+def _plain(critique: Critique | UnparsedCritique) -> str:
+    if isinstance(critique, UnparsedCritique):
+        return critique.text
+    labels = {str(region.id): region.label for region in critique.edit_region}
+    text = re.sub(r"<\|bbox_([0-9]+)\|>", lambda tag: f"[{labels[tag[1]]}]", critique.reasoning)
     return text.replace("<|global|>", "[whole image]")
