@@ -4,6 +4,7 @@ from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, to_dataset
 from jrm_plugin.integrations.trl.reward import JRMReward, jrm_reward
 from jrm_plugin.integrations.trl.text_reward import JRMForTextReward
+from jrm_plugin.integrations.trl.training import TrainArguments, train
 from jrm_plugin.rollouts import RenderError
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "JointRewardConfig",
     "JointRewardTrainer",
     "RenderError",
+    "TrainArguments",
     "jrm_reward",
     "to_dataset",
+    "train",
 ]

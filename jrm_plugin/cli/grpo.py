@@ -3,18 +3,15 @@
 The YAML is that of `trl grpo`, read by TRL's own parser, with the fields of [`JRMRewardArguments`] beside TRL's.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, TrlParser
-from trl.scripts import grpo
-
+from jrm_plugin.cli.common import quiet
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import read_yaml
-from jrm_plugin.integrations.trl import reward
 
 JRM_REWARD = "jrm_plugin.integrations.trl.jrm_reward"
 
@@ -37,9 +34,17 @@ class JRMRewardArguments:
     reward_floor: float | None = field(default=None, metadata={"help": "Reward of what cannot be rendered."})
 
 
-def grpo_from_command_line(config: Path, overrides: Sequence[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="YAML file; see docs/trl.md")
+    parser.set_defaults(overrides=[])  # `--any_key value`, for TRL's parser
+
+
+def run(options: argparse.Namespace) -> int:
     """Reads the YAML file and what the command line overrides, and runs TRL's script with the reward."""
-    jrm, script, training, model, dataset = parse(config, overrides)
+    quiet()
+    from trl.scripts import grpo
+
+    jrm, script, training, model, dataset = parse(options.config, options.overrides)
     _configure(jrm)
     # TRL's script imports reward functions by name; this is the one that was just configured.
     script.reward_funcs = [JRM_REWARD, *(script.reward_funcs or [])]
@@ -63,13 +68,14 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
     Raises:
         JRMError: there is an unknown key or a wrong value, or something is missing that a run needs.
     """
-    read_yaml(config)
-    parser = _Parser((JRMRewardArguments, grpo.GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig))
-    try:
-        found = parser.parse_args_and_config(["--config", str(config), *overrides])
-    except (ValueError, TypeError) as error:
-        raise JRMError(f"the config {config} cannot be used: {' '.join(str(error).split())}") from error
-    jrm, script, training, model, dataset = found
+    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
+    from trl.scripts import grpo
+
+    from jrm_plugin.integrations.trl.config_files import parse_config
+
+    kinds = (JRMRewardArguments, grpo.GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
+    parsed = parse_config(config, overrides, kinds, lists=("reward_funcs", "reward_weights"))
+    jrm, script, training, model, dataset = parsed
     if jrm.reward_model != "jrm":
         given = "says nothing of a reward model" if jrm.reward_model is None else f"has {jrm.reward_model!r} there"
         raise JRMError(f"jrm grpo needs reward_model: jrm, and the config {config} {given}; write it, or run trl grpo.")
@@ -77,10 +83,6 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
         raise JRMError(f"the config {config} has no model_name_or_path; give the policy to train.")
     if not script.dataset_name and not dataset.datasets:
         raise JRMError(f"the config {config} has no dataset_name and no datasets; give one of them.")
-    for name in ("reward_funcs", "reward_weights"):
-        value = getattr(script if name == "reward_funcs" else training, name)
-        if value is not None and not isinstance(value, list):
-            raise JRMError(f"the config {config} cannot be used: {name} must be a list, not {value!r}.")
     names = [script.reward_model_name_or_path] if script.reward_model_name_or_path else []
     names += ["jrm", *(script.reward_funcs or [])]
     if training.reward_weights is not None and len(training.reward_weights) != len(names):
@@ -88,11 +90,13 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
             f"reward_weights in the config {config} must hold one weight for each of {', '.join(names)}, in this "
             f"order, not {training.reward_weights}."
         )
-    return found
+    return parsed
 
 
 def _configure(jrm: JRMRewardArguments) -> None:
     """Makes the reward of this process now, so that what is wrong with it is said before anything is loaded."""
+    from jrm_plugin.integrations.trl import reward
+
     given = {
         "JRM_MODEL": jrm.reward_model_path,
         "JRM_TASK": jrm.reward_task,
@@ -102,8 +106,3 @@ def _configure(jrm: JRMRewardArguments) -> None:
     }
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     reward.reward_from_environment()
-
-
-class _Parser(TrlParser):
-    def error(self, message: str):  # argparse would print the usage of two hundred options
-        raise ValueError(message)

@@ -87,3 +87,34 @@ def _mean(values: list[float]) -> dict | None:
         return None
     half_width = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "half_width": half_width}
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def tables_in_words(table: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """What `correction_table` found, as titles, headers and rows: the model's score, then the oracle's, if any."""
+    wanted = [("delta", f"Change of the model's overall score after {table['rounds']} rounds")]
+    if "oracle_before" in table["rows"][0]:
+        wanted.append(("oracle_delta", "Change of the oracle's overall score (2 to 8), which the loop never sees"))
+    tables = []
+    for name, title in wanted:
+        columns = [(arm, end) for arm in table["arms"] for end in ("last", "kept")]
+        header = ["initial score", "n", *(f"{arm}, {end}" for arm, end in columns)]
+        if name == "oracle_delta":
+            header.insert(2, "before")
+        rows = []
+        for row in table["rows"]:
+            cells = ["all" if row["below"] is None else f"< {row['below']:.2f}", str(row["samples"])]
+            if name == "oracle_delta":
+                cells.append(_in_words(row["oracle_before"], signed=False))
+            rows.append([*cells, *(_in_words(row[arm][end][name]) for arm, end in columns)])
+        tables.append((title, header, rows))
+    return tables
+
+
+def _in_words(mean: dict | None, signed: bool = True) -> str:
+    if mean is None:
+        return "–"
+    value = f"{mean['mean']:+.2f}" if signed else f"{mean['mean']:.2f}"
+    return value if mean["half_width"] is None else f"{value}±{mean['half_width']:.2f}"
