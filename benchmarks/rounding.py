@@ -14,18 +14,8 @@ from jrm_plugin.scoring.scorer import RewardScorer
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 
-def engine_scores(scorer: RewardScorer, samples: list[Sample]) -> np.ndarray:
+def scores_of(scorer: RewardScorer, samples: list[Sample]) -> np.ndarray:
     return np.array([[score.mu[d] for d in DIMENSIONS] for score in scorer.score(samples)])
-
-
-@torch.inference_mode()
-def plain_scores(scorer: RewardScorer, samples: list[Sample]) -> np.ndarray:
-    """The model's own forward pass, one sample at a time."""
-    rows = []
-    for sample in samples:
-        inputs = {name: tensor.to(scorer.model.device) for name, tensor in scorer.processor([sample]).items()}
-        rows.append(scorer.model(**inputs).mu_SD[0].tolist())
-    return np.array(rows)
 
 
 def main() -> None:
@@ -33,9 +23,11 @@ def main() -> None:
     edits = [draw_edit(random, heldout=True) for _ in range(50)]
     samples = [Sample.edit(e.source, e.instruction, c.image) for e in edits for c in e.candidates]
     exact, rounded = (RewardScorer.from_pretrained("jrm-tiny", dtype=t) for t in (torch.float32, torch.bfloat16))
-    truth, plain, engine = (
-        plain_scores(exact, samples), plain_scores(rounded, samples), engine_scores(rounded, samples)
-    )  # fmt: skip
+    one_by_one = [RewardScorer(scorer.model, scorer.processor, engine="plain") for scorer in (exact, rounded)]
+    for scorer in one_by_one:
+        scorer.engine.batch = 1
+    truth, plain = (scores_of(scorer, samples) for scorer in one_by_one)
+    engine = scores_of(rounded, samples)
     print(
         f"{len(samples)} samples, {device_description(exact.model.device)}; float32 scores spread by {truth.std():.2f}"
     )
@@ -43,7 +35,7 @@ def main() -> None:
         "bfloat16 one by one - float32 one by one": plain - truth,
         "bfloat16 engine     - float32 one by one": engine - truth,
         "bfloat16 engine     - bfloat16 one by one": engine - plain,
-        "float32 engine      - float32 one by one": engine_scores(exact, samples) - truth,
+        "float32 engine      - float32 one by one": scores_of(exact, samples) - truth,
     }.items():
         print(f"{name}: largest {np.abs(difference).max():.2g}, mean {np.abs(difference).mean():.2g}")
 

@@ -41,11 +41,13 @@ from tqdm import tqdm
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from benchmarks.measuring import device_description, slug, versions, write_csv
+from jrm_plugin.model.backbone import token_types
 from jrm_plugin.model.configuration import JRMConfig
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import ORDERS, SEQUENCES, JRMProcessor
 from jrm_plugin.model.tiny import VISION, tiny_tokenizer
 from jrm_plugin.records.samples import DIMENSIONS, Sample
+from jrm_plugin.scoring.plain import PlainEngine
 from jrm_plugin.scoring.scorer import RewardScorer
 
 HERE = Path(__file__).parent
@@ -131,7 +133,7 @@ def research(model: JRMForRewardModeling, processor: JRMProcessor, group: list[S
         ids = inputs["input_ids"]
         dimension_ids = inputs.pop("dimension_ids")
         hidden_BLH = model.backbone.model(
-            **inputs, mm_token_type_ids=(ids == model.config.backbone_config.image_token_id).int(), use_cache=False
+            **inputs, **token_types(model.config.backbone_config, ids), use_cache=False
         ).last_hidden_state
         for row, dimension, hidden_LH in zip(ids, dimension_ids.tolist(), hidden_BLH, strict=True):
             score_L2 = model.reward_head.heads[dimension](hidden_LH.float())
@@ -141,12 +143,12 @@ def research(model: JRMForRewardModeling, processor: JRMProcessor, group: list[S
 
 @torch.inference_mode()
 def plain(model: JRMForRewardModeling, processor: JRMProcessor, group: list[Sample], batch: int) -> np.ndarray:
-    parts = []
-    for start in range(0, len(group), batch):
-        inputs = processor(group[start : start + batch])
-        output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
-        parts.append(torch.stack([output.mu_SD, output.log_sigma_SD], -1))
-    return _table(torch.cat(parts))
+    sequences = [sequence for sample in group for sequence in processor.encode(sample)]
+    hidden_BH = PlainEngine(model, processor, batch=batch).hidden_states(sequences)
+    dimension_ids = None
+    if processor.sequences == "per_dimension":
+        dimension_ids = torch.tensor([sequence.dimension for sequence in sequences], device=model.device)
+    return _table(torch.stack(model.scores(hidden_BH, dimension_ids), -1))
 
 
 def engine(model: JRMForRewardModeling, processor: JRMProcessor, group: list[Sample]) -> np.ndarray:

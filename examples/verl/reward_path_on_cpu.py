@@ -44,7 +44,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from jrm_plugin.integrations.ray import ScorerPool, shared_pool
 from jrm_plugin.integrations.verl.settings import settings_of
-from jrm_plugin.model.loading import built_in_folder
+from jrm_plugin.model.checkpoint import built_in_folder
 from jrm_plugin.model.tiny import tiny_tokenizer
 from jrm_plugin.synthetic.shape_edits import COLOURS, draw_edit
 

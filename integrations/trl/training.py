@@ -23,8 +23,8 @@ from jrm_plugin.files import check_writable, read_json, read_yaml, write_json
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
+from jrm_plugin.model.checkpoint import built_in_folder, load_config
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
-from jrm_plugin.model.loading import built_in_folder, load_config
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor

@@ -6,11 +6,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.model.backbone import ROPE_POSITIONS, check_backbone_family
 from jrm_plugin.records.samples import DIMENSIONS
-
-# Image-text-to-text families whose inputs the processor and the model know: images enter as `pixel_values` with
-# `image_grid_thw`, and one placeholder token per merged patch. A further family with that interface is one more entry.
-BACKBONE_FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 
 # The fields of the config that shape the reward head.
 HEAD_FIELDS = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
@@ -21,14 +18,14 @@ class JRMConfig(PreTrainedConfig):
 
     Args:
         backbone_config: the configuration (or its dict) of a Hugging Face image-text-to-text model of one of
-            `BACKBONE_FAMILIES`; by default Qwen3-VL's.
+            `backbone.FAMILIES`; by default Qwen3-VL's.
         dimensions: what is scored, in the order of the reward head's outputs.
         reward_token_id: the token whose final hidden state is scored.
         reward_head_widths: widths of the hidden layers of the head (RankNet style, paper appendix B.1).
         reward_head_dropout: dropout after the first hidden layer, active in training.
         reward_head_activation: name of an activation of transformers (`relu`, `silu`, ...).
         log_sigma_bound: `None`, or `(centre, half_range)`: log sigma is `centre + half_range * tanh(.)`.
-        position_ids: rotary positions of image tokens: `mrope`, the backbone's own in three dimensions, or `1d`, one
+        rope_positions: rotary positions of image tokens: `mrope`, the backbone's own in three dimensions, or `1d`, one
             after another like text, as some published reward models were trained.
     """
 
@@ -42,7 +39,7 @@ class JRMConfig(PreTrainedConfig):
     reward_head_dropout: float = 0.05
     reward_head_activation: str = "relu"
     log_sigma_bound: list[float] | tuple[float, ...] | None = None
-    position_ids: str = "mrope"
+    rope_positions: str = "mrope"
     tie_word_embeddings: bool = False  # the backbone's, always; peft reads it here
 
     def __post_init__(self, **kwargs: Any):
@@ -61,8 +58,8 @@ class JRMConfig(PreTrainedConfig):
             )
         if self.log_sigma_bound is not None and (len(self.log_sigma_bound) != 2 or self.log_sigma_bound[1] <= 0):
             raise JRMError(f"log_sigma_bound must be [centre, half_range > 0], not {list(self.log_sigma_bound)}.")
-        if self.position_ids not in ("mrope", "1d"):
-            raise JRMError(f"position_ids in the model's config must be 'mrope' or '1d', not {self.position_ids!r}.")
+        if self.rope_positions not in ROPE_POSITIONS:
+            raise JRMError(f"rope_positions in the model's config must be mrope or 1d, not {self.rope_positions!r}.")
         self.tie_word_embeddings = self.backbone_config.tie_word_embeddings
         # Lists, so that a config equals what it was saved as.
         self.reward_head_widths = list(self.reward_head_widths)
@@ -73,16 +70,6 @@ class JRMConfig(PreTrainedConfig):
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         return self.backbone_config.get_text_config(*args, **kwargs)
-
-
-def check_backbone_family(model_type: str | None) -> str:
-    """Returns `model_type` if the processor and the model know that family; raises [`JRMError`] otherwise."""
-    if model_type not in BACKBONE_FAMILIES:
-        raise JRMError(
-            f"a backbone of type {model_type!r} is not supported; use one of {', '.join(BACKBONE_FAMILIES)} "
-            "(Qwen/Qwen3-VL-8B-Instruct, for instance)."
-        )
-    return model_type
 
 
 AutoConfig.register(JRMConfig.model_type, JRMConfig)

@@ -1,62 +1,50 @@
-"""From what a user names (a folder, a LoRA folder, a hub name, a built-in model) to a model and its processor."""
+"""From what a user names to a model and its processor, in one call."""
 
-from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
-
 from jrm_plugin.errors import JRMError
-
-BUILT_IN_MODELS = ("jrm-tiny",)
-
-
-def built_in_folder(path_or_name: str | Path) -> str | Path:
-    """The folder in the package of a built-in model; any other path or name comes back as it is."""
-    if str(path_or_name) in BUILT_IN_MODELS and not Path(path_or_name).exists():
-        return Path(str(files("jrm_plugin") / "resources" / str(path_or_name)))
-    return path_or_name
+from jrm_plugin.model.checkpoint import built_in_folder
+from jrm_plugin.model.lora import is_lora_folder, load_lora
+from jrm_plugin.model.modeling import JRMForRewardModeling
+from jrm_plugin.model.processing import JRMProcessor
 
 
-def load_config(folder: str | Path, **kwargs: Any):
-    """`AutoConfig.from_pretrained`, with one clear error for a folder that holds no model."""
-    path = Path(folder)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise JRMError(f"the folder {folder} holds no model: it has no config.json.")
-    if not path.is_dir() and (path.is_absolute() or len(path.parts) != 2 or path.is_file()):
+def load(
+    path_or_name: str | Path, *, revision: str | None = None, max_pixels: int | None = None, **options: Any
+) -> tuple[JRMForRewardModeling, JRMProcessor]:
+    """A model, adapters merged into it, and its processor.
+
+    Args:
+        path_or_name: a JRM folder, a LoRA folder that `jrm train` wrote, a hub name, or the built-in `jrm-tiny`.
+        revision: of a hub name.
+        max_pixels: overrides the checkpoint's; scores change with it.
+        options: go to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
+
+    Raises:
+        JRMError: there is no such checkpoint, its weights do not fit, or its files do not belong together.
+    """
+    folder = built_in_folder(path_or_name)
+    if revision is not None:
+        options["revision"] = revision
+    if is_lora_folder(folder):
+        model = load_lora(folder, **options)
+    else:
+        model = JRMForRewardModeling.from_pretrained(folder, **options)
+    processor = JRMProcessor.from_pretrained(folder, revision=revision, max_pixels=max_pixels)
+    check_belong_together(model, processor)
+    return model, processor
+
+
+def check_belong_together(model: JRMForRewardModeling, processor: JRMProcessor) -> None:
+    """Raises a [`JRMError`] if the processor is of another model."""
+    if model.config.dimensions != processor.dimensions:
         raise JRMError(
-            f"there is no model folder {folder}; give a folder with a config.json, or a hub name owner/name."
+            f"the model scores {', '.join(model.config.dimensions)} but its processor is for "
+            f"{', '.join(processor.dimensions)}; the checkpoint's files do not belong together."
         )
-    try:
-        return AutoConfig.from_pretrained(folder, **kwargs)
-    except JRMError:
-        raise
-    except (OSError, ValueError) as error:
+    if model.config.reward_token_id != processor.reward_token_id:
         raise JRMError(
-            f"the model {folder} cannot be read or fetched ({first_line(error)}); "
-            "give a folder with a config.json, or a hub name owner/name."
-        ) from error
-
-
-def load_checked(load: Callable, folder: str | Path, *args: Any, **kwargs: Any) -> tuple[PreTrainedModel, dict]:
-    """Calls a `from_pretrained`; raises [`JRMError`] that names every weight that did not load as saved."""
-    try:
-        # Misshapen weights are let through here, because transformers' own error does not name them.
-        model, info = load(folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
-    except (OSError, SafetensorError) as error:
-        raise JRMError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from error
-    wrong = {kind: sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")}
-    wrong["mismatched"] = [f"{key} {list(saved)}, not {list(own)}" for key, saved, own in wrong["mismatched"]]
-    if any(wrong.values()):
-        named = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
-        raise JRMError(
-            f"the weights in {folder} do not fit the model ({named}); "
-            "the checkpoint is damaged or was made by another version, so nothing was loaded."
+            f"the model scores token {model.config.reward_token_id} and its processor's reward token is "
+            f"{processor.reward_token_id}; the checkpoint's files do not belong together."
         )
-    return model, info
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.model.backbone import LINEAR_MAPS
+from jrm_plugin.model.checkpoint import load_config
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
-from jrm_plugin.model.loading import built_in_folder, load_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER_FILE = "adapter_config.json"
-# Attention, MLPs and the vision merger, by the names of all of `BACKBONE_FAMILIES`.
-_LINEAR_MAPS = r"backbone\.model\..*\.((q|k|v|o|gate|up|down)_proj|qkv|attn\.proj|(linear_)?fc[12]|mlp\.[02])"
 
 
 def lora_config(processor: JRMProcessor, *, r: int = 32, lora_alpha: int = 64, **kwargs: Any) -> "LoraConfig":
@@ -28,7 +27,7 @@ def lora_config(processor: JRMProcessor, *, r: int = 32, lora_alpha: int = 64, *
     """
     from peft import LoraConfig
 
-    kwargs.setdefault("target_modules", _LINEAR_MAPS)
+    kwargs.setdefault("target_modules", LINEAR_MAPS)
     return LoraConfig(
         r=r,
         lora_alpha=lora_alpha,
@@ -61,7 +60,6 @@ def load_lora(folder: str | Path, **kwargs: Any) -> JRMForRewardModeling:
     base = json.loads((Path(folder) / ADAPTER_FILE).read_text())["base_model_name_or_path"]
     if not base:
         raise JRMError(f"{folder}/{ADAPTER_FILE} does not name its base model; set base_model_name_or_path in it.")
-    base = built_in_folder(base)
     if load_config(base).model_type == JRMConfig.model_type:
         model = JRMForRewardModeling.from_pretrained(base, **kwargs)
     else:

@@ -15,8 +15,9 @@ from transformers.utils import ModelOutput
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
-from jrm_plugin.model.configuration import JRMConfig, check_backbone_family
-from jrm_plugin.model.loading import load_checked, load_config
+from jrm_plugin.model.backbone import check_backbone_family, rotary_inputs, token_types
+from jrm_plugin.model.checkpoint import built_in_folder, load_checked, load_config
+from jrm_plugin.model.configuration import JRMConfig
 
 if TYPE_CHECKING:
     from jrm_plugin.model.processing import JRMProcessor
@@ -141,16 +142,13 @@ class JRMForRewardModeling(PreTrainedModel):
         The scores of a sequence without a reward token, or with more than one, are NaN. Nothing is raised here, because
         a GPU would have to be waited for: call the output's `check` where the scores are read.
         """
-        one_by_one = {}
-        if self.config.position_ids == "1d":
-            one_by_one["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         hidden_BLH = self.backbone.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            **one_by_one,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
-            mm_token_type_ids=(input_ids == self.config.backbone_config.image_token_id).int(),
+            **token_types(self.config.backbone_config, input_ids),
+            **rotary_inputs(self.config.rope_positions, attention_mask),
             use_cache=False,
         ).last_hidden_state
         pooled_BKH, count_B = pool_reward_tokens(hidden_BLH, input_ids, self.config.reward_token_id, return_counts=True)
@@ -191,8 +189,7 @@ class JRMForRewardModeling(PreTrainedModel):
     @torch.no_grad()
     def generate(self, **inputs: Any) -> torch.Tensor:
         """The backbone's own `generate`, for critiques: the language head continues after the reward token."""
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.config.backbone_config.image_token_id).int()
-        return self.backbone.generate(**inputs)
+        return self.backbone.generate(**inputs, **token_types(self.config.backbone_config, inputs["input_ids"]))
 
     @classmethod
     def from_backbone(
@@ -201,7 +198,7 @@ class JRMForRewardModeling(PreTrainedModel):
         """A reward model over a pretrained backbone, with a fresh reward token and head.
 
         Args:
-            name_or_path: a hub name or local folder of one of `BACKBONE_FAMILIES`.
+            name_or_path: a hub name or local folder of one of `backbone.FAMILIES`.
             processor: from `JRMProcessor.from_backbone(name_or_path, ...)`; names the dimensions and the reward token.
             config: further fields of [`JRMConfig`] (`reward_head_widths`, `log_sigma_bound`, ...).
             kwargs: go to the backbone's `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
@@ -243,11 +240,12 @@ class JRMForRewardModeling(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "JRMForRewardModeling":
-        """Loads what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote, or a built-in model by name.
 
         Raises:
             JRMError: the folder is no JRM checkpoint, or a weight is missing, unexpected or misshapen.
         """
+        folder = built_in_folder(folder)
         wants_info = kwargs.pop("output_loading_info", False)
         if "config" not in kwargs:
             config = load_config(folder, **{k: v for k, v in kwargs.items() if k in ("revision", "token")})

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.model.configuration import check_backbone_family
-from jrm_plugin.model.loading import first_line, load_config
+from jrm_plugin.model import backbone
+from jrm_plugin.model.checkpoint import built_in_folder, first_line, load_config
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.critiques import REGION_TAGS, Critique
 from jrm_plugin.records.images import image_size, load_image
@@ -95,7 +95,7 @@ class JRMProcessor:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        image_processor: Qwen2VLImageProcessorPil,
+        image_processor: backbone.ImageProcessor,
         *,
         image_token: str,
         dimensions: Sequence[str] = DIMENSIONS,
@@ -125,7 +125,6 @@ class JRMProcessor:
         self._all_added_ids = set(tokenizer.get_added_vocab().values())
         self._plain = _without_added_tokens(tokenizer)
         self._templates: dict[str, list[list[int] | str]] = {}  # by kinds of segments
-        self._pixels_per_token = (image_processor.patch_size * image_processor.merge_size) ** 2
         if max_pixels is not None:
             self.max_pixels = max_pixels
 
@@ -137,16 +136,17 @@ class JRMProcessor:
     ) -> "JRMProcessor":
         """A processor for a pretrained backbone; `layout` are the keyword arguments of [`JRMProcessor`]."""
         config = load_config(name_or_path, revision=revision)
-        check_backbone_family(config.model_type)
+        backbone.check_backbone_family(config.model_type)
         tokenizer, image_processor = _load_parts(name_or_path, revision)
-        image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        image_token = tokenizer.convert_ids_to_tokens(backbone.image_token_id(config))
         return cls(tokenizer, image_processor, image_token=image_token, max_pixels=max_pixels, **layout)
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, revision: str | None = None, max_pixels: int | None = None
     ) -> "JRMProcessor":
-        """Loads what `save_pretrained` wrote."""
+        """Loads what `save_pretrained` wrote, or a built-in model's by name."""
+        folder = built_in_folder(folder)
         tokenizer, image_processor = _load_parts(folder, revision)
         path = Path(folder) / LAYOUT_FILE
         if not path.is_file():
@@ -182,16 +182,20 @@ class JRMProcessor:
     @property
     def max_pixels(self) -> int:
         """Images with more pixels than this are scaled down before they are cut into patches."""
-        return self.image_processor.size["longest_edge"]
+        return backbone.max_pixels(self.image_processor)
 
     @max_pixels.setter
-    def max_pixels(self, value: int):
-        if value < self._pixels_per_token:
-            raise JRMError(f"max_pixels={value} is less than one image token's {self._pixels_per_token} pixels.")
-        self.image_processor.size = {
-            "shortest_edge": min(self.image_processor.size["shortest_edge"], value),
-            "longest_edge": value,
-        }
+    def max_pixels(self, value: int) -> None:
+        smallest = backbone.pixels_per_token(self.image_processor)
+        if value < smallest:
+            raise JRMError(f"max_pixels={value} is less than one image token's {smallest} pixels.")
+        backbone.set_max_pixels(self.image_processor, value)
+
+    def __repr__(self) -> str:
+        return (
+            f"JRMProcessor(order={self.order!r}, sequences={self.sequences!r}, dimensions={self.dimensions}, "
+            f"tasks={list(self.rubrics)}, max_pixels={self.max_pixels})"
+        )
 
     # -- from a sample to its pieces
 
@@ -265,14 +269,11 @@ class JRMProcessor:
         Raises:
             JRMError: it cannot be opened.
         """
-        encoded = self.image_processor(images=[load_image(image)], return_tensors="pt")
-        pixel_values, (grid_thw,) = encoded["pixel_values"], encoded["image_grid_thw"]
-        return EncodedImage(pixel_values, grid_thw, len(pixel_values) // self.image_processor.merge_size**2)
+        return EncodedImage(*backbone.patches_of(self.image_processor, load_image(image)))
 
     def image_tokens(self, image: Any) -> int:
         """How many tokens an image takes; reads no more of a file than its header."""
-        width, height = image_size(image)
-        return self.image_processor.get_number_of_image_patches(height, width, {}) // self.image_processor.merge_size**2
+        return backbone.image_tokens(self.image_processor, *image_size(image))
 
     def sequence_length(self, sample: Sample, sequence: int, critiques: Mapping[str, Critique] | str | None) -> int:
         """Tokens of a sequence in training, critiques included, without decoding an image."""
@@ -417,13 +418,11 @@ class JRMProcessor:
         return batch
 
 
-def _load_parts(folder: str | Path, revision: str | None) -> tuple[PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
+def _load_parts(folder: str | Path, revision: str | None) -> tuple[PreTrainedTokenizerBase, backbone.ImageProcessor]:
     try:
-        # All families use Qwen2-VL's image processor; its PIL backend everywhere, because scores must not depend on
-        # whether torchvision is installed.
         return (
             AutoTokenizer.from_pretrained(folder, revision=revision),
-            Qwen2VLImageProcessorPil.from_pretrained(folder, revision=revision),
+            backbone.load_image_processor(folder, revision=revision),
         )
     except (OSError, ValueError) as error:
         raise JRMError(

@@ -4,40 +4,47 @@ Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions.
 """
 
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from tqdm.auto import tqdm
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.model.loading import built_in_folder
-from jrm_plugin.model.lora import is_lora_folder, load_lora
+from jrm_plugin.model.backbone import BackboneParts
+from jrm_plugin.model.loading import check_belong_together, load
 from jrm_plugin.model.modeling import JRMForRewardModeling
-from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProcessor
+from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.records.critiques import Critique, UnparsedCritique, parse_critique
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.scoring.plain import PlainEngine
+from jrm_plugin.scoring.prefetch import encode_ahead
 from jrm_plugin.scoring.protocol import Ranked
-from jrm_plugin.scoring.shared_prefix import GIB, ScoringEngine
+from jrm_plugin.scoring.sampling import Sampling
+from jrm_plugin.scoring.shared_prefix import GIB, SharedPrefixEngine
 
 logger = logging.getLogger(__name__)
 
-# Samples are decoded and tokenized by threads while others are computed, so many ahead.
-WORKERS, SAMPLES_AHEAD = 4, 32
 # Samples of one pass at most, so that progress is seen; the memory budget may allow fewer.
 SAMPLES_AT_ONCE = 256
-# Where the engine cannot plan by memory.
-PLAIN_SAMPLES = 8
 
 
 class RewardScorer:
     """Scores samples with a JRM checkpoint.
+
+    It may be used from several threads: they decode images side by side, and the device computes for one at a time.
+
+    Args:
+        model, processor: which belong together, as `jrm_plugin.model.loading.load` gives them.
+        engine: `shared_prefix` computes what sequences have in common once; `plain` computes every sequence whole, with
+            the same scores. By default the first where the backbone's structure is known.
+        memory_budget, cache_bytes: as in `from_pretrained`; the plain engine keeps no features.
+
+    Raises:
+        JRMError: model and processor do not belong together, or an argument is wrong.
 
     Example:
         >>> scorer = RewardScorer.from_pretrained("jrm-tiny")
@@ -49,14 +56,11 @@ class RewardScorer:
         model: JRMForRewardModeling,
         processor: JRMProcessor,
         *,
+        engine: Literal["shared_prefix", "plain"] | None = None,
         memory_budget: int | None = None,
         cache_bytes: int = GIB // 2,
     ):
-        if model.config.dimensions != processor.dimensions:
-            raise JRMError(
-                f"the model scores {', '.join(model.config.dimensions)} but its processor is for "
-                f"{', '.join(processor.dimensions)}; the checkpoint's files do not belong together."
-            )
+        check_belong_together(model, processor)
         if memory_budget is None:
             on_gpu = model.device.type == "cuda"
             memory_budget = int(0.6 * torch.cuda.mem_get_info(model.device)[0]) if on_gpu else 2 * GIB
@@ -65,10 +69,15 @@ class RewardScorer:
                 f"memory_budget and cache_bytes are bytes, at least 1 and 0, got {memory_budget} and {cache_bytes}."
             )
         self.model, self.processor = model.eval(), processor
-        self.engine = ScoringEngine(model, memory_budget=memory_budget, cache_bytes=cache_bytes)
-        self._shares_prefixes = ScoringEngine.supports(model)
-        if not self._shares_prefixes:
-            logger.warning("This backbone's structure is unknown: every sequence is computed whole, which is slower.")
+        self.engine = _engine(engine, model, processor, memory_budget, cache_bytes)
+        self._device = Lock()  # one pass at a time: an engine's cache and the device's memory are planned for one
+        logger.info("Scoring with %s.", self)
+
+    def __repr__(self) -> str:
+        return (
+            f"RewardScorer({self.model.name_or_path or 'a model in memory'}, dimensions={self.dimensions}, "
+            f"device={self.model.device}, dtype={str(self.model.dtype).removeprefix('torch.')}, engine={self.engine})"
+        )
 
     @classmethod
     def from_pretrained(
@@ -82,6 +91,7 @@ class RewardScorer:
         quantization_config: Any = None,
         revision: str | None = None,
         max_pixels: int | None = None,
+        engine: Literal["shared_prefix", "plain"] | None = None,
         memory_budget: int | None = None,
         cache_bytes: int = GIB // 2,
     ) -> "RewardScorer":
@@ -93,6 +103,7 @@ class RewardScorer:
                 always float32.
             attn_implementation, device_map, quantization_config, revision: as in transformers.
             max_pixels: overrides the checkpoint's; scores change with it.
+            engine: see [`RewardScorer`].
             memory_budget: bytes that scoring may take beside the weights; by default 60 % of a GPU's free memory, or
                 2 GiB on CPU. Batches are formed to fit into it.
             cache_bytes: image features kept for later calls, so that a source image is encoded once in an RL epoch;
@@ -101,7 +112,6 @@ class RewardScorer:
         Raises:
             JRMError: there is no such checkpoint, its weights do not fit, or the device cannot be used.
         """
-        folder = built_in_folder(path_or_name)
         if device is not None:
             _check_device(device)
         elif device_map is None:
@@ -114,15 +124,12 @@ class RewardScorer:
             "attn_implementation": attn_implementation,
             "device_map": device_map,
             "quantization_config": quantization_config,
-            "revision": revision,
         }
         options = {name: value for name, value in options.items() if value is not None}
-        load = load_lora if is_lora_folder(folder) else JRMForRewardModeling.from_pretrained
-        model = load(folder, **options)
-        if device is not None and device_map is None:
+        model, processor = load(path_or_name, revision=revision, max_pixels=max_pixels, **options)
+        if device_map is None:
             model = model.to(device)
-        processor = JRMProcessor.from_pretrained(folder, revision=revision, max_pixels=max_pixels)
-        return cls(model, processor, memory_budget=memory_budget, cache_bytes=cache_bytes)
+        return cls(model, processor, engine=engine, memory_budget=memory_budget, cache_bytes=cache_bytes)
 
     @property
     def dimensions(self) -> list[str]:
@@ -130,11 +137,21 @@ class RewardScorer:
 
     # -- scores
 
+    @overload
+    def score(
+        self, samples: Sequence[Sample], *, on_error: Literal["raise"] = "raise", progress: bool = False
+    ) -> list[RewardScore]: ...
+
+    @overload
+    def score(
+        self, samples: Sequence[Sample], *, on_error: Literal["return"], progress: bool = False
+    ) -> list[RewardScore | JRMError]: ...
+
     @torch.inference_mode()
     def score(
         self, samples: Sequence[Sample], *, on_error: Literal["raise", "return"] = "raise", progress: bool = False
-    ) -> list[RewardScore | JRMError]:
-        """The score of each sample, in their order.
+    ) -> list[RewardScore] | list[RewardScore | JRMError]:
+        """The score of each sample, in their order; the same alone, in any batch, and from any number of threads.
 
         Args:
             samples: what to score.
@@ -144,15 +161,21 @@ class RewardScorer:
 
         Raises:
             JRMError: a sample cannot be read (with `on_error="raise"`).
+
+        Example:
+            >>> scores = scorer.score([Sample.edit("cat.png", "make the cat blue", path) for path in candidates])
+            >>> [score.mu["overall"] for score in scores]
         """
         if on_error not in ("raise", "return"):
             raise JRMError(f"on_error must be 'raise' or 'return', got {on_error!r}.")
-        results: list[RewardScore | JRMError | None] = [None] * len(samples)
-        for indices, sequences in self._encoded(samples, results if on_error == "return" else None, progress):
-            mu_SD, log_sigma_SD = self.model.scores(self._hidden(sequences), self._dimension_ids(sequences))
-            mu_SD, sigma_SD = mu_SD.double().tolist(), log_sigma_SD.double().exp().tolist()
-            for index, mu_D, sigma_D in zip(indices, mu_SD, sigma_SD, strict=True):
-                results[index] = RewardScore(
+        results: list[Any] = [None] * len(samples)
+        for positions, sequences in self._passes(samples, results if on_error == "return" else None, progress):
+            with self._device:
+                hidden_BH = self.engine.hidden_states(sequences)
+                mu_SD, log_sigma_SD = self.model.scores(hidden_BH, self._dimension_ids(sequences))
+                mu_SD, sigma_SD = mu_SD.double().tolist(), log_sigma_SD.double().exp().tolist()
+            for position, mu_D, sigma_D in zip(positions, mu_SD, sigma_SD, strict=True):
+                results[position] = RewardScore(
                     mu=dict(zip(self.dimensions, mu_D, strict=True)),
                     sigma=dict(zip(self.dimensions, sigma_D, strict=True)),
                 )
@@ -169,86 +192,47 @@ class RewardScorer:
 
         `[S, H]` in the joint layout, `[S * D, H]` in `per_dimension`.
         """
-        parts = [self._hidden(sequences).float().cpu() for _, sequences in self._encoded(samples, None, progress)]
-        return torch.cat(parts) if parts else torch.empty(0, self.model.config.get_text_config().hidden_size)
-
-    def _hidden(self, sequences: Sequence[EncodedSequence]) -> torch.Tensor:
-        """The reward token's final hidden state of every sequence, `[B, H]`."""
-        if self._shares_prefixes:
-            return self.engine.hidden_states(sequences)
         parts = []
-        for batch in self._plain_batches(sequences):
-            output = self.model(**self._batch(batch))
-            output.check()
-            parts.append(output.hidden_BH)
-        return torch.cat(parts)
-
-    def _plain_batches(self, sequences: Sequence[EncodedSequence]) -> Iterator[Sequence[EncodedSequence]]:
-        """A few whole samples' sequences at a time, for a backbone whose structure the engine does not know."""
-        size = PLAIN_SAMPLES * self.processor.sequences_per_sample
-        return (sequences[start : start + size] for start in range(0, len(sequences), size))
+        for _, sequences in self._passes(samples, None, progress):
+            with self._device:
+                parts.append(self.engine.hidden_states(sequences).float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.get_text_config().hidden_size)
 
     def _dimension_ids(self, sequences: Sequence[EncodedSequence]) -> torch.Tensor | None:
         if sequences[0].dimension is None:
             return None
         return torch.tensor([sequence.dimension for sequence in sequences], device=self.model.device)
 
-    def _encoded(
+    def _passes(
         self, samples: Sequence[Sample], errors: list | None, progress: bool, description: str = "Scoring"
     ) -> Iterator[tuple[list[int], list[EncodedSequence]]]:
         """Positions of samples and their sequences, as many at once as the memory budget allows.
 
         The error of a sample that cannot be read goes into `errors` at its position, or is raised.
         """
-        indices: list[int] = []
+        positions: list[int] = []
         sequences: list[EncodedSequence] = []
         taken = 0
         with tqdm(total=len(samples), desc=description, unit="sample", disable=not progress) as bar:
-            for index, encoded in enumerate(self._encode_ahead(samples)):
+            for position, encoded in enumerate(encode_ahead(self.processor, samples)):
                 if isinstance(encoded, JRMError):
                     if errors is None:
-                        raise JRMError(f"sample {index} cannot be scored: {encoded}") from encoded
-                    errors[index] = encoded
+                        raise JRMError(f"sample {position} cannot be scored: {encoded}") from encoded
+                    errors[position] = encoded
                     bar.update()
                     continue
                 size = self.engine.sequence_bytes(encoded)
-                if indices and (taken + size > self.engine.memory_budget // 2 or len(indices) == SAMPLES_AT_ONCE):
-                    yield indices, sequences
-                    bar.update(len(indices))
+                if positions and (taken + size > self.engine.memory_budget // 2 or len(positions) == SAMPLES_AT_ONCE):
+                    yield positions, sequences
+                    bar.update(len(positions))
                     sequences.clear()  # the caller's too, who is done with them: they hold the pixels
-                    indices, taken = [], 0
-                indices.append(index)
+                    positions, taken = [], 0
+                positions.append(position)
                 sequences += encoded
                 taken += size
-            if indices:
-                yield indices, sequences
-                bar.update(len(indices))
-
-    def _encode_ahead(self, samples: Sequence[Sample]) -> Iterator[list[EncodedSequence] | JRMError]:
-        """The sequences of each sample, or its error, in order; threads work while the caller computes."""
-        images = _RememberedImages(self.processor)
-
-        def encode(sample: Sample) -> list[EncodedSequence] | JRMError:
-            try:
-                return self.processor.encode(sample, encode_image=images)
-            except JRMError as error:
-                return error
-
-        pool = ThreadPoolExecutor(WORKERS)
-        try:
-            pending = deque()
-            for sample in samples:
-                pending.append(pool.submit(encode, sample))
-                if len(pending) > SAMPLES_AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _batch(self, sequences: Sequence[EncodedSequence], **options: Any) -> dict[str, torch.Tensor]:
-        batch = self.processor.collate(sequences, **options)
-        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            if positions:
+                yield positions, sequences
+                bar.update(len(positions))
 
     # -- critiques
 
@@ -285,21 +269,20 @@ class RewardScorer:
             raise JRMError(f"this checkpoint has no dimension {dimension!r}; it has {', '.join(self.dimensions)}.")
         if temperature < 0 or not 0 < top_p <= 1:
             raise JRMError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
-        if temperature > 0 and not self._shares_prefixes:
-            raise JRMError(
-                "this backbone's structure is unknown, so its critiques cannot be sampled; use temperature 0."
-            )
         wanted = self.dimensions if dimension is None else [dimension]
         sampling = None
         if temperature > 0:
-            sampling = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)])
-        generator = torch.Generator(self.model.device).manual_seed(seed)
+            sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, device=self.model.device)
         results: list[dict[str, Critique | UnparsedCritique]] = []
-        for indices, sequences in self._encoded(samples, None, progress, "Writing critiques"):
-            texts = self._generate(sequences, max_new_tokens, sampling, generator)
+        for positions, sequences in self._passes(samples, None, progress, "Writing critiques"):
+            with self._device:
+                new = self.engine.generate(sequences, max_new_tokens=max_new_tokens, sampling=sampling)
+            turns = self.processor.tokenizer.batch_decode(
+                new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
             per_sample = self.processor.sequences_per_sample
-            for k in range(len(indices)):
-                results.append(self._critiques_in(texts[k * per_sample : (k + 1) * per_sample], wanted))
+            for k in range(len(positions)):
+                results.append(self._critiques_in(turns[k * per_sample : (k + 1) * per_sample], wanted))
         return results
 
     def _critiques_in(self, turns: Sequence[str], wanted: Sequence[str]) -> dict[str, Critique | UnparsedCritique]:
@@ -311,39 +294,20 @@ class RewardScorer:
             for d in wanted
         }
 
-    def _generate(
-        self,
-        sequences: Sequence[EncodedSequence],
-        max_new_tokens: int,
-        sampling: LogitsProcessorList | None = None,
-        generator: torch.Generator | None = None,
-    ) -> list[str]:
-        """The assistant turns that follow the sequences."""
-        if self._shares_prefixes:
-            new = self.engine.generate(
-                sequences,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=self.processor.tokenizer.eos_token_id,
-                warpers=sampling,
-                generator=generator,
-            )
-        else:
-            new = [
-                row for batch in self._plain_batches(sequences) for row in self._generate_plainly(batch, max_new_tokens)
-            ]
-        return self.processor.tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _generate_plainly(self, sequences: Sequence[EncodedSequence], max_new_tokens: int) -> torch.Tensor:
-        batch = self._batch(sequences, padding_side="left")
-        batch.pop("dimension_ids", None)
-        ids = self.model.generate(
-            **batch,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
-            eos_token_id=self.processor.tokenizer.eos_token_id,
-        )
-        return ids[:, batch["input_ids"].shape[1] :]
+def _engine(
+    name: str | None, model: JRMForRewardModeling, processor: JRMProcessor, memory_budget: int, cache_bytes: int
+) -> SharedPrefixEngine | PlainEngine:
+    known = BackboneParts.known(model.backbone)
+    if name == "plain" or (name is None and not known):
+        if name is None:
+            logger.warning("This backbone's structure is unknown: every sequence is computed whole, which is slower.")
+        return PlainEngine(model, processor, memory_budget=memory_budget)
+    if name not in (None, "shared_prefix"):
+        raise JRMError(f"engine must be shared_prefix or plain, not {name!r}.")
+    if not known:
+        raise JRMError("this backbone's structure is unknown to the engine shared_prefix; leave engine out.")
+    return SharedPrefixEngine(model, processor, memory_budget=memory_budget, cache_bytes=cache_bytes)
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -352,27 +316,3 @@ def _check_device(device: str | torch.device) -> None:
     except (RuntimeError, AssertionError) as error:  # no such device, not on this machine, or not in this torch
         reason = str(error).split("\n")[0].rstrip(".")
         raise JRMError(f"the device {device} cannot be used here ({reason}); use cpu, or leave it out.") from error
-
-
-class _RememberedImages:
-    """Encodes images, each of the last few once: a group's candidates name the same source image again and again."""
-
-    def __init__(self, processor: JRMProcessor, count: int = 64):
-        self._processor, self._count = processor, count
-        self._images: OrderedDict[Hashable, tuple[Any, EncodedImage]] = OrderedDict()
-        self._lock = Lock()
-
-    def __call__(self, image: Any) -> EncodedImage:
-        # Paths, URLs and bytes by what they are; images in memory by identity, and held, so that no other takes the id.
-        key = image if isinstance(image, (str, bytes, Path)) else id(image)
-        with self._lock:
-            if key in self._images:
-                self._images.move_to_end(key)
-                return self._images[key][1]
-        encoded = self._processor.encode_image(image)
-        encoded.digest  # noqa: B018  computed here, in the worker's time
-        with self._lock:
-            self._images[key] = image, encoded
-            if len(self._images) > self._count:
-                self._images.popitem(last=False)
-        return encoded

@@ -1,27 +1,36 @@
-"""The scoring engine: sequences for the price of what differs between them.
+"""The engine on a token tree: sequences for the price of what differs between them.
 
 A group of candidates shares its source image, its instruction and its rubric. Each distinct image is encoded once, and
 each distinct beginning of the sequences is computed once: the sequences become a tree (`token_tree`), and its nodes are
-computed level by level, every node on the keys and values of the tokens before it. All nodes of a level that fit into
-the memory budget are one batch. The final norm runs on reward tokens only.
+computed level by level, every node on the attention keys and values of the tokens before it. All nodes of a level that
+fit into the memory budget are one batch. The final norm runs on reward tokens only.
+
+Three words of a pass over the tree. A token's *symbol* says what it is: its id, or, for an image token, the row of its
+features as a negative number; equal symbols are equal inputs, which is how the tree finds what is shared. Attention
+keys and values are *kept* for tokens that something stands behind, all in one store a layer. A token's *slot* is its
+place in that store; what stands before a node are the slots of the nodes above it.
 
 Shape suffixes: B sequences, N nodes of a batch, S tokens of a node, P tokens before it, T tokens kept, F image tokens,
 K key-value heads, C channels of a head, H hidden.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import DynamicCache, LogitsProcessorList
-from transformers.masking_utils import create_causal_mask
+from transformers import DynamicCache
 
 from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
+from jrm_plugin.model.backbone import BackboneParts
 from jrm_plugin.model.modeling import JRMForRewardModeling
-from jrm_plugin.model.processing import EncodedImage, EncodedSequence
+from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProcessor
+from jrm_plugin.scoring.sampling import Sampling, until
 from jrm_plugin.scoring.token_tree import TokenTree, token_tree
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 # A batch takes nodes of similar length: one padded by more than this share starts another batch.
@@ -80,9 +89,9 @@ class _PrefixCache(DynamicCache):
 
     is_compileable = False
 
-    def __init__(self, kept: _KeyValues, prefix_NP: torch.Tensor, own: list[torch.Tensor]):
+    def __init__(self, kept: _KeyValues, prefix_NP: torch.Tensor, own_index: list[torch.Tensor]):
         super().__init__()
-        self.kept, self.prefix_NP, self.own = kept, prefix_NP, own
+        self.kept, self.prefix_NP, self.own_index = kept, prefix_NP, own_index
 
     def update(self, key_NKSC, value_NKSC, layer_idx, *_, **__):
         return tuple(
@@ -91,8 +100,8 @@ class _PrefixCache(DynamicCache):
         )
 
     def _extend(self, store, layer, new_NKSC):
-        if self.own:
-            row_M, place_M, slot_M = (index.to(new_NKSC.device) for index in self.own)
+        if self.own_index:
+            row_M, place_M, slot_M = (index.to(new_NKSC.device) for index in self.own_index)
             if store[layer] is None:
                 _, K, _, C = new_NKSC.shape
                 store[layer] = new_NKSC.new_empty(self.kept.tokens, K, C)
@@ -124,35 +133,26 @@ class _Computed:
     next_position_B: list[int]
 
 
-class ScoringEngine:
+class SharedPrefixEngine:
     """Computes the reward tokens' hidden states of sequences that share beginnings, and continues them.
 
     Args:
+        model: its backbone's structure must be known (`BackboneParts.known`).
+        processor: of the model.
         memory_budget: bytes that a pass may take beside the weights (estimated from shapes). On a GPU that runs out of
             memory all the same, it is halved and the pass repeated.
         cache_bytes: image features kept for later calls.
     """
 
-    def __init__(self, model: JRMForRewardModeling, *, memory_budget: int, cache_bytes: int):
-        self.model, self.memory_budget = model, memory_budget
+    def __init__(self, model: JRMForRewardModeling, processor: JRMProcessor, *, memory_budget: int, cache_bytes: int):
+        self.model, self.processor, self.memory_budget = model, processor, memory_budget
         self.features = FeatureCache(cache_bytes)
-        config = model.config.get_text_config()
-        self._layers = config.num_hidden_layers
-        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self._channels = getattr(config, "head_dim", None) or config.hidden_size // self._heads
-        self._hidden, self._intermediate = config.hidden_size, config.intermediate_size
+        self._parts = BackboneParts(model.backbone)
 
-    @staticmethod
-    def supports(model: JRMForRewardModeling) -> bool:
-        """Whether the backbone has the structure that the engine walks through: full attention, rotary positions."""
-        core = model.backbone.model
-        language = getattr(core, "language_model", None)
-        parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+    def __repr__(self) -> str:
         return (
-            all(hasattr(language, part) for part in parts)
-            and hasattr(core, "get_image_features")
-            and hasattr(core, "get_rope_index")
-            and not getattr(language, "has_sliding_layers", False)
+            f"SharedPrefixEngine(memory_budget={self.memory_budget / GIB:.3g} GiB, "
+            f"image features kept={self.features.bytes / GIB:.3g} of {self.features.max_bytes / GIB:.3g} GiB)"
         )
 
     # -- memory, in bytes
@@ -164,7 +164,8 @@ class ScoringEngine:
         return tokens * self._kv_bytes() + sum(image.pixel_values.nbytes for image in images.values())
 
     def _kv_bytes(self) -> int:
-        return 2 * self._layers * self._kv_heads * self._channels * self.model.dtype.itemsize
+        parts = self._parts
+        return 2 * parts.layer_count * parts.kv_heads * parts.head_width * self.model.dtype.itemsize
 
     def _bytes_at_once(self) -> int:
         """What one batch may take; the other half of the budget is for what is held from batch to batch."""
@@ -172,23 +173,23 @@ class ScoringEngine:
         if self.model.device.type != "cpu":
             return limit
         # a batch reads a layer's weights, so one that is small beside them would not pay for itself
-        layer = self.model.backbone.model.language_model.layers[0]
-        return min(limit, max(CPU_BATCH_BYTES, sum(weight.nbytes for weight in layer.parameters())))
+        return min(limit, max(CPU_BATCH_BYTES, sum(weight.nbytes for weight in self._parts.layers[0].parameters())))
 
     def _batch_bytes(self, N: int, S: int, P: int) -> int:
         """Activations of one layer for a batch of nodes, the largest of what is alive at once."""
-        per_token = 8 * self._hidden + 3 * self._intermediate + 4 * (self._heads + 2 * self._kv_heads) * self._channels
-        attended = 2 * (P + S) * (2 * self._kv_heads + self._heads) * self._channels
-        eager = self.model.config.get_text_config()._attn_implementation == "eager"
-        scores = S * (P + S) * (3 * self._heads if eager else 1)
+        parts = self._parts
+        heads = parts.heads + 2 * parts.kv_heads
+        per_token = 8 * parts.hidden + 3 * parts.mlp_width + 4 * heads * parts.head_width
+        attended = 2 * (P + S) * heads * parts.head_width
+        eager, _ = parts.attends_eagerly
+        scores = S * (P + S) * (3 * parts.heads if eager else 1)
         return N * (S * per_token + attended + scores) * max(self.model.dtype.itemsize, 4 if eager else 1)
 
     def _vision_bytes(self, patches: int) -> int:
-        vision = self.model.config.backbone_config.vision_config
-        width = getattr(vision, "embed_dim", None) or vision.hidden_size
-        per_patch = 8 * width + 4 * (getattr(vision, "intermediate_size", None) or 4 * width)
-        eager = self.model.config._attn_implementation == "eager"
-        return patches * (per_patch + (patches * vision.num_heads * 2 if eager else 0)) * 4
+        parts = self._parts
+        _, eager = parts.attends_eagerly
+        per_patch = 8 * parts.vision_width + 4 * parts.vision_mlp_width
+        return patches * (per_patch + (patches * parts.vision_heads * 2 if eager else 0)) * 4
 
     # -- scores
 
@@ -213,13 +214,17 @@ class ScoringEngine:
                 if self.memory_budget < 2**20:
                     raise
                 self.memory_budget //= 2
+                logger.warning(
+                    "The GPU ran out of memory: the memory budget is halved to %.3g GiB, and the pass is repeated.",
+                    self.memory_budget / GIB,
+                )
                 torch.cuda.empty_cache()
 
     def _compute(self, sequences: Sequence[EncodedSequence], lengths: Sequence[int], keep_all: bool) -> _Computed:
         """One pass over the tree of the first `lengths` tokens; keys and values of leaves are kept if asked for."""
         features, row_of = self._image_features(sequences)
-        keys = [self._keys(s, row_of)[:length] for s, length in zip(sequences, lengths, strict=True)]
-        tree = token_tree(keys)
+        symbols = [self._symbols(s, row_of)[:length] for s, length in zip(sequences, lengths, strict=True)]
+        tree = token_tree(symbols)
         position_3L = self._positions(sequences, tree)
 
         slots, tokens = [], 0
@@ -227,23 +232,24 @@ class ScoringEngine:
             size = node.end - node.start if keep_all or not node.is_leaf else 0
             slots.append(np.arange(tokens, tokens + size))
             tokens += size
-        kept = _KeyValues(tokens, [None] * self._layers, [None] * self._layers)
+        layers = self._parts.layer_count
+        kept = _KeyValues(tokens, [None] * layers, [None] * layers)
 
         reward_by_leaf: dict[int, torch.Tensor] = {}
         last_by_leaf: dict[int, torch.Tensor] = {}
         counts: list[torch.Tensor] = []
         for batch in self._batches(tree):
             nodes = [tree.nodes[n] for n in batch]
-            key_NS = _padded([keys[node.sequence][node.start : node.end] for node in nodes], value=0)
+            symbol_NS = _padded([symbols[node.sequence][node.start : node.end] for node in nodes], value=0)
             prefixes = [_joined([slots[above] for above in tree.path(n)[:-1]]) for n in batch]
             hidden_NSH, id_NS = self._run(
-                key_NS,
+                symbol_NS,
                 lengths=[node.end - node.start for node in nodes],
                 position_3NS=np.stack(
                     [_padded([position_3L[n.sequence][axis, n.start : n.end] for n in nodes], 0) for axis in range(3)]
                 ),
                 prefixes=prefixes,
-                own=[slots[n] for n in batch],
+                own_slots=[slots[n] for n in batch],
                 kept=kept,
                 features=features,
             )
@@ -255,7 +261,7 @@ class ScoringEngine:
                 hidden_NSH[at], id_NS[at], self.model.config.reward_token_id, return_counts=True
             )
             counts.append(count_N)
-            norm = self.model.backbone.model.language_model.norm
+            norm = self._parts.norm
             reward_NH = norm(pooled_NKH.squeeze(1))
             ends = torch.tensor([nodes[k].end - nodes[k].start - 1 for k in leaves], device=at.device)
             last_NH = norm(hidden_NSH[at, ends]) if keep_all else reward_NH
@@ -272,20 +278,19 @@ class ScoringEngine:
         )
 
     def _run(
-        self, key_NS, *, lengths, position_3NS, prefixes, own, kept, features
+        self, symbol_NS, *, lengths, position_3NS, prefixes, own_slots, kept, features
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The decoder layers on a batch of nodes: hidden states before the final norm, `[N, S, H]`, and token ids."""
-        core, config = self.model.backbone.model, self.model.config
-        language, device = core.language_model, self.model.device
-        N, S = key_NS.shape
+        device = self.model.device
+        N, S = symbol_NS.shape
         P = max(map(len, prefixes))
         # where images stand is known here, so that the device need not be asked, which would mean to wait for it
-        is_image_NS = key_NS < 0
+        is_image_NS = symbol_NS < 0
         image_n_F, image_s_F = (torch.from_numpy(index).to(device) for index in is_image_NS.nonzero())
-        row_F = torch.from_numpy(-1 - key_NS[is_image_NS]).to(device)
-        id_NS = np.where(is_image_NS, config.backbone_config.image_token_id, key_NS)
+        row_F = torch.from_numpy(-1 - symbol_NS[is_image_NS]).to(device)  # undoes what `_symbols` did
+        id_NS = np.where(is_image_NS, self._parts.image_token_id, symbol_NS)
         id_NS = torch.from_numpy(id_NS).to(device)
-        hidden_NSH = language.embed_tokens(id_NS)
+        hidden_NSH = self._parts.embed(id_NS)
         if len(row_F):
             hidden_NSH = hidden_NSH.index_put((image_n_F, image_s_F), features[row_F, 0].to(hidden_NSH))
 
@@ -296,25 +301,19 @@ class ScoringEngine:
             prefix_NP[n, P - len(prefix) :] = prefix
             valid_N[n, : P - len(prefix)] = False
             valid_N[n, P + length :] = False
-        stored = [(np.full(len(slots), n), np.arange(len(slots)), slots) for n, slots in enumerate(own) if len(slots)]
+        stored = [
+            (np.full(len(slots), n), np.arange(len(slots)), slots) for n, slots in enumerate(own_slots) if len(slots)
+        ]
         where = [torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*stored, strict=True)]
         cache = _PrefixCache(kept, torch.from_numpy(prefix_NP).to(device), where)
-        mask = create_causal_mask(
-            config=language.config,
-            inputs_embeds=hidden_NSH,
-            attention_mask=None if valid_N.all() else torch.from_numpy(valid_N).to(device),
-            past_key_values=cache,
-            position_ids=None,
+        hidden_NSH = self._parts.decode(
+            hidden_NSH,
+            position_3NS=torch.from_numpy(position_3NS).to(device),
+            valid_NL=None if valid_N.all() else torch.from_numpy(valid_N).to(device),
+            cache=cache,
+            image_index=(image_n_F, image_s_F),
+            image_features_FDH=features[row_F] if len(row_F) else None,
         )
-        rotary = language.rotary_emb(hidden_NSH, torch.from_numpy(position_3NS).to(device))
-        deep_layers = features.shape[1] - 1 if len(row_F) else 0
-        for k, layer in enumerate(language.layers):
-            hidden_NSH = layer(
-                hidden_NSH, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True
-            )
-            if k < deep_layers:  # Qwen3-VL adds features of earlier vision layers here
-                deep_FH = features[row_F, 1 + k].to(hidden_NSH)
-                hidden_NSH = hidden_NSH.index_put((image_n_F, image_s_F), deep_FH, accumulate=True)
         return hidden_NSH, id_NS
 
     def _batches(self, tree: TokenTree) -> Iterator[list[int]]:
@@ -334,39 +333,29 @@ class ScoringEngine:
                 batch.append(n)
             yield batch
 
-    def _keys(self, sequence: EncodedSequence, row_of: dict[bytes, int]) -> np.ndarray:
-        """A key for every token: its id, or for an image token -1 less the row of its features."""
-        keys = np.array(sequence.prompt, dtype=np.int64)
+    def _symbols(self, sequence: EncodedSequence, row_of: dict[bytes, int]) -> np.ndarray:
+        """A symbol for every token: its id, or for an image token -1 less the row of its features."""
+        symbols = np.array(sequence.prompt, dtype=np.int64)
         rows = [np.arange(image.tokens) + row_of[image.digest] for image in sequence.images]
-        keys[keys == self.model.config.backbone_config.image_token_id] = -1 - _joined(rows)
-        return keys
+        symbols[symbols == self._parts.image_token_id] = -1 - _joined(rows)
+        return symbols
 
     def _positions(self, sequences: Sequence[EncodedSequence], tree: TokenTree) -> dict[int, np.ndarray]:
         """The rotary positions of the sequences that nodes are taken from, `[3, L]` each."""
-        positions = {}
-        image_token = self.model.config.backbone_config.image_token_id
-        for k in {node.sequence for node in tree.nodes}:
-            sequence = sequences[k]
-            if self.model.config.position_ids == "1d" or not sequence.images:
-                positions[k] = np.arange(len(sequence.prompt))[None].repeat(3, 0)
-                continue
-            id_1L = torch.tensor([sequence.prompt])
-            position_31L, _ = self.model.backbone.model.get_rope_index(
-                id_1L,
-                mm_token_type_ids=(id_1L == image_token).int(),
-                image_grid_thw=torch.stack([image.grid_thw for image in sequence.images]),
-                attention_mask=torch.ones_like(id_1L),
-            )
-            positions[k] = position_31L[:, 0].numpy()
-        return positions
+        rope_positions = self.model.config.rope_positions
+        sampled = {k: sequences[k] for k in {node.sequence for node in tree.nodes}}
+        return {
+            k: self._parts.rope_positions(s.prompt, [image.grid_thw for image in s.images], rope_positions)
+            for k, s in sampled.items()
+        }
 
     # -- images
 
     def _image_features(self, sequences: Sequence[EncodedSequence]) -> tuple[torch.Tensor | None, dict[bytes, int]]:
         """Features of every distinct image, `[F, 1 + deep layers, H]`, and the first row of each."""
         images = {image.digest: image for sequence in sequences for image in sequence.images}
-        found = {digest: self.features.get(digest) for digest in images}
-        missing = [digest for digest, features in found.items() if features is None]
+        features = {digest: self.features.get(digest) for digest in images}
+        missing = [digest for digest, of_image in features.items() if of_image is None]
         while missing:
             batch = [missing.pop()]
             patches = len(images[batch[0]].pixel_values)
@@ -375,49 +364,49 @@ class ScoringEngine:
                 if self._vision_bytes(patches) > self.memory_budget // 2:
                     break
                 batch.append(missing.pop())
-            for digest, features in zip(batch, self._encode([images[digest] for digest in batch]), strict=True):
-                found[digest] = features
-                self.features.put(digest, features)
-        rows = np.cumsum([0, *(len(features) for features in found.values())])
-        row_of = dict(zip(found, rows.tolist(), strict=False))
-        return torch.cat(list(found.values())) if found else None, row_of
+            for digest, of_image in zip(batch, self._encode([images[digest] for digest in batch]), strict=True):
+                features[digest] = of_image
+                self.features.put(digest, of_image)
+        rows = np.cumsum([0, *map(len, features.values())])
+        row_of = dict(zip(features, rows.tolist(), strict=False))
+        return torch.cat(list(features.values())) if features else None, row_of
 
     def _encode(self, images: Sequence[EncodedImage]) -> list[torch.Tensor]:
         device = self.model.device
-        output = self.model.backbone.model.get_image_features(
+        features = self._parts.image_features(
             torch.cat([image.pixel_values for image in images]).to(device),
             torch.stack([image.grid_thw for image in images]).to(device),
-            return_dict=True,
         )
-        layers = [torch.cat(list(output.pooler_output)), *(getattr(output, "deepstack_features", None) or [])]
-        features = torch.stack(layers, 1)
         return [part.clone() for part in features.split([image.tokens for image in images])]
 
     # -- text
 
     def generate(
-        self, sequences: Sequence[EncodedSequence], *, max_new_tokens: int, eos_token_id: int,
-        warpers: LogitsProcessorList | None = None, generator: torch.Generator | None = None,
-    ) -> list[list[int]]:  # fmt: skip
-        """Continues every sequence from its keys and values: greedily, or by sampling from the warped distribution.
+        self, sequences: Sequence[EncodedSequence], *, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> list[list[int]]:
+        """Continues every sequence from its keys and values: with the likeliest tokens, or as `sampling` draws them.
 
         Returns:
             New token ids of each sequence, without the one that ends it.
         """
-        return self._retrying(lambda: self._generate(sequences, max_new_tokens, eos_token_id, warpers, generator))
+        return self._retrying(lambda: self._generate(sequences, max_new_tokens, sampling))
 
-    def _generate(self, sequences, max_new_tokens, eos_token_id, warpers, generator) -> list[list[int]]:
+    def _generate(
+        self, sequences: Sequence[EncodedSequence], max_new_tokens: int, sampling: Sampling | None
+    ) -> list[list[int]]:
         computed = self._compute(sequences, [len(sequence.prompt) for sequence in sequences], True)
         longest = max(len(sequence.prompt) for sequence in sequences) + max_new_tokens
         at_once = max(1, self.memory_budget // 2 // (longest * self._kv_bytes()))
         written: list[list[int]] = []
         for start in range(0, len(sequences), at_once):
             rows = range(start, min(start + at_once, len(sequences)))
-            written += self._continue(computed, rows, max_new_tokens, eos_token_id, warpers, generator)
+            written += self._continue(computed, rows, max_new_tokens, sampling)
         return written
 
-    def _continue(self, computed, rows, max_new_tokens, eos_token_id, warpers, generator) -> list[list[int]]:
-        language, device = self.model.backbone.model.language_model, self.model.device
+    def _continue(
+        self, computed: _Computed, rows: range, max_new_tokens: int, sampling: Sampling | None
+    ) -> list[list[int]]:
+        device, eos_token_id = self.model.device, self.processor.tokenizer.eos_token_id
         tree = computed.tree
         prefixes = [_joined([computed.slots[n] for n in tree.path(tree.leaf_of[b])]) for b in rows]
         P = max(map(len, prefixes))
@@ -428,37 +417,32 @@ class ScoringEngine:
             index_NP = torch.from_numpy(prefix_NP).to(key.device)
             cache.update(key[index_NP].transpose(1, 2), value[index_NP].transpose(1, 2), layer)
 
-        valid_N = torch.from_numpy(valid_NP).to(device)
+        valid_NL = torch.from_numpy(valid_NP).to(device)
         position_N = torch.tensor([computed.next_position_B[b] for b in rows], device=device)
         ended_N = torch.zeros(len(rows), dtype=torch.bool, device=device)
         last_NH = computed.last_BH[rows.start : rows.stop]
         new: list[torch.Tensor] = []
         for step in range(max_new_tokens):
-            token_N = self._choose(last_NH, new, warpers, generator).masked_fill(ended_N, eos_token_id)
+            logits_NV = self.model.get_output_embeddings()(last_NH).float()
+            if sampling is None:
+                token_N = logits_NV.argmax(-1)
+            else:
+                so_far_NL = torch.stack(new, 1) if new else ended_N.new_empty(len(rows), 0, dtype=torch.int64)
+                token_N = sampling.draw(so_far_NL, logits_NV)
+            token_N = token_N.masked_fill(ended_N, eos_token_id)
             ended_N |= token_N == eos_token_id
             new.append(token_N)
             if ended_N.all() or step == max_new_tokens - 1:
                 break
-            valid_N = torch.nn.functional.pad(valid_N, (0, 1), value=True)
-            hidden_N1H = language.embed_tokens(token_N.unsqueeze(1))
-            mask = create_causal_mask(
-                config=language.config, inputs_embeds=hidden_N1H, attention_mask=valid_N, past_key_values=cache
+            valid_NL = torch.nn.functional.pad(valid_NL, (0, 1), value=True)
+            hidden_N1H = self._parts.decode(
+                self._parts.embed(token_N.unsqueeze(1)),
+                position_3NS=(position_N + step).view(1, -1, 1).expand(3, -1, -1),
+                valid_NL=valid_NL,
+                cache=cache,
             )
-            rotary = language.rotary_emb(hidden_N1H, (position_N + step).view(1, -1, 1).expand(3, -1, -1))
-            for layer in language.layers:
-                hidden_N1H = layer(
-                    hidden_N1H, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True
-                )
-            last_NH = language.norm(hidden_N1H)[:, 0]
-        return [_until(row, eos_token_id) for row in torch.stack(new, 1).tolist()]
-
-    def _choose(self, last_NH, new, warpers, generator) -> torch.Tensor:
-        logits_NV = self.model.get_output_embeddings()(last_NH).float()
-        if warpers is None:
-            return logits_NV.argmax(-1)
-        so_far_NL = torch.stack(new, 1) if new else logits_NV.new_empty(len(logits_NV), 0, dtype=torch.int64)
-        probability_NV = warpers(so_far_NL, logits_NV).softmax(-1)
-        return torch.multinomial(probability_NV, 1, generator=generator).squeeze(1)
+            last_NH = self._parts.norm(hidden_N1H)[:, 0]
+        return [until(row, eos_token_id) for row in torch.stack(new, 1).tolist()]
 
 
 def _padded(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
@@ -470,7 +454,3 @@ def _padded(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
-def _until(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end)] if end in tokens else tokens

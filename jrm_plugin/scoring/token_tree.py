@@ -1,7 +1,7 @@
 """The plan of the scoring engine: sequences that begin alike become a tree in which what they share stands once.
 
-Sequences are arrays of keys, one for each token; equal keys mean equal inputs to the model. A node is a run of tokens
-that follows all the tokens of its ancestors. The tokens of the path to a sequence's leaf are the sequence.
+Sequences are arrays of symbols, one for each token; equal symbols mean equal inputs to the model. A node is a run of
+tokens that follows all the tokens of its ancestors. The tokens of the path to a sequence's leaf are the sequence.
 
 Shape suffixes: L length of a sequence, P tokens before a node.
 """
@@ -51,7 +51,7 @@ class TokenTree:
 
 
 def token_tree(sequences: Sequence[np.ndarray], min_shared: int = MIN_SHARED_TOKENS) -> TokenTree:
-    """The tree of these sequences of int64 keys, none empty; a sequence must not be the beginning of a longer one.
+    """The tree of these sequences of int64 symbols, none empty; a sequence must not be the beginning of a longer one.
 
     (Scored sequences are not, because each ends with its only reward token.) Equal sequences end in one leaf. A shared
     beginning of fewer than `min_shared` tokens is not shared.

@@ -1,5 +1,8 @@
 """Scores: the same alone, in any batch and with a critique behind; ranks, errors and critiques."""
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -165,9 +168,9 @@ def test_rank_keeps_the_order_of_equals(make_scorer, make_samples):
 def test_critique_writes_alike_alone_and_in_a_left_padded_batch(scorer_of, make_samples, family, sequences):
     scorer = scorer_of(family, sequences=sequences)
     encoded = [sequence for sample in make_samples(6) for sequence in scorer.processor.encode(sample)]
-    together = scorer._generate(encoded, 16)
-    assert together == [scorer._generate([sequence], 16)[0] for sequence in encoded]
-    assert len(set(together)) > 1  # what is written depends on what is seen
+    together = scorer.engine.generate(encoded, max_new_tokens=16)
+    assert together == [scorer.engine.generate([sequence], max_new_tokens=16)[0] for sequence in encoded]
+    assert len(set(map(tuple, together))) > 1  # what is written depends on what is seen
 
 
 def test_critique_does_not_change_the_score(scorer_of, make_samples, family):
@@ -191,7 +194,8 @@ def test_critique_of_one_dimension(scorer_of, make_samples, sequences):
 def test_what_is_no_critique_is_kept_as_it_was_written(scorer_of, make_samples):
     scorer = scorer_of("qwen2_vl")
     encoded = [sequence for sample in make_samples(3) for sequence in scorer.processor.encode(sample)]
-    written = scorer._generate(encoded, 8)
+    new = scorer.engine.generate(encoded, max_new_tokens=8)
+    written = scorer.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
     assert all(written)
     for text, by_dimension in zip(written, scorer.critique(make_samples(3), max_new_tokens=8), strict=True):
         for dimension in DIMENSIONS:  # random weights write no line that begins with a dimension's name
@@ -242,3 +246,33 @@ def test_max_pixels_overrides_the_checkpoint(scorer_of, tmp_path):
     scorer.processor.save_pretrained(tmp_path)
     assert RewardScorer.from_pretrained(tmp_path, device="cpu").processor.max_pixels == 64 * 64
     assert RewardScorer.from_pretrained(tmp_path, device="cpu", max_pixels=28 * 28).processor.max_pixels == 28 * 28
+
+
+# --- several threads, and what a scorer says of itself ----------------------------------------------------------------
+
+
+def test_threads_get_the_scores_that_one_thread_gets(make_scorer, make_samples):
+    scorer, samples = make_scorer("qwen3_vl"), make_samples(24)
+    expected = table(scorer.score(samples))
+    scorer = RewardScorer(scorer.model, scorer.processor, cache_bytes=4096)  # which all threads fill and empty
+    parts = [samples[k % 8 :: 8] for k in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        scores = list(pool.map(scorer.score, parts))
+    for k, part in enumerate(scores):
+        assert np.abs(table(part) - expected[k % 8 :: 8]).max() < TOLERANCE
+    assert scorer.engine.features.bytes == sum(f.nbytes for f in scorer.engine.features._features.values()) <= 4096
+
+
+def test_a_scorer_tells_model_device_dtype_and_engine(caplog):
+    with caplog.at_level(logging.INFO, logger="jrm_plugin"):
+        scorer = RewardScorer.from_pretrained("jrm-tiny", device="cpu", memory_budget=2**30, cache_bytes=2**29)
+    assert repr(scorer).endswith(
+        "jrm-tiny, dimensions=['instruction_following', 'visual_quality'], device=cpu, dtype=float32, "
+        "engine=SharedPrefixEngine(memory_budget=1 GiB, image features kept=0 of 0.5 GiB))"
+    )
+    assert caplog.messages[-1] == f"Scoring with {scorer}."
+    assert repr(RewardScorer(scorer.model, scorer.processor, engine="plain").engine) == "PlainEngine(batch=1)"
+    assert repr(scorer.processor) == (
+        "JRMProcessor(order='images_first', sequences='joint', dimensions=['instruction_following', "
+        "'visual_quality'], tasks=['edit', 'generation', 'response'], max_pixels=2304)"
+    )

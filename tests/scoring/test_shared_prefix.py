@@ -14,10 +14,11 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.records.critiques import RepairedCritique, parse_critique
 from jrm_plugin.records.samples import DIMENSIONS, Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring import scorer as scoring
-from jrm_plugin.scoring import shared_prefix as engine
+from jrm_plugin.scoring import prefetch, shared_prefix
+from jrm_plugin.scoring import scorer as scorer_module
+from jrm_plugin.scoring.plain import PlainEngine
 from jrm_plugin.scoring.scorer import RewardScorer
-from jrm_plugin.scoring.shared_prefix import FeatureCache, ScoringEngine
+from jrm_plugin.scoring.shared_prefix import FeatureCache
 
 TOLERANCE = 1e-5  # float32
 
@@ -29,11 +30,9 @@ def scores_of(scorer, samples):
     )
 
 
-@torch.inference_mode()
 def plain_scores(scorer, samples):
-    """Every sample alone, through the model's own forward pass: `[S, 2 D]`."""
-    outputs = [scorer.model(**scorer.processor([sample])) for sample in samples]
-    return np.array([torch.cat([o.mu_SD[0], o.log_sigma_SD[0]]).tolist() for o in outputs])
+    """Every sequence alone, through the model's own forward pass: `[S, 2 D]`."""
+    return scores_of(RewardScorer(scorer.model, scorer.processor, engine="plain"), samples)
 
 
 @st.composite
@@ -92,21 +91,21 @@ def test_on_cpu_batches_are_small_and_score_the_same(make_scorer, images, monkey
     expected = scores_of(scorer, group)
     assert batches == [1, 48]  # what they share, and the rest of each
     batches.clear()
-    monkeypatch.setattr(engine, "CPU_BATCH_BYTES", 1)
+    monkeypatch.setattr(shared_prefix, "CPU_BATCH_BYTES", 1)
     assert np.abs(scores_of(scorer, group) - expected).max() < TOLERANCE
     assert max(batches) < 48
 
 
 def test_positions_one_after_another(make_scorer, images, order):
     """As some published reward models were trained: image tokens are counted like text."""
-    scorer = make_scorer("qwen2_5_vl", order, config={"position_ids": "1d"})
+    scorer = make_scorer("qwen2_5_vl", order, config={"rope_positions": "1d"})
     group = [Sample.edit(images[3], "make it blue", image) for image in images]
     expected = plain_scores(scorer, group)
     assert np.abs(scores_of(scorer, group) - expected).max() < TOLERANCE
-    scorer.model.config.position_ids = "mrope"
+    scorer.model.config.rope_positions = "mrope"
     assert np.abs(plain_scores(scorer, group) - expected).max() > 1e-3
-    with pytest.raises(JRMError, match="position_ids in the model's config must be 'mrope' or '1d', not '2d'"):
-        make_scorer("qwen2_5_vl", config={"position_ids": "2d"})
+    with pytest.raises(JRMError, match="rope_positions in the model's config must be mrope or 1d, not '2d'"):
+        make_scorer("qwen2_5_vl", config={"rope_positions": "2d"})
 
 
 def test_what_is_shared_is_computed_once(make_scorer, images):
@@ -153,24 +152,7 @@ def test_the_cache_keeps_the_last_used_within_its_bytes(requests, max_bytes):
         assert (cache.get(digest) is not None) == (4 * size <= max_bytes)
 
 
-def test_an_unknown_structure_is_computed_plainly_and_said_so(make_scorer, images, caplog, monkeypatch):
-    scorer = make_scorer("qwen2_vl", sequences="per_dimension")
-    samples = [Sample.edit(images[0], "make it blue", image) for image in images]
-    expected = scores_of(scorer, samples)
-    written = scorer.critique(samples, max_new_tokens=8)
-    monkeypatch.setattr(ScoringEngine, "supports", staticmethod(lambda model: False))
-    monkeypatch.setattr(scoring, "PLAIN_SAMPLES", 3)
-    plain = RewardScorer(scorer.model, scorer.processor)
-    assert [record.message for record in caplog.records] == [
-        "This backbone's structure is unknown: every sequence is computed whole, which is slower."
-    ]
-    assert np.abs(scores_of(plain, samples) - expected).max() < TOLERANCE
-    assert plain.critique(samples, max_new_tokens=8) == written
-    with pytest.raises(JRMError, match="cannot be sampled; use temperature 0"):
-        plain.critique(samples, temperature=1.0)
-
-
-def test_out_of_memory_halves_the_budget_and_goes_on(make_scorer, images, monkeypatch):
+def test_out_of_memory_halves_the_budget_says_so_and_goes_on(make_scorer, images, monkeypatch, caplog):
     scorer = make_scorer("qwen3_vl")
     samples = [Sample.edit(images[0], "make it blue", image) for image in images]
     expected, budget = scores_of(scorer, samples), scorer.engine.memory_budget
@@ -184,14 +166,18 @@ def test_out_of_memory_halves_the_budget_and_goes_on(make_scorer, images, monkey
     monkeypatch.setattr(scorer.engine, "_run", fails_twice)
     assert np.abs(scores_of(scorer, samples) - expected).max() < TOLERANCE
     assert scorer.engine.memory_budget == budget // 4
+    assert [record.message for record in caplog.records] == [
+        f"The GPU ran out of memory: the memory budget is halved to {gib} GiB, and the pass is repeated."
+        for gib in ("1", "0.5")
+    ]
 
 
 def test_few_samples_are_held_at_once_and_a_broken_image_is_told_by_its_index(
     make_scorer, images, tmp_path, monkeypatch
 ):
     """Those of a pass and those that threads read ahead, however many there are to score."""
-    monkeypatch.setattr(scoring, "SAMPLES_AT_ONCE", 24)
-    monkeypatch.setattr(scoring, "SAMPLES_AHEAD", 8)
+    monkeypatch.setattr(scorer_module, "SAMPLES_AT_ONCE", 24)
+    monkeypatch.setattr(prefetch, "SAMPLES_AHEAD", 8)
     scorer = make_scorer("qwen2_vl")
     encode, lock, held = scorer.processor.encode, threading.Lock(), Counter()
 
@@ -225,9 +211,8 @@ def test_few_samples_are_held_at_once_and_a_broken_image_is_told_by_its_index(
 def test_greedy_text_is_the_backbones_own(scorer_of, make_samples, family, order, sequences):
     scorer = scorer_of(family, order, sequences)
     encoded = [sequence for sample in make_samples(6) for sequence in scorer.processor.encode(sample)]
-    assert scorer._generate(encoded, 12) == scorer.processor.tokenizer.batch_decode(
-        scorer._generate_plainly(encoded, 12), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    plain = PlainEngine(scorer.model, scorer.processor, batch=3)
+    assert scorer.engine.generate(encoded, max_new_tokens=12) == plain.generate(encoded, max_new_tokens=12)
 
 
 def test_sampled_critiques_vary_with_the_seed_only(scorer_of, make_samples):

@@ -27,7 +27,7 @@ from jrm_plugin import Sample  # noqa: E402
 from jrm_plugin.integrations.ray import ScorerPool, shared_pool  # noqa: E402
 from jrm_plugin.integrations.verl.reward_manager import row_of  # noqa: E402
 from jrm_plugin.integrations.verl.settings import settings_of  # noqa: E402
-from jrm_plugin.model.loading import built_in_folder
+from jrm_plugin.model.checkpoint import built_in_folder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

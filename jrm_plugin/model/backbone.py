@@ -1,0 +1,240 @@
+"""All that is a backbone family's: what it is fed, how images enter it, and where its parts are.
+
+The families share Qwen-VL's interface: images enter as `pixel_values` (patches) with `image_grid_thw`, one placeholder
+token stands for each merged patch, and rotary positions have three dimensions. What differs is in `FAMILIES`.
+
+Shape suffixes: N nodes of a batch, S tokens of a node, L length, F image tokens, D layers of image features, H hidden.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, Qwen2VLImageProcessorPil
+from transformers.masking_utils import create_causal_mask
+
+from jrm_plugin.errors import JRMError
+
+
+@dataclass(frozen=True)
+class BackboneFamily:
+    """What differs between families: widths of the vision encoder, of its patches and inside its MLPs."""
+
+    vision_width: Callable[[PreTrainedConfig], int]
+    vision_mlp_width: Callable[[PreTrainedConfig], int]
+
+
+# By `model_type`. A further family with the interface above is one more entry.
+FAMILIES = {
+    "qwen3_vl": BackboneFamily(lambda vision: vision.hidden_size, lambda vision: vision.intermediate_size),
+    "qwen2_5_vl": BackboneFamily(lambda vision: vision.hidden_size, lambda vision: vision.intermediate_size),
+    "qwen2_vl": BackboneFamily(lambda vision: vision.embed_dim, lambda vision: 4 * vision.embed_dim),
+}
+
+# Attention, MLPs and the vision merger of every family, as LoRA adapts them in a `JRMForRewardModeling`.
+LINEAR_MAPS = r"backbone\.model\..*\.((q|k|v|o|gate|up|down)_proj|qkv|attn\.proj|(linear_)?fc[12]|mlp\.[02])"
+
+ROPE_POSITIONS = ("mrope", "1d")
+
+
+def check_backbone_family(model_type: str | None) -> str:
+    """Returns `model_type` if it is in `FAMILIES`; raises [`JRMError`] otherwise."""
+    if model_type not in FAMILIES:
+        raise JRMError(
+            f"a backbone of type {model_type!r} is not supported; use one of {', '.join(FAMILIES)} "
+            "(Qwen/Qwen3-VL-8B-Instruct, for instance)."
+        )
+    return model_type
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+# All families use Qwen2-VL's image processor; its PIL backend everywhere, because scores must not depend on whether
+# torchvision is installed.
+ImageProcessor = Qwen2VLImageProcessorPil
+
+
+def load_image_processor(folder: str | Path, **options: Any) -> ImageProcessor:
+    """The image processor in a folder; raises what transformers raises."""
+    return ImageProcessor.from_pretrained(folder, **options)
+
+
+def patches_of(image_processor: ImageProcessor, picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """An RGB picture as the backbone takes it: patches `[patches, C * T * P * P]`, their grid `[3]`, and its tokens."""
+    encoded = image_processor(images=[picture], return_tensors="pt")
+    pixel_values, (grid_thw,) = encoded["pixel_values"], encoded["image_grid_thw"]
+    return pixel_values, grid_thw, len(pixel_values) // image_processor.merge_size**2
+
+
+def image_tokens(image_processor: ImageProcessor, width: int, height: int) -> int:
+    """How many tokens an image of this size takes."""
+    return image_processor.get_number_of_image_patches(height, width, {}) // image_processor.merge_size**2
+
+
+def pixels_per_token(image_processor: ImageProcessor) -> int:
+    return (image_processor.patch_size * image_processor.merge_size) ** 2
+
+
+def max_pixels(image_processor: ImageProcessor) -> int:
+    """Images with more pixels than this are scaled down."""
+    return image_processor.size["longest_edge"]
+
+
+def set_max_pixels(image_processor: ImageProcessor, value: int) -> None:
+    smallest = min(image_processor.size["shortest_edge"], value)
+    image_processor.size = {"shortest_edge": smallest, "longest_edge": value}
+
+
+# --- what a forward pass takes beside token ids -----------------------------------------------------------------------
+
+
+def image_token_id(backbone_config: PreTrainedConfig) -> int:
+    """The placeholder token that stands for one merged patch."""
+    return backbone_config.image_token_id
+
+
+def token_types(backbone_config: PreTrainedConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The further input that tells image tokens from text, of the shape of `input_ids`."""
+    return {"mm_token_type_ids": (input_ids == image_token_id(backbone_config)).int()}
+
+
+def rotary_inputs(rope_positions: str, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The further input that numbers tokens one after another; none where the backbone numbers them itself."""
+    return {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)} if rope_positions == "1d" else {}
+
+
+# --- its parts, for engines that run them one by one ------------------------------------------------------------------
+
+
+class BackboneParts:
+    """The parts of a backbone that [`SharedPrefixEngine`] runs one by one.
+
+    Args:
+        backbone: the Hugging Face image-text-to-text model; `BackboneParts.known` must hold.
+    """
+
+    def __init__(self, backbone: PreTrainedModel):
+        self._core = backbone.model
+        text, vision = backbone.config.get_text_config(), backbone.config.vision_config
+        self.image_token_id = image_token_id(backbone.config)
+        self.layer_count = text.num_hidden_layers
+        self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
+        self.head_width = getattr(text, "head_dim", None) or text.hidden_size // self.heads
+        self.hidden, self.mlp_width = text.hidden_size, text.intermediate_size
+        family = FAMILIES[backbone.config.model_type]
+        self.vision_width, self.vision_mlp_width = family.vision_width(vision), family.vision_mlp_width(vision)
+        self.vision_heads = vision.num_heads
+
+    @staticmethod
+    def known(backbone: PreTrainedModel) -> bool:
+        """Whether the backbone has the structure that is walked through here: full attention, rotary positions."""
+        language = getattr(backbone.model, "language_model", None)
+        return (
+            all(hasattr(language, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
+            and hasattr(backbone.model, "get_image_features")
+            and hasattr(backbone.model, "get_rope_index")
+            and not getattr(language, "has_sliding_layers", False)
+        )
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self._core.language_model.layers
+
+    @property
+    def attends_eagerly(self) -> tuple[bool, bool]:
+        """Whether whole matrices of attention scores are made: by the language model, and by the vision encoder."""
+        return (
+            self._core.language_model.config._attn_implementation == "eager",
+            self._core.config._attn_implementation == "eager",
+        )
+
+    def embed(self, id_NS: torch.Tensor) -> torch.Tensor:
+        """Token embeddings, `[N, S, H]`."""
+        return self._core.language_model.embed_tokens(id_NS)
+
+    def norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The final norm."""
+        return self._core.language_model.norm(hidden)
+
+    def decode(
+        self,
+        hidden_NSH: torch.Tensor,
+        *,
+        position_3NS: torch.Tensor,
+        valid_NL: torch.Tensor | None,
+        cache: Cache,
+        image_index: tuple[torch.Tensor, torch.Tensor] | None = None,
+        image_features_FDH: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """All decoder layers: hidden states before the final norm, `[N, S, H]`.
+
+        Args:
+            hidden_NSH: embeddings, those of image tokens included.
+            position_3NS: rotary positions.
+            valid_NL: False where the cached tokens and these ones, together L, are padding; None if nowhere.
+            cache: keys and values of what stands before, which takes those of these tokens too.
+            image_index, image_features_FDH: where image tokens stand (n, s) and their features; those behind the first
+                are added after the first layers, as Qwen3-VL does.
+        """
+        language = self._core.language_model
+        mask = create_causal_mask(
+            config=language.config,
+            inputs_embeds=hidden_NSH,
+            attention_mask=valid_NL,
+            position_ids=None,
+            **{_cache_argument(create_causal_mask): cache},
+        )
+        rotary = language.rotary_emb(hidden_NSH, position_3NS)
+        added = 0 if image_features_FDH is None else image_features_FDH.shape[1] - 1
+        for k, layer in enumerate(language.layers):
+            hidden_NSH = layer(
+                hidden_NSH,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                use_cache=True,
+                **{_cache_argument(type(layer).forward): cache},
+            )
+            if k < added:
+                features_FH = image_features_FDH[:, 1 + k].to(hidden_NSH)
+                hidden_NSH = hidden_NSH.index_put(image_index, features_FH, accumulate=True)
+        return hidden_NSH
+
+    def image_features(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+        """Features of images, all their tokens one after another: `[F, D, H]`.
+
+        The first of the D stands in the sequence; the others, in Qwen3-VL, are those of earlier vision layers.
+        """
+        output = self._core.get_image_features(pixel_values, grid_thw, return_dict=True)
+        layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+        return torch.stack([_joined(layer) for layer in layers], 1)
+
+    def rope_positions(self, ids: Sequence[int], grids_thw: Sequence[torch.Tensor], rope_positions: str) -> np.ndarray:
+        """Rotary positions of one sequence, `[3, L]`; `rope_positions` as in `JRMConfig`."""
+        if rope_positions == "1d" or not grids_thw:
+            return np.arange(len(ids))[None].repeat(3, 0)
+        id_1L = torch.tensor([ids])
+        position_31L, _ = self._core.get_rope_index(
+            id_1L,
+            mm_token_type_ids=(id_1L == self.image_token_id).int(),
+            image_grid_thw=torch.stack(list(grids_thw)),
+            attention_mask=torch.ones_like(id_1L),
+        )
+        return position_31L[:, 0].numpy()
+
+
+@functools.cache
+def _cache_argument(function: Callable) -> str:
+    """What a function calls keys and values of earlier tokens: newer versions of transformers have renamed it."""
+    return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
+
+
+def _joined(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Features of all images, which come split by image or not: that depends on the version of transformers."""
+    return features if isinstance(features, torch.Tensor) else torch.cat(list(features))

@@ -1,0 +1,37 @@
+"""A model and its processor in one call, and files that do not belong together."""
+
+import json
+from shutil import copytree
+
+import pytest
+
+from jrm_plugin import JRMForRewardModeling, JRMProcessor
+from jrm_plugin.errors import JRMError
+from jrm_plugin.model.checkpoint import built_in_folder
+from jrm_plugin.model.loading import load
+
+
+def test_a_folder_and_a_built_in_name_load_alike(tmp_path):
+    copytree(built_in_folder("jrm-tiny"), tmp_path / "copy")
+    (model, processor), (same, same_processor) = load("jrm-tiny"), load(tmp_path / "copy", max_pixels=48 * 48)
+    assert {name: weight.sum().item() for name, weight in model.state_dict().items()} == {
+        name: weight.sum().item() for name, weight in same.state_dict().items()
+    }
+    assert repr(processor) == repr(same_processor)
+    assert JRMForRewardModeling.from_pretrained("jrm-tiny").config.dimensions == model.config.dimensions
+    assert JRMProcessor.from_pretrained("jrm-tiny").rubrics == processor.rubrics
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("config.json", "dimensions", ["beauty", "truth"], "the model scores beauty, truth but its processor is for"),
+        ("config.json", "reward_token_id", 7, "the model scores token 7 and its processor's reward token is"),
+    ],
+)
+def test_files_of_two_checkpoints_are_refused(tmp_path, file, key, value, message):
+    copytree(built_in_folder("jrm-tiny"), tmp_path / "mixed")
+    path = tmp_path / "mixed" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(JRMError, match=f"{message}.*do not belong together"):
+        load(tmp_path / "mixed")
