@@ -9,18 +9,13 @@ Stopped at any point, the same command goes on.
 
 import argparse
 import json
-import math
-import subprocess
-import sys
-from importlib.resources import as_file, files
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import device_description, versions, write_csv
-from jrm_plugin.cli.demo import HELDOUT_PAIRS, SHAPES, training_texts
+from jrm_plugin.cli.demo import HELDOUT_PAIRS, SHAPES, train_stage, training_texts
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
 from jrm_plugin.model.processing import ORDERS, SEQUENCES
@@ -30,22 +25,11 @@ from jrm_plugin.scoring.scorer import RewardScorer
 RESULTS = Path(__file__).parent / "results"
 
 
-def train(stage: str, model: Path, data: Path, output: Path, scale: float, seed: int, **options: object) -> None:
-    """One stage of the demo as `jrm train` runs it, with its number of steps scaled."""
-    if (output / "trainer_state.json").exists():
-        return
-    with as_file(files("jrm_plugin") / "resources" / "demo" / f"shapes_{stage}.yaml") as config:
-        steps = math.ceil(yaml.safe_load(config.read_text())["max_steps"] * scale)
-        options |= {"model": model, "train_data": data, "output_dir": output, "max_steps": steps, "seed": seed}
-        flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-        subprocess.run([sys.executable, "-m", "jrm_plugin.cli", "train", "--config", str(config), *flags], check=True)
-
-
 def measure_layout(order: str, sequences: str, folder: Path, scale: float, seed: int) -> dict:
     data, warm, model = (folder / name for name in ("data", f"warm-{order}-{sequences}", f"{order}-{sequences}"))
-    layout = {"order": order, "sequences": sequences}
-    train("warm_start", folder / "backbone", data / "language.jsonl", warm, scale, seed, **layout)
-    train("joint", warm, data / "train.json", model, scale, seed)
+    layout = ["--order", order, "--sequences", sequences]
+    train_stage(SHAPES, "warm_start", folder / "backbone", data / "language.jsonl", warm, scale, seed, layout)
+    train_stage(SHAPES, "joint", warm, data / "train.json", model, scale, seed)
     scorer = RewardScorer.from_pretrained(model, device="cpu")
     assert (scorer.processor.order, scorer.processor.sequences) == (order, sequences)
     heldout = read_edit_reward(data / "heldout.json", progress=False).examples

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from jrm_plugin.cli import environment
+from jrm_plugin.cli import env
 
 QUANTILES = (0.2, 0.5, 0.8)
 
@@ -89,8 +89,8 @@ def slug(text: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions that decide how fast this is."""
-    found = environment.versions()
-    return {name: found[name] for name in ("torch", "triton", "python")}
+    every = env.versions()
+    return {name: every[name] for name in ("torch", "triton", "python")}
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

@@ -46,10 +46,9 @@ from importlib import import_module
 sys.modules |= dict.fromkeys({OPTIONAL})  # as if they were not installed
 import jrm_plugin
 for module in pkgutil.walk_packages(jrm_plugin.__path__, "jrm_plugin."):
-    if not module.name.startswith(("jrm_plugin.cli.", "jrm_plugin.integrations")):
+    if not module.name.startswith(("jrm_plugin.cli.__main__", "jrm_plugin.integrations")):
         import_module(module.name)
         print(module.name)
-import jrm_plugin.cli.app, jrm_plugin.cli.bulk, jrm_plugin.cli.environment
 """)
     assert {"jrm_plugin.scoring.scorer", "jrm_plugin.data.editreward", "jrm_plugin.synthetic.photo_edits"} <= {
         *printed.split()

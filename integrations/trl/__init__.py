@@ -5,6 +5,7 @@ from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, to_dataset
 from jrm_plugin.integrations.trl.reward import JRMReward
 from jrm_plugin.integrations.trl.text_reward import JRMForTextReward
+from jrm_plugin.integrations.trl.training import TrainArguments, train
 from jrm_plugin.rollouts import InvalidAnswer
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "JointRewardConfig",
     "JointRewardTrainer",
     "InvalidAnswer",
+    "TrainArguments",
     "jrm_reward",
     "to_dataset",
+    "train",
 ]

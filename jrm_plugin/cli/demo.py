@@ -4,6 +4,7 @@ Every stage leaves its result in the output folder, and the same command goes on
 training stages are ordinary `jrm train` runs; their configs are in `jrm_plugin/resources/demo`.
 """
 
+import argparse
 import json
 import math
 import shutil
@@ -14,30 +15,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from transformers.utils import logging
 
-from jrm_plugin.cli.environment import versions
-from jrm_plugin.cli.train import parse, train
+from jrm_plugin.cli.common import quiet
+from jrm_plugin.cli.env import versions
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.errors import JRMError
-from jrm_plugin.evaluation.critiques import evaluate_critiques
 from jrm_plugin.evaluation.metrics import accuracy_difference
-from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
 from jrm_plugin.evaluation.report import write_report
-from jrm_plugin.evaluation.representation import evaluate_representation
-from jrm_plugin.files import check_writable, write_text
+from jrm_plugin.files import check_writable, read_json, write_json
 from jrm_plugin.model.rubrics import default_rubrics
-from jrm_plugin.model.tiny import write_tiny_backbone
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import DIMENSIONS, Sample
-from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.runs import check_settings, read_records
 from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
 from jrm_plugin.synthetic.preferences import GROUPS, Candidate, EditSet
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
+
+if TYPE_CHECKING:
+    from jrm_plugin.scoring.scorer import RewardScorer
 
 HELDOUT_PAIRS = 1000
 CRITICISED_PAIRS = 100
@@ -82,7 +81,7 @@ class Steps:
 
     def __init__(self, output: Path):
         self.file = output / "timings.json"
-        self.seconds: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.seconds: dict[str, float] = read_json(self.file) if self.file.exists() else {}
 
     @contextmanager
     def step(self, name: str):
@@ -92,18 +91,36 @@ class Steps:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            write_text(self.file, json.dumps(self.seconds, indent=2))
+            write_json(self.file, self.seconds)
 
 
-def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: int) -> int:
-    """The whole pipeline; returns an exit code and leaves `report.html`, `summary.json` and `model/` in `output`."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="folder to write (default: %(default)s)"
+    )
+    parser.add_argument("--photos", action="store_true", help="edits of photographs instead of coloured shapes")
+    parser.add_argument("--compare", action="store_true", help="also train the alpha = 0 baseline and compare")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="times the usual number of steps (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of data and weights (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole pipeline; leaves `report.html`, `summary.json` and `model/` in the output folder."""
+    quiet()
+    import torch
+
     torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
+    output, photos, compare = options.output, options.photos, options.compare
+    scale, seed = options.scale, options.seed
     if not scale > 0:
         raise JRMError(f"--scale must be positive, got {scale}.")
     check_writable(output)
-    _check_options(output, {"photos": photos, "scale": scale, "seed": seed})
+    # Stages that are done are not done again, so they must have been done with the same options.
+    settings = {"photos": photos, "scale": scale, "seed": seed}
+    check_settings(output / "demo.json", settings, results=(output / "data" / "meta.json").exists())
+    write_json(output / "demo.json", settings)
     recipe = PHOTOS if photos else SHAPES
     steps = Steps(output)
     try:
@@ -116,16 +133,6 @@ def run_demo(output: Path, *, photos: bool, compare: bool, scale: float, seed: i
     return 0
 
 
-def _check_options(output: Path, options: dict) -> None:
-    """Stages that are done are not done again, so they must have been done with the same options."""
-    file = output / "demo.json"
-    earlier = json.loads(file.read_text()) if file.exists() else options
-    if earlier != options:
-        changed = ", ".join(f"--{name}" for name in options if options[name] != earlier[name])
-        raise JRMError(f"{output} holds a demo with another {changed}; give the same, or choose another --output.")
-    write_text(file, json.dumps(options))
-
-
 # -- training
 
 
@@ -136,33 +143,33 @@ def _train_all(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale:
             pairs = recipe.train_pairs
             recipe.edits.write(data, train=pairs, heldout=HELDOUT_PAIRS, language=pairs, seed=seed)
     if not backbone.exists():
+        from jrm_plugin.model.tiny import write_tiny_backbone
+
         with steps.step("Making an untrained backbone"):
             staging = output / ".backbone"
             shutil.rmtree(staging, ignore_errors=True)
             write_tiny_backbone(staging, training_texts(data), image_size=recipe.image_size, seed=seed)
             staging.rename(backbone)
     with steps.step("Language warm start"):
-        _train(recipe, "warm_start", backbone, data / "language.jsonl", warm, scale, seed)
+        train_stage(recipe, "warm_start", backbone, data / "language.jsonl", warm, scale, seed)
     arms = {"model": 0.7, "baseline": 0.0} if compare else {"model": 0.7}
     for arm, alpha in arms.items():
         with steps.step(f"Joint training, alpha = {alpha}"):
-            _train(recipe, "joint", warm, data / "train.json", output / arm, scale, seed, ["--alpha", str(alpha)])
+            train_stage(recipe, "joint", warm, data / "train.json", output / arm, scale, seed, ["--alpha", str(alpha)])
 
 
 def training_texts(data: Path) -> list[str]:
     """All that the model will read and write."""
     texts = [line for task in default_rubrics("short").values() for line in task.values()]
-    for line in (data / "language.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_records(data / "language.jsonl"):
         texts += [row["prompt"], row["text"]]
-    for line in (data / "train_critiques.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_records(data / "train_critiques.jsonl"):
         texts.append(row["prompt"])
         texts.append("\n".join(f"{d}: {Critique.parse(json.dumps(row[d])).to_json()}" for d in DIMENSIONS))
     return texts
 
 
-def _train(
+def train_stage(
     recipe: Recipe,
     stage: str,
     model: Path,
@@ -172,6 +179,9 @@ def _train(
     seed: int,
     overrides: Sequence[str] = (),
 ) -> None:
+    """A stage's `jrm train` run, `scale` times its number of steps; raises [`Stopped`] where that is stopped."""
+    from jrm_plugin.integrations.trl.training import parse, train
+
     if (output / "trainer_state.json").exists():  # written last: this stage is done
         return
     paths = ["--model", model, "--train_data", data, "--output_dir", output, "--seed", seed]
@@ -186,6 +196,11 @@ def _train(
 
 
 def _evaluate(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: float, seed: int) -> dict:
+    from jrm_plugin.evaluation.critiques import evaluate_critiques
+    from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
+    from jrm_plugin.evaluation.representation import evaluate_representation
+    from jrm_plugin.scoring.scorer import RewardScorer
+
     heldout = read_edit_reward(output / "data" / "heldout.json", progress=False).examples
     scorer = RewardScorer.from_pretrained(output / "model", device="cpu")
     with steps.step(f"Evaluating on {len(heldout)} held-out pairs"):
@@ -226,11 +241,15 @@ def _evaluate(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: 
         if comparison:
             report["comparison"] = comparison
         write_report(output, report)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(output / "summary.json", summary)
     return summary
 
 
 def _compare(output: Path, heldout: list[PreferencePair], results: list, summary: dict) -> dict:
+    from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
+    from jrm_plugin.evaluation.representation import evaluate_representation
+    from jrm_plugin.scoring.scorer import RewardScorer
+
     baseline = RewardScorer.from_pretrained(output / "baseline", device="cpu")
     other = evaluate_pairs(baseline, heldout, progress=True)
     arms = [
@@ -262,10 +281,10 @@ def _is_right(result, name: str) -> bool:
 
 
 def _log(folder: Path) -> list[dict]:
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return read_json(folder / "trainer_state.json")["log_history"]
 
 
-def _facts(recipe: Recipe, scorer: RewardScorer) -> dict:
+def _facts(recipe: Recipe, scorer: "RewardScorer") -> dict:
     return {
         "data": recipe.about,
         "training pairs": recipe.train_pairs,
@@ -276,7 +295,7 @@ def _facts(recipe: Recipe, scorer: RewardScorer) -> dict:
     }
 
 
-def _ranked(scorer: RewardScorer, edits: EditSet, seed: int) -> list[dict]:
+def _ranked(scorer: "RewardScorer", edits: EditSet, seed: int) -> list[dict]:
     """Held-out instructions, each with one candidate for every outcome in `GROUP`, scored."""
     rng = np.random.default_rng([seed, 2])
     groups: dict[str, dict] = {}
@@ -298,7 +317,7 @@ def _note(candidate: Candidate) -> str:
     return f"{failure}, {candidate.quality}".replace("_", " ")
 
 
-def _criticised(scorer: RewardScorer, pairs: list[PreferencePair]) -> list[dict]:
+def _criticised(scorer: "RewardScorer", pairs: list[PreferencePair]) -> list[dict]:
     chosen = [(pair.rejected, pair.rejected_critiques) for pair in pairs[:SHOWN_CRITIQUES]]
     written = scorer.critique([sample for sample, _ in chosen])
     return [

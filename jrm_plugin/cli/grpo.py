@@ -3,21 +3,21 @@
 The YAML is that of `trl grpo`, read by TRL's own parser, with the fields of [`JRMRewardArguments`] beside TRL's.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, TrlParser
-from trl.scripts import grpo
-
+from jrm_plugin.cli.common import quiet
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import read_yaml
-from jrm_plugin.integrations.trl import JRMReward
-from jrm_plugin.integrations.trl.environment import reward_from_environment
+
+if TYPE_CHECKING:
+    from jrm_plugin.integrations.trl import JRMReward
 
 # The reward of the run. TRL's script takes reward functions by dotted path only, and finds it under this name.
-reward: JRMReward
+reward: "JRMReward"
 
 
 @dataclass
@@ -37,8 +37,10 @@ class JRMRewardArguments:
     reward_mode: str | None = field(default=None, metadata={"help": "How a score becomes a reward."})
     reward_floor: float | None = field(default=None, metadata={"help": "Reward of an invalid answer."})
 
-    def reward(self) -> JRMReward:
+    def reward(self) -> "JRMReward":
         """Raises a `JRMError` if there is no such model, or the arguments or variables are wrong."""
+        from jrm_plugin.integrations.trl.environment import reward_from_environment
+
         arguments = {
             "model": self.reward_model_path,
             "task": self.reward_task,
@@ -49,10 +51,18 @@ class JRMRewardArguments:
         return reward_from_environment(**{name: value for name, value in arguments.items() if value is not None})
 
 
-def grpo_from_command_line(config: Path, overrides: Sequence[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="YAML file; see docs/trl.md")
+    parser.set_defaults(overrides=[])  # `--any_key value`, for TRL's parser
+
+
+def run(options: argparse.Namespace) -> int:
     """Reads the YAML file and what the command line overrides, and runs TRL's script with the reward."""
+    quiet()
+    from trl.scripts import grpo
+
     global reward
-    jrm, script, training, model, dataset = parse(config, overrides)
+    jrm, script, training, model, dataset = parse(options.config, options.overrides)
     reward = jrm.reward()  # first, so that a mistake in it is raised before anything else is loaded
     script.reward_funcs = [f"{__name__}.reward", *(script.reward_funcs or [])]
     try:
@@ -75,13 +85,14 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
     Raises:
         JRMError: there is an unknown key or a wrong value, or something is missing that a run needs.
     """
-    read_yaml(config)
-    parser = _Parser((JRMRewardArguments, grpo.GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig))
-    try:
-        found = parser.parse_args_and_config(["--config", str(config), *overrides])
-    except (ValueError, TypeError) as error:
-        raise JRMError(f"the config {config} cannot be used: {' '.join(str(error).split())}") from error
-    jrm, script, training, model, dataset = found
+    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
+    from trl.scripts import grpo
+
+    from jrm_plugin.integrations.trl.config_files import parse_config
+
+    kinds = (JRMRewardArguments, grpo.GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
+    parsed = parse_config(config, overrides, kinds, lists=("reward_funcs", "reward_weights"))
+    jrm, script, training, model, dataset = parsed
     if jrm.reward_model != "jrm":
         given = "says nothing of a reward model" if jrm.reward_model is None else f"has {jrm.reward_model!r} there"
         raise JRMError(f"jrm grpo needs reward_model: jrm, and the config {config} {given}; write it, or run trl grpo.")
@@ -89,10 +100,6 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
         raise JRMError(f"the config {config} has no model_name_or_path; give the policy to train.")
     if not script.dataset_name and not dataset.datasets:
         raise JRMError(f"the config {config} has no dataset_name and no datasets; give one of them.")
-    for name in ("reward_funcs", "reward_weights"):
-        value = getattr(script if name == "reward_funcs" else training, name)
-        if value is not None and not isinstance(value, list):
-            raise JRMError(f"the config {config} cannot be used: {name} must be a list, not {value!r}.")
     names = [script.reward_model_name_or_path] if script.reward_model_name_or_path else []
     names += ["jrm", *(script.reward_funcs or [])]
     if training.reward_weights is not None and len(training.reward_weights) != len(names):
@@ -100,9 +107,4 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
             f"reward_weights in the config {config} must hold one weight for each of {', '.join(names)}, in this "
             f"order, not {training.reward_weights}."
         )
-    return found
-
-
-class _Parser(TrlParser):
-    def error(self, message: str):  # argparse would print the usage of two hundred options
-        raise ValueError(message)
+    return parsed

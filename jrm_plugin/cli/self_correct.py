@@ -1,22 +1,27 @@
 """`jrm self-correct`: from a YAML file to corrected images and the paper's table 3; the same command goes on."""
 
-import json
+import argparse
 import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
-from jrm_plugin.correction.diffusers_editor import DiffusersEditor
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jrm_plugin.cli.common import quiet
 from jrm_plugin.correction.editing import Editor
 from jrm_plugin.correction.loop import self_correct
+from jrm_plugin.correction.rounds import CorrectionRound
 from jrm_plugin.correction.shape_editor import draw_samples, edit_shapes
-from jrm_plugin.correction.table import correction_table, initial_quantiles
+from jrm_plugin.correction.table import correction_table, initial_quantiles, tables_in_words
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.data.samples import read_samples
 from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import check_writable, read_yaml, write_text
+from jrm_plugin.files import check_writable, read_yaml, write_json, write_text
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.scoring.protocol import load_scorer
 from jrm_plugin.synthetic.shape_reader import oracle_score
 
 
@@ -49,14 +54,19 @@ class SelfCorrectConfig:
     seed: int = 0
 
 
-def self_correct_from_config(path: Path) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="YAML file; see docs/self-correction.md")
+
+
+def run(options: argparse.Namespace) -> int:
     """One run; leaves what `self_correct` leaves, and `table.json` and `table.md`. Returns 2 if a sample failed."""
-    config = read_config(path)
+    quiet()
+    config = read_config(options.config)
     check_writable(config.output)
-    samples, is_shapes = _data(config.data)
+    samples, is_shapes = _samples(config.data)
     editor = _editor(config.editor)
     rounds = self_correct(
-        RewardScorer.from_pretrained(config.model),
+        load_scorer(config.model),
         samples,
         editor,
         config.rounds,
@@ -71,29 +81,29 @@ def self_correct_from_config(path: Path) -> int:
     if isinstance(thresholds, dict):
         thresholds = initial_quantiles(rounds, thresholds["quantiles"])
 
-    def oracle(one) -> float:
-        sample = samples[one.sample]
-        return oracle_score(sample.prompt_images[0], sample.prompt_text, Path(config.output, one.image))
+    def oracle(scored: CorrectionRound) -> float:
+        sample = samples[scored.sample]
+        return oracle_score(sample.prompt_images[0], sample.prompt_text, Path(config.output, scored.image))
 
     table = correction_table(rounds, thresholds, oracle=oracle if is_shapes else None)
     _report(Path(config.output), table)
-    if errors := [one for one in rounds if one.error is not None]:
-        first = errors[0]
+    if failures := [failed for failed in rounds if failed.error is not None]:
+        first = failures[0]
         print(
             f"jrm: {len(table['left_out'])} of {len(samples)} samples failed and count in no row; the first is sample "
             f"{first.sample}, {first.arm}, round {first.number}: {first.error}",
             file=sys.stderr,
         )
-    return 2 if errors else 0
+    return 2 if failures else 0
 
 
 def read_config(path: Path) -> SelfCorrectConfig:
     """The config in a YAML file. An unknown or missing key, or a value of another type, is a [`JRMError`]."""
     content = read_yaml(path)
-    known = {one.name: one for one in fields(SelfCorrectConfig)}
+    known = {key.name: key for key in fields(SelfCorrectConfig)}
     if unknown := sorted(map(str, content.keys() - known.keys())):
         raise JRMError(f"the config {path} has the unknown key {unknown[0]}; known are {', '.join(known)}.")
-    needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
+    needed = [name for name, key in known.items() if key.default is MISSING and key.default_factory is MISSING]
     if missing := [name for name in needed if name not in content]:
         raise JRMError(f"the config {path} has no {missing[0]}; give it.")
     for name, value in content.items():
@@ -112,7 +122,7 @@ def read_config(path: Path) -> SelfCorrectConfig:
     return config
 
 
-def _data(data: str | dict) -> tuple[list[Sample], bool]:
+def _samples(data: str | dict) -> tuple[list[Sample], bool]:
     """The samples, and whether they are ShapeEdits', so that an oracle can judge them."""
     if isinstance(data, dict):
         options = _one_entry(data, "data", "shape_edits")
@@ -134,6 +144,8 @@ def _data(data: str | dict) -> tuple[list[Sample], bool]:
 def _editor(editor: str | dict) -> Editor:
     if isinstance(editor, dict):
         options = _one_entry(editor, "editor", "diffusers")
+        from jrm_plugin.correction.diffusers_editor import DiffusersEditor  # imports torch
+
         try:
             return DiffusersEditor(**options)
         except TypeError as error:
@@ -149,16 +161,9 @@ def _one_entry(value: dict, key: str, name: str) -> dict:
     return value[name]
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
-
-
 def _report(output: Path, table: dict) -> None:
     """Writes `table.json` and `table.md`, and prints the table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    write_text(output / "table.json", json.dumps(table, indent=1) + "\n")
+    write_json(output / "table.json", table)
     console, markdown = Console(highlight=False), []
     for title, header, rows in tables_in_words(table):
         # Narrow enough for 80 columns.
@@ -172,31 +177,3 @@ def _report(output: Path, table: dict) -> None:
         markdown.append(f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     write_text(output / "table.md", "\n\n".join(markdown) + "\n")
     console.print(f"Images and rounds are in {output}, this table in table.md and table.json.", soft_wrap=True)
-
-
-def tables_in_words(table: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    """What `correction_table` found, as titles, headers and rows: the model's score, then the oracle's, if any."""
-    wanted = [("delta", f"Change of the model's overall score after {table['rounds']} rounds")]
-    if "oracle_before" in table["rows"][0]:
-        wanted.append(("oracle_delta", "Change of the oracle's overall score (2 to 8), which the loop never sees"))
-    told = []
-    for name, title in wanted:
-        columns = [(arm, end) for arm in table["arms"] for end in ("last", "kept")]
-        header = ["initial score", "n", *(f"{arm}, {end}" for arm, end in columns)]
-        if name == "oracle_delta":
-            header.insert(2, "before")
-        rows = []
-        for row in table["rows"]:
-            cells = ["all" if row["below"] is None else f"< {row['below']:.2f}", str(row["samples"])]
-            if name == "oracle_delta":
-                cells.append(_in_words(row["oracle_before"], signed=False))
-            rows.append([*cells, *(_in_words(row[arm][end][name]) for arm, end in columns)])
-        told.append((title, header, rows))
-    return told
-
-
-def _in_words(mean: dict | None, signed: bool = True) -> str:
-    if mean is None:
-        return "–"
-    value = f"{mean['mean']:+.2f}" if signed else f"{mean['mean']:.2f}"
-    return value if mean["half_width"] is None else f"{value}±{mean['half_width']:.2f}"

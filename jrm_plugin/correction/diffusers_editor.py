@@ -1,4 +1,4 @@
-"""Editors for self-correction that call other packages."""
+"""An editor for self-correction that calls an image-editing pipeline of diffusers."""
 
 from typing import Any
 

@@ -8,7 +8,7 @@ editor with the instruction only, so that what a second try is worth by itself c
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -16,16 +16,24 @@ from tqdm.auto import tqdm
 from jrm_plugin.correction.editing import Editor, EditRequest
 from jrm_plugin.correction.rounds import CONTROL, CRITIQUE, START, CorrectionFolder, CorrectionRound, best_round
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.critiques import Critique
+from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.scoring.protocol import Scorer
 
 SAMPLES_AT_ONCE = 16  # criticised, edited and scored together: what a stop can lose, but for the edits
 
 
+class CritiquingScorer(Scorer, Protocol):
+    """A scorer that also says what is right and wrong with a sample; [`RewardScorer`] is one."""
+
+    def critique(self, samples: Sequence[Sample]) -> list[dict[str, Critique | UnparsedCritique]]:
+        """Per sample, by dimension, what the model says of it."""
+        ...
+
+
 def self_correct(
-    scorer: RewardScorer,
+    scorer: CritiquingScorer,
     samples: Sequence[Sample],
     editor: Editor,
     rounds: int,
@@ -68,9 +76,8 @@ def self_correct(
         if sample.task == "response" or len(sample.response) != 1:
             raise JRMError(f"sample {index} cannot be corrected: its response must be one image and nothing else.")
     settings = {"rounds": rounds, "control": control, "keep_better": keep_better, "seed": seed, **(settings or {})}
-    run = _Run(
-        scorer, samples, editor, CorrectionFolder(Path(output), settings | {"samples": _fingerprint(samples)}), settings
-    )
+    folder = CorrectionFolder(Path(output), settings | {"samples": _fingerprint(samples)})
+    run = _Run(scorer, samples, editor, folder, keep_better=keep_better, seed=seed)
     arms = (CRITIQUE, CONTROL) if control else (CRITIQUE,)
     total = len(samples) * (1 + rounds * len(arms))
     with tqdm(total=total, desc="Correcting", unit="image", disable=not progress) as bar:
@@ -83,7 +90,7 @@ def self_correct(
                     run.correct(batch, arm, number)
                     bar.update(len(batch))
     order = (START, *arms)
-    return sorted(run.log.rounds.values(), key=lambda one: (one.sample, order.index(one.arm), one.number))
+    return sorted(folder.rounds.values(), key=lambda made: (made.sample, order.index(made.arm), made.number))
 
 
 def _fingerprint(samples: Sequence[Sample]) -> str:
@@ -92,66 +99,76 @@ def _fingerprint(samples: Sequence[Sample]) -> str:
 
 
 class _Run:
-    """The steps of `self_correct` on a batch. A step that is in the log already is not done again; one that is there in
-    part is done for the whole batch, so that numbers do not depend on where a run was interrupted."""
+    """The steps of `self_correct` on a batch. A step that is in the folder already is not done again; one that is there
+    in part is done for the whole batch, so that numbers do not depend on where a run was interrupted."""
 
-    def __init__(self, scorer, samples, editor, log: "CorrectionFolder", settings: Mapping[str, Any]):
-        self.scorer, self.samples, self.editor, self.log, self.settings = scorer, samples, editor, log, settings
+    def __init__(
+        self,
+        scorer: CritiquingScorer,
+        samples: Sequence[Sample],
+        editor: Editor,
+        folder: CorrectionFolder,
+        *,
+        keep_better: bool,
+        seed: int,
+    ):
+        self.scorer, self.samples, self.editor, self.folder = scorer, samples, editor, folder
+        self.keep_better, self.seed = keep_better, seed
 
     def start(self, batch: Iterable[int]) -> None:
         """Scores the images as they were given, and keeps a copy of them."""
-        if self.log.has(batch, START, 0):
+        if self.folder.has(batch, START, 0):
             return
         scores = self.scorer.score([self.samples[k] for k in batch], on_error="return")
         for k, score in zip(batch, scores, strict=True):
             if isinstance(score, JRMError):
-                self.log.add(CorrectionRound(k, START, 0, None, {}, None, None, str(score)))
+                self.folder.add(CorrectionRound(k, START, 0, None, {}, None, None, str(score)))
                 continue
-            image = self.log.image_name(k, START, 0)
-            self.log.save(load_image(self.samples[k].response_images[0]), image)
-            self.log.add(CorrectionRound(k, START, 0, None, {}, image, score, None))
+            image = self.folder.image_name(k, START, 0)
+            self.folder.save(load_image(self.samples[k].response_images[0]), image)
+            self.folder.add(CorrectionRound(k, START, 0, None, {}, image, score, None))
 
     def correct(self, batch: Iterable[int], arm: str, number: int) -> None:
         """One round of one arm: critiques, edits, scores."""
-        histories = {k: self.log.history(k, arm, number) for k in batch}
-        histories = {k: history for k, history in histories.items() if all(one.error is None for one in history)}
-        if self.log.has(histories, arm, number):
+        histories = {k: self.folder.history(k, arm, number) for k in batch}
+        histories = {k: history for k, history in histories.items() if all(past.error is None for past in history)}
+        if self.folder.has(histories, arm, number):
             return
-        base = {k: best_round(h) if self.settings["keep_better"] else h[-1] for k, h in histories.items()}
+        base = {k: best_round(h) if self.keep_better else h[-1] for k, h in histories.items()}
         current = [self._with_image(k, base[k].image) for k in base]
         critiques = self.scorer.critique(current) if arm == CRITIQUE else [{} for _ in base]
-        told = dict(zip(base, critiques, strict=True))
-        made = {k: self._edit(k, base[k], told[k], arm, number) for k in base}
-        edited = [k for k, image in made.items() if isinstance(image, str)]
-        scores = self.scorer.score([self._with_image(k, made[k]) for k in edited], on_error="return")
+        critiques = dict(zip(base, critiques, strict=True))
+        results = {k: self._edit(k, base[k], critiques[k], arm, number) for k in base}
+        edited = [k for k, image in results.items() if isinstance(image, str)]
+        scores = self.scorer.score([self._with_image(k, results[k]) for k in edited], on_error="return")
         scores = dict(zip(edited, scores, strict=True))
         for k in base:
-            texts = {d: c.to_json() if isinstance(c, Critique) else c.text for d, c in told[k].items()}
-            image, result = (made[k], scores[k]) if k in scores else (None, made[k])
+            texts = {d: c.to_json() if isinstance(c, Critique) else c.text for d, c in critiques[k].items()}
+            image, result = (results[k], scores[k]) if k in scores else (None, results[k])
             failed = isinstance(result, Exception)
             score, error = (None, _reason(result)) if failed else (result, None)
-            self.log.add(CorrectionRound(k, arm, number, base[k].number, texts, image, score, error))
+            self.folder.add(CorrectionRound(k, arm, number, base[k].number, texts, image, score, error))
 
     def _with_image(self, k: int, image: str) -> Sample:
-        return Sample(self.samples[k].prompt, ({"type": "image", "image": str(self.log.folder / image)},))
+        return Sample(self.samples[k].prompt, ({"type": "image", "image": str(self.folder.path / image)},))
 
     def _edit(self, k: int, base: CorrectionRound, critiques: Mapping, arm: str, number: int) -> str | Exception:
         """The name of the edited image, or what the editor raised."""
-        name = self.log.image_name(k, arm, number)
-        if (self.log.folder / name).exists():  # edited before an interruption that came before its score: edits cost
+        name = self.folder.image_name(k, arm, number)
+        if (self.folder.path / name).exists():  # edited before a stop that came before its score: edits cost
             return name
         try:
             request = EditRequest(
                 tuple(load_image(image) for image in self.samples[k].prompt_images),
                 self.samples[k].prompt_text,
-                load_image(self.log.folder / base.image),
+                load_image(self.folder.path / base.image),
                 critiques,
-                int(np.random.SeedSequence([self.settings["seed"], k, number]).generate_state(1)[0]),
+                int(np.random.SeedSequence([self.seed, k, number]).generate_state(1)[0]),
             )
             image = load_image(self.editor(request), name="the editor's image")
         except Exception as error:  # whatever the user's code raises; the other samples go on
             return error
-        self.log.save(image, name)
+        self.folder.save(image, name)
         return name
 
 

@@ -1,20 +1,19 @@
 """What a self-correction leaves: a line of `rounds.jsonl` and an image for every round, in a folder to go on in."""
 
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.files import check_writable, write_image, write_json
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.runs import append_records, check_settings, read_records
 
 START, CRITIQUE, CONTROL = "start", "critique", "control"  # arms of a run; every other arm begins with START's image
-ROUNDS_FILE, SETTINGS_FILE = "rounds.jsonl", "settings.json"
+ROUNDS_FILE, SETTINGS_FILE, IMAGES_FOLDER = "rounds.jsonl", "settings.json", "images"
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class CorrectionRound:
     score: RewardScore | None
     error: str | None
 
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """Sample, arm and number: what tells a run's rounds apart."""
+        return self.sample, self.arm, self.number
+
     def to_record(self) -> dict:
         score = {"mu": None, "sigma": None} if self.score is None else self.score.to_dict()
         return {
@@ -61,48 +65,45 @@ class CorrectionRound:
         score = None
         if record["mu"] is not None:
             score = RewardScore.from_dict({kind: record[kind] for kind in ("mu", "sigma")})
-        told = (record[name] for name in ("sample", "arm", "round", "edited", "critiques", "image"))
-        return cls(*told, score, record["error"])
+        fields = (record[name] for name in ("sample", "arm", "round", "edited", "critiques", "image"))
+        return cls(*fields, score, record["error"])
 
 
 def best_round(history: Sequence[CorrectionRound]) -> CorrectionRound:
     """The round with the highest overall score, the earliest of equal ones; rounds without a score do not count."""
-    return max((one for one in history if one.score is not None), key=overall)
+    return max((scored for scored in history if scored.score is not None), key=overall)
 
 
-def overall(one: CorrectionRound) -> float:
-    return one.score.mu[OVERALL]
+def overall(scored: CorrectionRound) -> float:
+    return scored.score.mu[OVERALL]
+
+
+def read_rounds(folder: str | Path) -> list[CorrectionRound]:
+    """The rounds in the output folder of `self_correct`, in the order of the file, as far as they are written.
+
+    Raises:
+        JRMError: a line is no such record.
+    """
+    return read_records(Path(folder, ROUNDS_FILE), CorrectionRound.from_record)
 
 
 class CorrectionFolder:
-    """The output folder: what an earlier run left there, and what is added."""
+    """The output folder: what an earlier run left there, and what is added.
+
+    Raises:
+        JRMError: the folder cannot be written, or holds a run with other settings.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        self.folder, self.file = folder, folder / ROUNDS_FILE
-        try:
-            (folder / "images").mkdir(parents=True, exist_ok=True)
-            self._check_settings(json.loads(json.dumps(settings)))
-        except OSError as error:
-            raise JRMError(f"the output folder {folder} cannot be written: {error.strerror}; choose another.") from None
-        self.rounds = {(one.sample, one.arm, one.number): one for one in read_rounds(folder, mend=True)}
-
-    def _check_settings(self, settings: dict) -> None:
-        path = self.folder / SETTINGS_FILE
-        if not path.exists():
-            if self.file.exists() or any((self.folder / "images").iterdir()):
-                raise JRMError(f"{self.folder} holds rounds or images of an unknown run; choose another output folder.")
-            self._replace(path, lambda unfinished: unfinished.write_text(json.dumps(settings, indent=1) + "\n"))
-            return
-        earlier = json.loads(path.read_text())
-        changed = sorted(name for name in settings.keys() | earlier.keys() if settings.get(name) != earlier.get(name))
-        if changed:
-            raise JRMError(
-                f"{self.folder} holds a self-correction with another {', '.join(changed)}; "
-                "go on with the same settings, or choose another output folder."
-            )
+        self.path = folder
+        check_writable(folder / IMAGES_FOLDER)
+        results = (folder / ROUNDS_FILE).exists() or any((folder / IMAGES_FOLDER).iterdir())
+        check_settings(folder / SETTINGS_FILE, settings, results=results)
+        write_json(folder / SETTINGS_FILE, settings)
+        self.rounds = {saved.key: saved for saved in read_rounds(folder)}
 
     def image_name(self, sample: int, arm: str, number: int) -> str:
-        return f"images/{sample:06d}_{arm}_{number}.png"
+        return f"{IMAGES_FOLDER}/{sample:06d}_{arm}_{number}.png"
 
     def has(self, samples: Iterable[int], arm: str, number: int) -> bool:
         return all((k, arm, number) in self.rounds for k in samples)
@@ -112,41 +113,11 @@ class CorrectionFolder:
         keys = [(sample, START, 0), *((sample, arm, k) for k in range(1, number))]
         return [self.rounds[key] for key in keys if key in self.rounds]
 
-    def add(self, one: CorrectionRound) -> None:
-        key = (one.sample, one.arm, one.number)
-        if key not in self.rounds:
-            self.rounds[key] = one
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(one.to_record(), ensure_ascii=False) + "\n")
+    def add(self, new: CorrectionRound) -> None:
+        """Records a round, unless it is there already."""
+        if new.key not in self.rounds:
+            self.rounds[new.key] = new
+            append_records(self.path / ROUNDS_FILE, [new.to_record()])
 
     def save(self, image: Image.Image, name: str) -> None:
-        self._replace(self.folder / name, lambda unfinished: image.save(unfinished, format="PNG"))
-
-    @staticmethod
-    def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-        """At any moment the file is whole or not there."""
-        unfinished = path.with_name(f".{path.name}.tmp")
-        write(unfinished)
-        os.replace(unfinished, path)
-
-
-def read_rounds(folder: str | Path, *, mend: bool = False) -> list[CorrectionRound]:
-    """The rounds in the output folder of `self_correct`, in the order of the file.
-
-    A last line that was cut off is left out, and with `mend` removed from the file.
-
-    Raises:
-        JRMError: a line is no such record.
-    """
-    path = Path(folder, ROUNDS_FILE)
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    rounds = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            rounds.append(CorrectionRound.from_record(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise JRMError(f"{path}, line {number} is no record of a round; choose another output folder.") from error
-    if mend and whole != content:
-        os.truncate(path, len(whole))
-    return rounds
+        write_image(self.path / name, image)

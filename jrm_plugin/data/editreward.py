@@ -29,9 +29,10 @@ from jrm_plugin.data.reading import (
     read_json_lines,
     read_json_list,
     reading_bar,
+    to_edit,
 )
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import write_jsonl, write_text
+from jrm_plugin.files import write_json, write_jsonl
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
@@ -40,14 +41,21 @@ from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
 _SCORE_KEYS = {(side, name): f"model{side}_dim{k}_score" for side in (1, 2) for k, name in enumerate(DIMENSIONS, 1)}
 _REQUIRED = ("prompt", "path_src", "path1", "path2")
 # What the samples and labels already say, so that it is not repeated in `info`.
-_TOLD = {*_REQUIRED, *_SCORE_KEYS.values(), "model1_overall_score", "model2_overall_score", "tie_case"}
-_OWN_INFO = {"file", "row"}  # added by the readers, not written back
+_NOT_INFO = {*_REQUIRED, *_SCORE_KEYS.values(), "model1_overall_score", "model2_overall_score", "tie_case"}
+_READERS_INFO = {"file", "row"}  # added by the readers, not written back
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_edit_reward(path, *, critiques=None, images_root=None, strict: bool = True, progress: bool = True) -> Records:
+def read_edit_reward(
+    path: str | Path,
+    *,
+    critiques: str | Path | None = None,
+    images_root: str | Path | None = None,
+    strict: bool = True,
+    progress: bool = True,
+) -> Records:
     """Read EditReward's training JSON into `PreferencePair`s; `path1` becomes `chosen`.
 
     Labels: `"overall"` is 1, or 0 with `tie_case`; a dimension's label follows from its two scores. `info` holds the
@@ -87,7 +95,9 @@ def read_edit_reward(path, *, critiques=None, images_root=None, strict: bool = T
     return checked_records(examples, bad, strict)
 
 
-def read_language(path, *, images_root=None, strict: bool = True, progress: bool = True) -> Records:
+def read_language(
+    path: str | Path, *, images_root: str | Path | None = None, strict: bool = True, progress: bool = True
+) -> Records:
     """Read `language.jsonl` into `CritiqueExample`s, in the order of the file; arguments as in `read_edit_reward`."""
     path = Path(path)
     root = Path(images_root) if images_root is not None else path.parent
@@ -96,7 +106,7 @@ def read_language(path, *, images_root=None, strict: bool = True, progress: bool
     for row, record in read_json_lines(path, bad, progress):
         try:
             need(record, ("prompt", "path_src", "path", "text"))
-            sample = _sample(record["prompt"], record["path_src"], record["path"], root)
+            sample = to_edit(record["prompt"], record["path_src"], record["path"], root)
             info = {key: value for key, value in record.items() if key not in ("prompt", "path_src", "path", "text")}
             example = CritiqueExample(sample, record["text"], {**info, "file": str(path), "row": row})
             images.check(sample)
@@ -122,20 +132,20 @@ def _to_pair(record, root: Path, by_image: dict, judged: set, origin: dict) -> P
             if not is_number(value):
                 raise JRMError(f"{key} must be a number, not {value!r}")
         scores[0][name], scores[1][name] = values
-    samples, found = [], []
+    samples, critiques = [], []
     for key in ("path1", "path2"):
-        samples.append(_sample(record["prompt"], record["path_src"], record[key], root))
+        samples.append(to_edit(record["prompt"], record["path_src"], record[key], root))
         name = _image_key(record["prompt"], record["path_src"], record[key])
         judged.add(name)
-        found.append(by_image.get(name, {}))
-    info = {key: value for key, value in record.items() if key not in _TOLD and value is not None}
+        critiques.append(by_image.get(name, {}))
+    info = {key: value for key, value in record.items() if key not in _NOT_INFO and value is not None}
     return PreferencePair(
         *samples,
         labels={OVERALL: 0 if tie else 1},
         chosen_scores=scores[0] or None,
         rejected_scores=scores[1] or None,
-        chosen_critiques=found[0],
-        rejected_critiques=found[1],
+        chosen_critiques=critiques[0],
+        rejected_critiques=critiques[1],
         info={**info, **origin},
     )
 
@@ -147,17 +157,6 @@ def _check_votes(record: dict) -> None:
     confidence = record.get("confidence")
     if confidence is not None and not is_number(confidence):
         raise JRMError(f"confidence must be null or a number, not {confidence!r}")
-
-
-def _sample(prompt, sources, image, root: Path) -> Sample:
-    sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
-    return Sample.edit([_located(source, root) for source in sources], prompt, _located(image, root))
-
-
-def _located(path, root: Path) -> str:
-    if not isinstance(path, str) or not path:
-        raise JRMError(f"an image must be given as a path, not {path!r}")
-    return path if is_data_url(path) or "://" in path else os.path.join(root, path)
 
 
 def _image_key(prompt, sources, image) -> tuple:
@@ -187,7 +186,7 @@ def _critiques_beside(path: Path) -> Path:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_edit_reward(path, pairs: Iterable[PreferencePair]) -> Path:
+def write_edit_reward(path: str | Path, pairs: Iterable[PreferencePair]) -> Path:
     """Write pairs as EditReward's training JSON, with their critiques in `<stem>_critiques.jsonl` beside it.
 
     `chosen` becomes `path1`. Images must be files (or `data:` URLs); paths under the folder of `path` are
@@ -205,7 +204,7 @@ def write_edit_reward(path, pairs: Iterable[PreferencePair]) -> Path:
             records.append(_to_record(pair, path.parent, critiques))
         except JRMError as error:
             raise JRMError(f"pair {number} does not fit into {path}: {error}") from None
-    write_text(path, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, records)
     beside = _critiques_beside(path)
     if critiques:
         write_jsonl(beside, critiques.values())
@@ -214,13 +213,13 @@ def write_edit_reward(path, pairs: Iterable[PreferencePair]) -> Path:
     return path
 
 
-def write_language(path, examples: Iterable[CritiqueExample]) -> Path:
+def write_language(path: str | Path, examples: Iterable[CritiqueExample]) -> Path:
     """Write `language.jsonl`, which `read_language` reads; paths as in `write_edit_reward`."""
     path = Path(path)
     lines = []
     for example in examples:
         prompt, sources, image = _parts(example.sample, path.parent)
-        info = {key: value for key, value in example.info.items() if key not in _OWN_INFO}
+        info = {key: value for key, value in example.info.items() if key not in _READERS_INFO}
         lines.append({"prompt": prompt, "path_src": sources, "path": image, "text": example.text, **info})
     return write_jsonl(path, lines)
 
@@ -250,16 +249,16 @@ def _to_record(pair: PreferencePair, root: Path, critiques: dict) -> dict:
             if critiques.setdefault(_image_key(prompt, sources, path), line) != line:
                 raise JRMError(f"{path} has other critiques in an earlier pair with the same prompt")
     record["tie_case"] = label == 0
-    return record | {key: value for key, value in pair.info.items() if key not in _OWN_INFO}
+    return record | {key: value for key, value in pair.info.items() if key not in _READERS_INFO}
 
 
-def _parts(sample: Sample, root: Path):
+def _parts(sample: Sample, root: Path) -> tuple[str, str | list[str] | None, str]:
     """Prompt text, source (one path, a list or null) and edited image of a sample as the formats spell them."""
     if sample.response_text or len(sample.response_images) != 1:
         raise JRMError("the response must be one image")
     sources = [_relative(image, root) for image in sample.prompt_images]
-    one_or_none = (sources or [None])[0]
-    return sample.prompt_text, sources if len(sources) > 1 else one_or_none, _relative(sample.response_images[0], root)
+    path_src = sources if len(sources) > 1 else sources[0] if sources else None
+    return sample.prompt_text, path_src, _relative(sample.response_images[0], root)
 
 
 def _relative(image, root: Path) -> str:

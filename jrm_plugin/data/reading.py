@@ -2,16 +2,18 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import read_text
-from jrm_plugin.records.images import digest, image_size, load_image
+from jrm_plugin.files import read_json, read_text
+from jrm_plugin.records.images import digest, image_size, is_data_url, load_image
 from jrm_plugin.records.samples import Sample
 
 
@@ -35,6 +37,77 @@ class Records:
     bad: list[BadRecord]
 
 
+def checked_records(examples: list, bad: list[BadRecord], strict: bool) -> Records:
+    """The records of a file; a [`JRMError`] with the first bad one if there is one and `strict`."""
+    if strict and bad:
+        count = "1 bad record" if len(bad) == 1 else f"{len(bad)} bad records"
+        first = str(bad[0]).rstrip(".")
+        raise JRMError(f"{first} ({count} in all; mend the file, or leave bad records out with strict=False).")
+    return Records(examples, bad)
+
+
+# --- a file's records -------------------------------------------------------------------------------------------------
+
+
+def read_json_list(path: Path) -> list:
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise JRMError(f"{path} must hold a JSON list of records, not a {type(records).__name__}.")
+    return records
+
+
+def read_json_lines(path: Path, bad: list[BadRecord], progress: bool) -> Iterator[tuple[int, dict]]:
+    """Line number (from 1) and record of every line that is a JSON object; the others go to `bad`."""
+    lines = read_text(path).split("\n")  # `splitlines` cuts texts at U+2028 and the like
+    for row, line in enumerate(reading_bar(lines, path, progress), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            need(record, ())
+        except json.JSONDecodeError as error:
+            bad.append(BadRecord(str(path), row, f"not valid JSON ({error.msg}, column {error.colno})"))
+        except JRMError as error:
+            bad.append(BadRecord(str(path), row, str(error)))
+        else:
+            yield row, record
+
+
+def reading_bar(items: list, path: Path, progress: bool) -> tqdm:
+    quiet = not progress or len(items) < 2000 or not sys.stderr.isatty()
+    return tqdm(items, desc=f"reading {path.name}", unit=" records", disable=quiet)
+
+
+# --- one record -------------------------------------------------------------------------------------------------------
+
+
+def need(record: Any, keys: tuple[str, ...]) -> None:
+    """A [`JRMError`] unless `record` is a JSON object with these keys."""
+    if not isinstance(record, dict):
+        raise JRMError(f"a record must be a JSON object, not a {type(record).__name__}")
+    if missing := [key for key in keys if key not in record]:
+        raise JRMError(f"missing {', '.join(missing)}")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def to_edit(instruction: Any, sources: Any, edited: Any, root: Path) -> Sample:
+    """The sample in a record's fields; `sources` is a path, a list of paths, or None for a generation.
+
+    Paths are relative to `root`; `data:` URLs stay as they are.
+    """
+    sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
+    return Sample.edit([_located(source, root) for source in sources], instruction, _located(edited, root))
+
+
+def _located(path: Any, root: Path) -> str:
+    if not isinstance(path, str) or not path:
+        raise JRMError(f"an image must be given as a path, not {path!r}")
+    return path if is_data_url(path) or "://" in path else os.path.join(root, path)
+
+
 class ImageCheck:
     """Opens every image file once, however many records share it; a broken one stays broken for all of them."""
 
@@ -53,53 +126,3 @@ class ImageCheck:
                     self._errors[key] = str(error)
             if self._errors[key] is not None:
                 raise JRMError(self._errors[key])
-
-
-def checked_records(examples: list, bad: list[BadRecord], strict: bool) -> Records:
-    if strict and bad:
-        count = "1 bad record" if len(bad) == 1 else f"{len(bad)} bad records"
-        first = str(bad[0]).rstrip(".")
-        raise JRMError(f"{first} ({count} in all; mend the file, or leave bad records out with strict=False).")
-    return Records(examples, bad)
-
-
-def read_json_list(path: Path) -> list:
-    try:
-        records = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise JRMError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
-    if not isinstance(records, list):
-        raise JRMError(f"{path} must hold a JSON list of records, not a {type(records).__name__}.")
-    return records
-
-
-def read_json_lines(path: Path, bad: list[BadRecord], progress: bool) -> Iterator[tuple[int, dict]]:
-    """Line number (from 1) and record of every line that is a JSON object; the others go to `bad`."""
-    for row, line in enumerate(reading_bar(read_text(path).split("\n"), path, progress), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            need(record, ())
-        except json.JSONDecodeError as error:
-            bad.append(BadRecord(str(path), row, f"not valid JSON ({error.msg}, column {error.colno})"))
-        except JRMError as error:
-            bad.append(BadRecord(str(path), row, str(error)))
-        else:
-            yield row, record
-
-
-def need(record, keys: tuple[str, ...]) -> None:
-    if not isinstance(record, dict):
-        raise JRMError(f"a record must be a JSON object, not a {type(record).__name__}")
-    if missing := [key for key in keys if key not in record]:
-        raise JRMError(f"missing {', '.join(missing)}")
-
-
-def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def reading_bar(items, path: Path, progress: bool):
-    quiet = not progress or len(items) < 2000 or not sys.stderr.isatty()
-    return tqdm(items, desc=f"reading {path.name}", unit=" records", disable=quiet)

@@ -17,8 +17,9 @@ from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 _PRELOAD = [
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "transformers.models.auto.tokenization_auto",
-    "jrm_plugin.cli.bulk",
+    "jrm_plugin.cli.score",
     "jrm_plugin.cli.train",
+    "jrm_plugin.integrations.trl.training",
     "jrm_plugin.scoring.scorer",
 ]
 _COMMAND = """
@@ -127,3 +128,12 @@ def edits(tmp_path_factory) -> Path:
 def images(edits) -> list[str]:
     """Paths of a source image and of the two edited images of its pair."""
     return [str(edits / "images" / f"heldout_000000_{name}.png") for name in ("source", "a", "b")]
+
+
+@pytest.fixture(scope="session")
+def sample(images, model_folder) -> list[str]:
+    """The arguments of a command for one source and two edited images."""
+    return [
+        *("--model", str(model_folder), "--source", images[0], "--instruction", "make the red circle blue"),
+        *("--edited", images[1], images[2]),
+    ]

@@ -164,11 +164,12 @@ GOOD = {"source": None, "instruction": "make it blue", "edited": "images/heldout
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ('{"edited": "images/', "line 2 is no valid JSON"),
-        ("[1]", "line 2 must be an object"),
-        ('{"instruction": "x", "edited": 3}', "line 2 must be an object"),
-        ('{"instruction": "x", "edited": "a.png", "source": 3}', 'line 2 must give "source"'),
-        ('{"instruction": " ", "edited": "a.png"}', "line 2: the"),
+        ('{"edited": "images/', "row 2: not valid JSON"),
+        ("[1]", "row 2: a record must be a JSON object"),
+        ('{"instruction": "x"}', "row 2: missing edited"),
+        ('{"instruction": "x", "edited": 3}', "row 2: an image must be given as a path"),
+        ('{"instruction": "x", "edited": "a.png", "source": 3}', "row 2: an image must be given as a path"),
+        ('{"instruction": " ", "edited": "a.png"}', "row 2: the"),
         ('{"instruction": "x", "edited": "a.png", "mu": 3}', "key 'mu'"),
     ],
 )

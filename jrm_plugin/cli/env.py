@@ -1,5 +1,7 @@
 """`jrm env`: what is installed, on which device, and which integrations are there."""
 
+import argparse
+import json
 import logging
 import os
 import pkgutil
@@ -9,23 +11,37 @@ from importlib.metadata import PackageNotFoundError, metadata, version
 from importlib.util import find_spec
 
 import jrm_plugin.integrations
+from jrm_plugin.cli.common import add_json_argument, make_table, print_table
 
 PACKAGES = ("jrm-plugin", "torch", "transformers", "trl", "peft", "accelerate", "verl", "ray", "deepspeed", "triton")
 
 
-def environment() -> dict[str, dict[str, str]]:
-    """Versions, device and integrations, as text by name."""
-    return {"Versions": versions(), "Device": _device(), "Integrations": _integrations()}
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    sections = {"Versions": versions(), "Device": _device(), "Integrations": _integrations()}
+    if options.json:
+        print(json.dumps(sections, indent=2))
+        return 0
+    for title, rows in sections.items():
+        table = make_table(title, "what", "")
+        for name, value in rows.items():
+            table.add_row(name, value)
+        print_table(table)
+    return 0
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Of Python and of what a result may depend on, by package."""
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def _device() -> dict[str, str]:
@@ -39,17 +55,17 @@ def _device() -> dict[str, str]:
 def _integrations() -> dict[str, str]:
     """Each integration, which is named as its framework is imported: registered, ready, not installed, or failed."""
     logging.disable(logging.WARNING)  # what frameworks say of this machine when they are imported
-    found = {}
+    states = {}
     for module in pkgutil.iter_modules(jrm_plugin.integrations.__path__):
         name = module.name
         if find_spec(name) is None:
             extra = name in (metadata("jrm-plugin").get_all("Provides-Extra") or ())
-            found[name] = "not installed" + (f": pip install jrm-plugin[{name}]" if extra else "")
+            states[name] = "not installed" + (f": pip install jrm-plugin[{name}]" if extra else "")
             continue
         try:
             adapter = import_module(f"jrm_plugin.integrations.{name}")
-            found[name] = adapter.registered() if hasattr(adapter, "registered") else "ready"
+            states[name] = adapter.registered() if hasattr(adapter, "registered") else "ready"
         except Exception as error:  # a broken framework must not break the report of the others
-            found[name] = f"failed: {type(error).__name__}: {error}"
+            states[name] = f"failed: {type(error).__name__}: {error}"
     logging.disable(logging.NOTSET)
-    return found
+    return states

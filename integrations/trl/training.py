@@ -1,0 +1,261 @@
+"""A whole training run: from data files and a backbone to a folder that scores; stopped, the same run goes on.
+
+What `jrm train` does. Its YAML holds the fields of [`TrainArguments`] and of `JointRewardConfig` side by side.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from jrm_plugin.data.editreward import read_edit_reward, read_language
+from jrm_plugin.errors import JRMError
+from jrm_plugin.files import check_writable, read_json, read_yaml, write_json
+from jrm_plugin.integrations.trl.config_files import parse_config
+from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
+from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
+from jrm_plugin.model.checkpoint import built_in_folder, load_config
+from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
+from jrm_plugin.model.lora import lora_config
+from jrm_plugin.model.modeling import JRMForRewardModeling
+from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.runs import check_settings
+
+SETTINGS_FILE = "jrm_train.json"
+
+# What a resumed run may change, by the beginnings of names: where it is, where and how often it logs and saves, and how
+# it loads data. All else changes the result; evaluation does, because its data loader draws from the same generator.
+_FREE = ("output_dir", "logging", "report", "disable_tqdm", "save", "run_name", "hub", "push_to_hub")
+_FREE += ("dataloader_num_workers", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch")
+
+
+@dataclass
+class TrainArguments:
+    """What is trained, and on what.
+
+    Parameters:
+        model: a pretrained backbone (hub name or folder), or a JRM checkpoint to go on from.
+        train_data: EditReward training JSON (preference pairs), or `.jsonl` (texts to learn, with `alpha: 1`).
+        eval_data: such JSON files by name, as a mapping or `name=path` items.
+        images_root: folder that image paths are relative to; by default that of each file.
+        strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
+        dimensions, order, sequences: the layout (see docs/architecture.md); by default as `JRMProcessor` has it.
+        rubrics: `full` (the default), `short`, or a JSON file of texts by task and dimension.
+        reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound: see `JRMConfig`.
+            These and the layout belong to a JRM checkpoint and cannot be given when one is gone on from.
+        lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
+    """
+
+    model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
+    train_data: str = field(metadata={"help": "EditReward training JSON, or .jsonl of texts."})
+    eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
+    images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
+    strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
+    dimensions: list[str] | None = field(default=None, metadata={"help": "What is scored."})
+    order: str | None = field(default=None, metadata={"help": "images_first or rubric_first."})
+    sequences: str | None = field(default=None, metadata={"help": "joint or per_dimension."})
+    rubrics: str | None = field(default=None, metadata={"help": "full, short, or a JSON file."})
+    reward_head_widths: list[int] | None = field(default=None, metadata={"help": "Hidden layers of the head."})
+    reward_head_dropout: float | None = field(default=None, metadata={"help": "Dropout of the head."})
+    reward_head_activation: str | None = field(default=None, metadata={"help": "Activation of the head."})
+    log_sigma_bound: list[float] | None = field(default=None, metadata={"help": "Centre and half range of log sigma."})
+    lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA adapters."})
+    lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
+
+
+def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, JointRewardConfig]:
+    """The arguments of a run, from a YAML file and flags such as `["--learning_rate", "1e-6"]`.
+
+    Raises:
+        JRMError: there is an unknown key, a missing file or a wrong value.
+    """
+    eval_data = read_yaml(config).get("eval_data")
+    overridden = any(argument.split("=")[0] == "--eval_data" for argument in overrides)
+    if isinstance(eval_data, dict) and not overridden:  # the natural way to write it in YAML
+        overrides = [*overrides, "--eval_data", *(f"{name}={path}" for name, path in eval_data.items())]
+    lists = ("eval_data", "dimensions", "reward_head_widths", "log_sigma_bound")
+    return parse_config(config, overrides, (TrainArguments, JointRewardConfig), lists=lists)
+
+
+def train(
+    arguments: TrainArguments, training: JointRewardConfig, callbacks: Sequence[TrainerCallback] = ()
+) -> JointRewardTrainer | None:
+    """One run, from its last whole checkpoint if there is one; leaves a folder that `RewardScorer` loads.
+
+    With `strict=False`, the records that are left out are listed on stderr.
+
+    Args:
+        arguments: what is trained, and on what.
+        training: how; its `output_dir` is the folder to write, or to go on in.
+        callbacks: further ones of transformers.
+
+    Returns:
+        The trainer, or `None` if the run was stopped by SIGINT or SIGTERM, after saving a checkpoint.
+
+    Raises:
+        JRMError: bad data or arguments, or `output_dir` holds a run with other settings.
+    """
+    check_writable(training.output_dir)
+    settings, settings_file = _settings(arguments, training), Path(training.output_dir, SETTINGS_FILE)
+    checkpoint = get_last_checkpoint(training.output_dir)
+    if checkpoint is not None:
+        check_settings(settings_file, settings, results=True)
+    train_set = _read(arguments, arguments.train_data)
+    eval_sets = {}
+    for item in arguments.eval_data:
+        name, separator, path = item.partition("=")
+        if not separator or name in eval_sets:
+            raise JRMError(f"eval_data must name each set once, as name=path; got {item!r}.")
+        eval_sets[name] = _read(arguments, path)
+    if (training.eval_strategy != "no") != bool(eval_sets):
+        raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
+    torch.manual_seed(training.seed)
+    model, processor = _model(arguments, training)
+    trainer = JointRewardTrainer(
+        model,
+        processor,
+        training,
+        train_dataset=train_set,
+        eval_dataset=eval_sets or None,
+        callbacks=[stop := StopOnSignal(), *callbacks],
+        peft_config=None
+        if arguments.lora_r is None
+        else lora_config(processor, r=arguments.lora_r, lora_alpha=arguments.lora_alpha),
+    )
+    logging.disable_progress_bar()  # of files that are saved; `Trainer` has switched them on
+    if not training.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressWithLosses())
+    else:
+        trainer.remove_callback(PrinterCallback)
+    with stop.listening():
+        trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
+        if trainer.is_world_process_zero():
+            write_json(settings_file, settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.signalled and trainer.state.global_step < trainer.state.max_steps:
+        return None
+    trainer.save_model(training.output_dir)
+    trainer.save_state()
+    return trainer
+
+
+def _read(arguments: TrainArguments, path: str) -> list:
+    read = read_language if path.endswith(".jsonl") else read_edit_reward
+    records = read(path, images_root=arguments.images_root, strict=arguments.strict)
+    for bad in records.bad:
+        print(f"jrm: left out: {bad.file}, row {bad.row}: {bad.reason}", file=sys.stderr)
+    if records.bad:
+        print(
+            f"jrm: {len(records.bad)} records of {path} were left out, {len(records.examples)} kept.", file=sys.stderr
+        )
+    if not records.examples:
+        raise JRMError(f"{path} holds no usable record.")
+    return records.examples
+
+
+def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
+    layout = _given(arguments, ("dimensions", "order", "sequences", "rubrics"))
+    head = _given(arguments, HEAD_FIELDS)
+    folder = built_in_folder(arguments.model)
+    if load_config(folder).model_type == JRMConfig.model_type:
+        if layout or head:
+            raise JRMError(
+                f"{arguments.model} is a JRM checkpoint and has its own {', '.join([*layout, *head])}; "
+                "leave that out, or start from a backbone."
+            )
+        model, processor = JRMForRewardModeling.from_pretrained(folder), JRMProcessor.from_pretrained(folder)
+    else:
+        if "rubrics" in layout:
+            layout["rubrics"] = _rubrics(layout["rubrics"])
+        processor = JRMProcessor.from_backbone(folder, max_pixels=training.max_pixels, **layout)
+        model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=head)
+    model.name_or_path = arguments.model  # LoRA checkpoints name the model that they adapt
+    return model, processor
+
+
+def _given(arguments: TrainArguments, names: Sequence[str]) -> dict:
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def _rubrics(kind: str) -> dict:
+    if kind in ("full", "short"):
+        return default_rubrics(kind)
+    try:
+        return read_json(kind)
+    except JRMError as error:
+        raise JRMError(f"rubrics must be full, short or a JSON file: {error}") from error
+
+
+# --- stopping and going on --------------------------------------------------------------------------------------------
+
+
+def _settings(arguments: TrainArguments, training: JointRewardConfig) -> dict:
+    settings = asdict(arguments) | training.to_dict() | {"number of processes": training.world_size}
+    settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
+    return json.loads(json.dumps(settings, default=str))
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the current step with a checkpoint when SIGINT or SIGTERM arrives; a second one kills."""
+
+    def __init__(self):
+        self.signalled = False
+
+    @contextmanager
+    def listening(self):
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number, frame):
+            self.signalled = True
+            signal.signal(number, before[number])
+
+        try:
+            for number in before:
+                signal.signal(number, stop)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # processes hear of it at different steps, and must stop at the same one
+            signalled = torch.tensor(float(self.signalled), device=args.device)
+            torch.distributed.all_reduce(signalled, torch.distributed.ReduceOp.MAX)
+            self.signalled = bool(signalled)
+        if self.signalled:
+            control.should_save = control.should_training_stop = True
+
+
+class ProgressWithLosses(TrainerCallback):
+    """One progress bar for the run, with both losses beside it."""
+
+    def __init__(self):
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit="step")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        shown = {name: f"{logs[name]:.3f}" for name in ("rank_loss", "critique_loss") if name in (logs or {})}
+        if self.bar is not None and shown:
+            self.bar.set_postfix(shown)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
