@@ -24,6 +24,7 @@ test: $(VENV)/.installed-dev lint
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 # Makes the built-in model anew: the demo with more steps; takes about 25 minutes on 2 cores.
 jrm-tiny: $(VENV)/.installed-demo

@@ -1,5 +1,6 @@
 """What is installed, and what an import costs."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -37,6 +38,15 @@ def test_every_public_name_resolves():
         assert getattr(jrm_plugin, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         jrm_plugin.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_public_names_where_they_are():
+    """What `jrm_plugin/__init__.py` imports for type checkers is what it takes from its table at run time."""
+    blocks = [node for node in ast.parse(Path(jrm_plugin.__file__).read_text()).body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+    assert seen == {name: f"jrm_plugin.{module}.{name}" for name, module in jrm_plugin._EXPORTS.items()}
+    assert jrm_plugin.__all__ == ["__version__", *jrm_plugin._EXPORTS]
 
 
 def test_core_imports_without_the_extras():

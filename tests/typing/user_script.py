@@ -87,7 +87,7 @@ assert_type(score.reward("win_probability", against=[score]), float)
 assert_type(score.to_dict(), dict[str, dict[str, float]])
 assert_type(RewardScore.from_dict(score.to_dict()), RewardScore)
 assert_type(RewardScore(**score.to_dict()), RewardScore)
-assert_type(group_rewards([score, score], "win_probability"), list[float])
+assert_type(group_rewards([score, score], "win_rate"), list[float])
 assert_type(group_advantages([0.0, 1.0]), list[float])
 score.reward("median")  # type: ignore[arg-type]  # no such mode
 
