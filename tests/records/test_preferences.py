@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import encode
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
@@ -17,12 +18,6 @@ from jrm_plugin.records.samples import Sample
 
 RED, BLUE = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (6, 4), "blue")
 GOOD, BAD = Sample.edit("a.png", "make it blue", "b.png"), Sample.edit("a.png", "make it blue", "c.png")
-
-
-def png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -95,7 +90,7 @@ def test_one_source_image_in_memory_is_one_prompt():
 
 
 def test_one_source_image_opened_and_decoded_is_one_prompt():
-    content = png(RED)
+    content = encode(RED)
     PreferencePair(Sample.edit(content, "x", BLUE), Sample.edit(to_data_url(content), "x", RED), {"overall": 1})
     PreferencePair(Sample.edit(Image.open(io.BytesIO(content)), "x", BLUE), Sample.edit(RED, "x", RED), {"overall": 1})
 
@@ -150,7 +145,9 @@ def test_examples_survive_json_and_pickle(example):
 def test_images_in_memory_become_urls_of_the_same_pixels():
     translucent = Image.new("RGBA", (6, 4), (0, 0, 0, 99))
     example = PreferencePair(
-        Sample.edit([RED, png(BLUE)], "x", translucent), Sample.edit([RED, png(BLUE)], "x", "c.png"), {"overall": 1}
+        Sample.edit([RED, encode(BLUE)], "x", translucent),
+        Sample.edit([RED, encode(BLUE)], "x", "c.png"),
+        {"overall": 1},
     )
     record = json.loads(json.dumps(example_to_record(example)))
     back = example_from_record(record)

@@ -1,11 +1,11 @@
 import copy
 import dataclasses
-import io
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import encode
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
@@ -18,12 +18,6 @@ from jrm_plugin.records.scores import RewardScore
 RED, BLUE = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (6, 4), "blue")
 GOOD, BAD = Sample.edit("a.png", "make it blue", "b.png"), Sample.edit("a.png", "make it blue", "c.png")
 BOX = EditRegion(0, "cat", (10, 20, 30, 40))
-
-
-def png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -70,7 +64,7 @@ def test_images_are_stored_in_a_form_that_can_be_compared_and_sent():
 
 
 def test_a_prompt_is_the_same_by_its_texts_and_images_in_their_order():
-    content = png(RED)
+    content = encode(RED)
     prompts = [
         [
             Sample.edit("a.png", "x", RED),
@@ -102,7 +96,7 @@ SAMPLES = [
     BAD,
     Sample.edit(RED, "make it blue", BLUE),
     Sample.edit(RED, "make it blue", RED),
-    Sample.edit(png(RED), "make it blue", png(BLUE)),
+    Sample.edit(encode(RED), "make it blue", encode(BLUE)),
     Sample.generation("a cat", RED),
     Sample.text_response(["a.png", RED], "what differs?", "the hat"),
     Sample.text_response(["a.png", RED], "what differs?", "the coat"),
@@ -202,7 +196,7 @@ def test_broken_samples(prompt, response, says):
 @pytest.mark.parametrize(
     "record",
     [
-        Sample.edit(RED, "x", png(BLUE)),
+        Sample.edit(RED, "x", encode(BLUE)),
         BOX,
         Critique("<|bbox_0|> x", [BOX]),
         PreferencePair(GOOD, BAD, {"overall": 1}, chosen_critiques={"overall": Critique("x")}),
