@@ -249,7 +249,7 @@ class JRMForRewardModeling(PreTrainedModel):
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "JRMForRewardModeling":
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "JRMForRewardModeling":
         """Loads what `save_pretrained` wrote, or a built-in model by name.
 
         Raises:
@@ -257,14 +257,15 @@ class JRMForRewardModeling(PreTrainedModel):
         """
         folder = built_in_folder(folder)
         wants_info = kwargs.pop("output_loading_info", False)
-        if "config" not in kwargs:
+        config = kwargs.pop("config", None)
+        if config is None:
             config = load_config(folder, **{k: v for k, v in kwargs.items() if k in ("revision", "token")})
-            if config.model_type != JRMConfig.model_type:
-                raise JRMError(
-                    f"{folder} holds a model of type {config.model_type!r}, not a JRM checkpoint; "
-                    "train one from it with `jrm train`, or give a folder that `jrm train` wrote."
-                )
-        model, info = load_checked(super().from_pretrained, folder, *args, **kwargs)
+        if config.model_type != JRMConfig.model_type:
+            raise JRMError(
+                f"{folder} holds a model of type {config.model_type!r}, not a JRM checkpoint; "
+                "train one from it with `jrm train`, or give a folder that `jrm train` wrote."
+            )
+        model, info = load_checked(super().from_pretrained, folder, config=config, **kwargs)
         return (model, info) if wants_info else model
 
 
