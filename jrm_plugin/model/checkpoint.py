@@ -14,7 +14,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import read_json
@@ -80,6 +80,11 @@ def built_in_folder(path_or_name: str | Path) -> str | Path:
     if str(path_or_name) in BUILT_IN_MODELS and not Path(path_or_name).exists():
         return Path(str(files("jrm_plugin") / "resources" / str(path_or_name)))
     return path_or_name
+
+
+def named(path_or_name: str | Path) -> str:
+    """How a model is named in what is made of it: a folder by its whole path, so that it is found from anywhere."""
+    return str(Path(path_or_name).resolve()) if Path(path_or_name).is_dir() else str(path_or_name)
 
 
 def find_file(folder: str | Path, name: str, **hub: Any) -> Path | None:
@@ -236,11 +241,24 @@ def load_checked(
     with reading(folder, "the weights"):
         if not is_deepspeed_zero3_enabled():  # which makes its own parts of every weight, and allows no device
             unplaced = {name: options[name] for name in options if name not in ("device_map", "quantization_config")}
-            _, info = load(folder, device_map="meta", ignore_mismatched_sizes=True, **unplaced)
+            with _no_bar():
+                _, info = load(folder, device_map="meta", ignore_mismatched_sizes=True, **unplaced)
             _check_weights(folder, info)
         model, info = load(folder, ignore_mismatched_sizes=True, **options)
     _check_weights(folder, info)
     return model, info
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _check_weights(folder: str | Path, info: dict) -> None:

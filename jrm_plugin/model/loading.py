@@ -62,7 +62,7 @@ def check_belong_together(model: JRMForRewardModeling, processor: JRMProcessor) 
                 f"the model's {what} is {of_model} and its processor's is {of_processor}; "
                 "the checkpoint's files do not belong together."
             )
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.config.get_text_config().vocab_size
     if len(processor.tokenizer) > vocabulary:
         raise JRMError(
             f"the tokenizer has {len(processor.tokenizer)} tokens and the model rows for {vocabulary}; "
