@@ -23,6 +23,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import preference_calibration
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.kernels import win_probability
+from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
@@ -94,12 +95,13 @@ class JointRewardTrainer(RewardTrainer):
 
     Args:
         model: the reward model, or a peft model around one.
-        processor: its processor, saved with every checkpoint.
+        processor: its processor, saved with every checkpoint. It stays as it is; with `args.max_pixels` a copy is used.
         args: hyperparameters; by default the paper's.
         train_dataset: preference pairs, or `CritiqueExample`s (language warm start, with `alpha=1`), as a sequence or
             as [`to_dataset`] makes them.
         eval_dataset: preference pairs, or several sets of them by name.
-        kwargs: further arguments of TRL's `RewardTrainer` (`callbacks`, `peft_config`, ...).
+        kwargs: further arguments of TRL's `RewardTrainer` (`callbacks`, ...). `peft_config` may be any `LoraConfig`:
+            where it leaves out the reward head or the added tokens, they are trained and saved all the same.
 
     Logs, per dimension and overall, the accuracy on pairs that are no tie, mean sigma, the Brier score and expected
     calibration error of the predicted preference, both component losses, and the same for every evaluation set.
@@ -122,8 +124,15 @@ class JointRewardTrainer(RewardTrainer):
         **kwargs: Any,
     ):
         args = args or JointRewardConfig("jrm-joint-reward")
+        if args.max_pixels is not None:
+            processor = processor.with_max_pixels(args.max_pixels)
         self.processor = processor
-        processor.max_pixels = args.max_pixels
+        if kwargs.get("peft_config") is not None:
+            kwargs["peft_config"] = complete_lora_config(kwargs["peft_config"], processor)
+        check_adapters_train_all(model, processor)
+        positions = model.config.get_text_config().max_position_embeddings
+        self._longest = min(positions, args.max_length or positions)
+        self._longest_is = "max_length" if self._longest == args.max_length else "the model's max_position_embeddings"
         # Sums over what was seen since the last log, by mode; see `_record`.
         self._outcomes: dict[str, defaultdict[str, list]] = {m: defaultdict(list) for m in ("train", "eval")}
         self._staging = False
@@ -157,13 +166,13 @@ class JointRewardTrainer(RewardTrainer):
             kinds.add(type(example))
             self._check_kind(example, f"example {number} of the {dataset_name} set", kinds)
             length = self._length(example)
-            if args.max_length is not None and length > args.max_length:
+            if length > self._longest:
                 too_long.append((number, length))
         if too_long:
             number, length = too_long[0]
             raise JRMError(
-                f"{len(too_long)} of {len(dataset)} examples of the {dataset_name} set are longer than max_length="
-                f"{args.max_length} tokens, the first is example {number} with {length}; "
+                f"{len(too_long)} of {len(dataset)} examples of the {dataset_name} set are longer than "
+                f"{self._longest_is}={self._longest} tokens, the first is example {number} with {length}; "
                 "raise max_length, lower max_pixels, or leave those examples out."
             )
         return dataset

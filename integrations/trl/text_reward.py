@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.model.chat_template import render
 from jrm_plugin.model.configuration import JRMConfig
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
@@ -41,14 +42,14 @@ class JRMForTextReward(PreTrainedModel):
         self.jrm, self.processor = model, processor
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "JRMForTextReward":
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "JRMForTextReward":
         """Loads a JRM folder; the arguments are those of `JRMForRewardModeling.from_pretrained`.
 
         Raises:
             JRMError: it is no JRM checkpoint.
         """
         revision = kwargs.get("revision")
-        model = JRMForRewardModeling.from_pretrained(folder, *args, **kwargs)
+        model = JRMForRewardModeling.from_pretrained(folder, **kwargs)
         return cls(model, JRMProcessor.from_pretrained(folder, revision=revision)).eval()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
@@ -80,7 +81,7 @@ class _ChatFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         def rendered(*roles: str) -> list[str]:
             messages = [{"role": role, "content": f"\ue000{role}\ue000"} for role in roles]
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            text = render(tokenizer, messages)
             return [piece for k, piece in enumerate(text.split("\ue000")) if k % 2 == 0]
 
         self._before_question, self._before_answer, self._end = rendered("user", "assistant")

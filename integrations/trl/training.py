@@ -23,8 +23,9 @@ from jrm_plugin.files import check_writable, read_json, read_yaml, write_json
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
-from jrm_plugin.model.checkpoint import built_in_folder, load_config
+from jrm_plugin.model.checkpoint import built_in_folder, load_config, named
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
+from jrm_plugin.model.loading import load
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
@@ -174,13 +175,13 @@ def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMF
                 f"{arguments.model} is a JRM checkpoint and has its own {', '.join([*layout, *head])}; "
                 "leave that out, or start from a backbone."
             )
-        model, processor = JRMForRewardModeling.from_pretrained(folder), JRMProcessor.from_pretrained(folder)
+        model, processor = load(folder)
     else:
         if "rubrics" in layout:
             layout["rubrics"] = _rubrics(layout["rubrics"])
         processor = JRMProcessor.from_backbone(folder, max_pixels=training.max_pixels, **layout)
         model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=head)
-    model.name_or_path = arguments.model  # LoRA checkpoints name the model that they adapt
+    model.name_or_path = named(arguments.model)  # LoRA checkpoints name the model that they adapt
     return model, processor
 
 
