@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.configuration import JRMConfig
+from jrm_plugin.model.loading import load
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.records.samples import OVERALL, Sample
@@ -41,15 +42,13 @@ class JRMForTextReward(PreTrainedModel):
         self.jrm, self.processor = model, processor
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "JRMForTextReward":
-        """Loads a JRM folder; the arguments are those of `JRMForRewardModeling.from_pretrained`.
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "JRMForTextReward":
+        """Loads a JRM folder, also one of LoRA adapters; the arguments are those of `loading.load`.
 
         Raises:
             JRMError: it is no JRM checkpoint.
         """
-        revision = kwargs.get("revision")
-        model = JRMForRewardModeling.from_pretrained(folder, *args, **kwargs)
-        return cls(model, JRMProcessor.from_pretrained(folder, revision=revision)).eval()
+        return cls(*load(folder, **kwargs)).eval()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
         """`logits` `[B, 1]`, float32, of token ids `[B, L]`.
