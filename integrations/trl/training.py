@@ -5,6 +5,7 @@ What `jrm train` does. Its YAML holds the fields of [`TrainArguments`] and of `J
 
 import hashlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -247,15 +248,16 @@ def _settings(arguments: TrainArguments, training: JointRewardConfig) -> dict:
 
 def _identity(name: str, examples: Sequence[PreferencePair | CritiqueExample]) -> dict[str, str]:
     """What a run learned from, as two settings: digests of the examples, and of the content of their images."""
-    records, images, seen = hashlib.sha256(), hashlib.sha256(), set()
+    records, paths = hashlib.sha256(), set()
     for example in examples:
         records.update(json.dumps(example_to_record(example)).encode())
         samples = (example.chosen, example.rejected) if isinstance(example, PreferencePair) else (example.sample,)
-        for path in (image for sample in samples for image in (*sample.prompt_images, *sample.response_images)):
-            if path not in seen and not is_data_url(path):  # a data: URL is part of the record
-                seen.add(path)
-                images.update(_content_digest(path))
-    return {f"records of {name}": records.hexdigest(), f"images of {name}": images.hexdigest()}
+        images = [image for sample in samples for image in (*sample.prompt_images, *sample.response_images)]
+        paths.update(image for image in images if not is_data_url(image))  # a data: URL is part of the record
+    contents = hashlib.sha256()
+    for path in sorted(paths):
+        contents.update(os.fsencode(path) + _content_digest(path))
+    return {f"records of {name}": records.hexdigest(), f"images of {name}": contents.hexdigest()}
 
 
 def _content_digest(path: str) -> bytes:
