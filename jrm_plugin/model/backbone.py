@@ -136,11 +136,12 @@ class BackboneParts:
     def known(backbone: PreTrainedModel) -> bool:
         """Whether the backbone has the structure that is walked through here: full attention, rotary positions."""
         language = getattr(backbone.model, "language_model", None)
+        layer_types = getattr(backbone.config.get_text_config(), "layer_types", None) or ["full_attention"]
         return (
             all(hasattr(language, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
             and hasattr(backbone.model, "get_image_features")
             and hasattr(backbone.model, "get_rope_index")
-            and not getattr(language, "has_sliding_layers", False)
+            and set(layer_types) == {"full_attention"}
         )
 
     @property

@@ -142,6 +142,24 @@ class JRMForRewardModeling(PreTrainedModel):
         The scores of a sequence without a reward token, or with more than one, are NaN. Nothing is raised here, because
         a GPU would have to be waited for: call the output's `check` where the scores are read.
         """
+        hidden_BLH, hidden_BH, count_B = self.hidden_states(input_ids, attention_mask, pixel_values, image_grid_thw)
+        mu_SD, log_sigma_SD = self.scores(hidden_BH, dimension_ids)
+        return JRMOutput(
+            mu_SD=mu_SD,
+            log_sigma_SD=log_sigma_SD,
+            hidden_BH=hidden_BH,
+            reward_tokens_B=count_B,
+            critique_loss_T=None if labels is None else self.critique_loss(hidden_BLH, labels),
+        )
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Final hidden states of all tokens `[B, L, H]` and of reward tokens `[B, H]`, and how many of these `[B]`."""
         hidden_BLH = self.backbone.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -152,15 +170,7 @@ class JRMForRewardModeling(PreTrainedModel):
             use_cache=False,
         ).last_hidden_state
         pooled_BKH, count_B = pool_reward_tokens(hidden_BLH, input_ids, self.config.reward_token_id, return_counts=True)
-        hidden_BH = pooled_BKH.squeeze(1)
-        mu_SD, log_sigma_SD = self.scores(hidden_BH, dimension_ids)
-        return JRMOutput(
-            mu_SD=mu_SD,
-            log_sigma_SD=log_sigma_SD,
-            hidden_BH=hidden_BH,
-            reward_tokens_B=count_B,
-            critique_loss_T=None if labels is None else self.critique_loss(hidden_BLH, labels),
-        )
+        return hidden_BLH, pooled_BKH.squeeze(1), count_B
 
     def scores(
         self, hidden_BH: torch.Tensor, dimension_ids: torch.Tensor | None = None

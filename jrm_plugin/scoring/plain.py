@@ -1,4 +1,4 @@
-"""The reference engine: every sequence whole, through the model's own forward pass and its backbone's own generation.
+"""The reference engine: every sequence whole, through its backbone's own forward pass and generation.
 
 It serves backbones whose structure is unknown, and is what tests and benchmarks compare the other engine with.
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from jrm_plugin.kernels import check_reward_token_counts
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.scoring.sampling import Sampling, until
@@ -52,9 +53,9 @@ class PlainEngine:
         """
         parts = []
         for inputs in self._batches(sequences):
-            output = self.model(**inputs)
-            output.check()
-            parts.append(output.hidden_BH)
+            _, hidden_BH, count_B = self.model.hidden_states(**inputs)
+            check_reward_token_counts(count_B)
+            parts.append(hidden_BH)
         return torch.cat(parts)
 
     def generate(
