@@ -48,6 +48,10 @@ class JRMForTextReward(PreTrainedModel):
         Raises:
             JRMError: it is no JRM checkpoint.
         """
+        # Of a LoRA folder, `AutoModel…` gives the base model with its config, and names the folder in here.
+        if adapters := kwargs.pop("adapter_kwargs", {}).get("_adapter_model_path"):
+            folder = adapters
+            kwargs.pop("config")
         return cls(*load(folder, **kwargs)).eval()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
