@@ -2,7 +2,7 @@
 
 A command that can be stopped at any point keeps two files. `check_settings` compares the settings with those that the
 run began with. `append_records` adds a line of JSON for each result as soon as it is there, and `read_records` says
-which results are there; a line that a stop cut off counts as not written.
+which results are there; a line that a stop cut off counts as not written. `locked` keeps a second command away.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import read_json
+from jrm_plugin.files import json_line, read_json
 
 T = TypeVar("T")
 
@@ -107,13 +107,23 @@ def read_records(path: Path, convert: Callable[[dict], T] = dict) -> list[T]:
     return records
 
 
+def cut_off_line(path: Path) -> str:
+    """What stands behind the last whole line of a JSONL file: the beginning of one that a stop cut off, or nothing."""
+    try:
+        return path.read_bytes().split(b"\n")[-1].decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise JRMError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Adds records to a JSONL file, after its last whole line: what a stop cut off is removed.
 
     Raises:
         JRMError: the file cannot be written.
     """
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(map(json_line, records))
     try:
         with path.open("a+b") as file:
             end = file.seek(0, os.SEEK_END)

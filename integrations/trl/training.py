@@ -22,7 +22,7 @@ from transformers.utils import logging
 from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
-from jrm_plugin.files import check_writable, read_json, read_yaml, write_json
+from jrm_plugin.files import check_writable, content_digest, read_json, read_yaml, write_json
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, last_whole_checkpoint
@@ -256,16 +256,8 @@ def _identity(name: str, examples: Sequence[PreferencePair | CritiqueExample]) -
         paths.update(image for image in images if not is_data_url(image))  # a data: URL is part of the record
     contents = hashlib.sha256()
     for path in sorted(paths):
-        contents.update(os.fsencode(path) + _content_digest(path))
+        contents.update(os.fsencode(path) + content_digest(path))
     return {f"records of {name}": records.hexdigest(), f"images of {name}": contents.hexdigest()}
-
-
-def _content_digest(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise JRMError(f"image {path!r} cannot be read: {error.strerror}.") from error
 
 
 class StopOnSignal(TrainerCallback):

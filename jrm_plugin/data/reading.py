@@ -65,10 +65,12 @@ def read_json_lines(path: Path, bad: list[BadRecord], progress: bool) -> Iterato
         try:
             record = json.loads(line)
             need(record, ())
-        except json.JSONDecodeError as error:
-            bad.append(BadRecord(str(path), row, f"not valid JSON ({error.msg}, column {error.colno})"))
         except JRMError as error:
             bad.append(BadRecord(str(path), row, str(error)))
+        except json.JSONDecodeError as error:
+            bad.append(BadRecord(str(path), row, f"not valid JSON ({error.msg}, column {error.colno})"))
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            bad.append(BadRecord(str(path), row, f"not JSON that can be read ({error})"))
         else:
             yield row, record
 

@@ -160,7 +160,7 @@ def test_damage_in_the_middle_of_a_file_is_found_by_decoding(folder):
     [
         (b'[\n{"prompt": 1,}\n]', "line 2: not valid JSON"),
         (b'{"prompt": "x"}', "must hold a JSON list"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xc3\x28", "not UTF-8"),
         (b"", "line 1: not valid JSON"),
     ],
 )
