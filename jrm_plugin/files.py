@@ -1,9 +1,11 @@
 """A user's files: read with one sentence where that fails, and written whole or not at all."""
 
+import codecs
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,28 @@ from PIL import Image
 
 from jrm_plugin.errors import JRMError
 
+# Byte order marks; UTF-32's begins as UTF-16's does, so it is asked for first.
+_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"))
+_MARKS += ((codecs.BOM_UTF16_BE, "utf-16"),)
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, as Windows editors write it.
 
     Raises:
-        JRMError: the file is not there, cannot be read, or is not UTF-8.
+        JRMError: the file is not there, cannot be read, or is in another encoding.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        content = Path(path).read_bytes()
+        encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
+        return content.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
     except FileNotFoundError:
         raise JRMError(f"{path} does not exist: check the path.") from None
     except OSError as error:
         raise JRMError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise JRMError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
 
 
@@ -49,6 +57,15 @@ def read_yaml(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise JRMError(f"the config {path} must hold keys and values, such as `model: …`.")
     return content
+
+
+def content_digest(path: str | Path) -> bytes:
+    """SHA-256 of a file's content; a [`JRMError`] where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise JRMError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -88,7 +105,17 @@ def write_json(path: Path, content: Any) -> Path:
 
 def write_jsonl(path: Path, records: Iterable[dict]) -> Path:
     """Writes one compact JSON object per line."""
-    return write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return write_text(path, "".join(map(json_line, records)))
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of JSONL; text stays readable but for what is no Unicode, such as names of files may hold."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(record)
+    return line + "\n"
 
 
 def write_image(path: Path, image: Image.Image) -> Path:

@@ -2,17 +2,19 @@
 
 A command that can be stopped at any point keeps two files. `check_settings` compares the settings with those that the
 run began with. `append_records` adds a line of JSON for each result as soon as it is there, and `read_records` says
-which results are there; a line that a stop cut off counts as not written.
+which results are there; a line that a stop cut off counts as not written. `locked` keeps a second command away.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import read_json
+from jrm_plugin.files import json_line, read_json
 
 T = TypeVar("T")
 
@@ -43,6 +45,41 @@ def check_settings(path: Path, settings: Mapping[str, Any], *, results: bool) ->
         )
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds `path` for this process, so that no other command writes the same output at the same time.
+
+    However a process ends, it lets go: the lock is the process's own, not that of workers forked from it.
+
+    Args:
+        path: an empty file in the output folder, made here and removed at the end.
+
+    Raises:
+        JRMError: another process holds it, or it cannot be made.
+    """
+    while True:
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise JRMError(f"{path} cannot be written: {error.strerror}.") from error
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JRMError(
+                    f"another command is writing to {path.parent}; wait for its end, or choose another output folder."
+                ) from None
+            except OSError as error:
+                raise JRMError(f"{path} cannot be locked: {error.strerror}.") from error
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue  # its holder removed it between our two calls
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
 def read_records(path: Path, convert: Callable[[dict], T] = dict) -> list[T]:
     """The records that an earlier run left, in order; none where there is no such file.
 
@@ -70,13 +107,23 @@ def read_records(path: Path, convert: Callable[[dict], T] = dict) -> list[T]:
     return records
 
 
+def cut_off_line(path: Path) -> str:
+    """What stands behind the last whole line of a JSONL file: the beginning of one that a stop cut off, or nothing."""
+    try:
+        return path.read_bytes().split(b"\n")[-1].decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise JRMError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Adds records to a JSONL file, after its last whole line: what a stop cut off is removed.
 
     Raises:
         JRMError: the file cannot be written.
     """
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(map(json_line, records))
     try:
         with path.open("a+b") as file:
             end = file.seek(0, os.SEEK_END)

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.chat_template import render
 from jrm_plugin.model.configuration import JRMConfig
+from jrm_plugin.model.loading import load
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.records.samples import OVERALL, Sample
@@ -43,14 +44,16 @@ class JRMForTextReward(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "JRMForTextReward":
-        """Loads a JRM folder; the arguments are those of `JRMForRewardModeling.from_pretrained`.
+        """Loads a JRM folder, also one of LoRA adapters; the arguments are those of `loading.load`.
 
         Raises:
             JRMError: it is no JRM checkpoint.
         """
-        revision = kwargs.get("revision")
-        model = JRMForRewardModeling.from_pretrained(folder, **kwargs)
-        return cls(model, JRMProcessor.from_pretrained(folder, revision=revision)).eval()
+        # Of a LoRA folder, `AutoModel…` gives the base model with its config, and names the folder in here.
+        if adapters := kwargs.pop("adapter_kwargs", {}).get("_adapter_model_path"):
+            folder = adapters
+            kwargs.pop("config")
+        return cls(*load(folder, **kwargs)).eval()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
         """`logits` `[B, 1]`, float32, of token ids `[B, L]`.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import read_json, read_text
-from jrm_plugin.records.images import digest, image_size, is_data_url, load_image
+from jrm_plugin.records.images import check_image, digest, is_data_url, load_image
 from jrm_plugin.records.samples import Sample
 
 
@@ -65,10 +65,12 @@ def read_json_lines(path: Path, bad: list[BadRecord], progress: bool) -> Iterato
         try:
             record = json.loads(line)
             need(record, ())
-        except json.JSONDecodeError as error:
-            bad.append(BadRecord(str(path), row, f"not valid JSON ({error.msg}, column {error.colno})"))
         except JRMError as error:
             bad.append(BadRecord(str(path), row, str(error)))
+        except json.JSONDecodeError as error:
+            bad.append(BadRecord(str(path), row, f"not valid JSON ({error.msg}, column {error.colno})"))
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            bad.append(BadRecord(str(path), row, f"not JSON that can be read ({error})"))
         else:
             yield row, record
 
@@ -112,7 +114,7 @@ class ImageCheck:
     """Opens every image file once, however many records share it; a broken one stays broken for all of them."""
 
     def __init__(self, *, decode: bool):
-        self._open = load_image if decode else image_size
+        self._open = load_image if decode else check_image
         self._errors: dict[bytes, str | None] = {}
 
     def check(self, *samples: Sample) -> None:

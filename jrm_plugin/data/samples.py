@@ -1,10 +1,16 @@
 """Samples to score in bulk: a JSONL file, or a folder of edits.
 
-JSONL: one object a line, `{"source": path or list or null, "instruction": text, "edited": path}` (further keys are
-carried along), paths relative to the file's folder. Folder: each sub-folder is one edit with `instruction.txt`,
-`source.*` (or `source_1.*`, `source_2.*`, …; none for a generation), and the images to score under any other name.
+JSONL: one object a line, `{"source": path or list or null, "instruction": text, "edited": path}`, paths relative to the
+file's folder. `records.names` has the other names that are taken; further keys are carried along.
+
+Folder: each sub-folder with images is one edit with `instruction.txt`, `source.*` (or `source_1.*`, `source_2.*`, …;
+none for a generation), and the images to score under any other name. Capital letters make no difference. Hidden files
+and what systems leave beside images (`._x.png`, `__MACOSX`, `Thumbs.db`) are no part of it.
 """
 
+import logging
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +19,16 @@ from PIL import Image
 from jrm_plugin.data.reading import BadRecord, need, read_json_lines, to_edit
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import read_text
+from jrm_plugin.records.names import names_in, refuse_hidden_source, refuse_near_names, value_of
 from jrm_plugin.records.samples import Sample
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = re.compile(r"source(?:[ _-]?([0-9]+))?", re.IGNORECASE)
+# What people call a source, too: refused where there is none, because it would be scored as an edit.
+_LIKE_A_SOURCE = re.compile(r"sources?|sorce|src|original|before|input|reference|ref", re.IGNORECASE)
+_INSTRUCTION = "instruction.txt"
+_COMPANIONS = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -27,10 +42,19 @@ class BulkItem:
 def read_samples(path: Path) -> list[BulkItem]:
     """All samples of a JSONL file or a folder of edits.
 
+    Says, by a warning, how many samples are of which task where they are of several, and what files of a folder are no
+    images.
+
     Raises:
-        JRMError: a line is no such object, or there is nothing to score; names the file and line.
+        JRMError: a line is no such object, an image may be a source and is not named as one, or there is nothing to
+            score; names the file and line.
     """
-    return _read_folder(path) if path.is_dir() else _read_lines(path)
+    items = _read_folder(path) if path.is_dir() else _read_lines(path)
+    tasks = Counter(item.sample.task for item in items)
+    if len(tasks) > 1:
+        counts = " and ".join(f"{count} as {task}s" for task, count in tasks.most_common())
+        logger.warning("%s holds samples of several tasks: %s are scored.", path, counts)
+    return items
 
 
 def _read_lines(path: Path) -> list[BulkItem]:
@@ -48,25 +72,66 @@ def _read_lines(path: Path) -> list[BulkItem]:
     return items
 
 
-def _read_folder(folder: Path) -> list[BulkItem]:
+def _to_item(record: dict, root: Path) -> BulkItem:
+    refuse_near_names(record)
+    for field in ("instruction", "edited"):
+        if not names_in(record, field):
+            need(record, (field,))
+    if not names_in(record, "source"):
+        refuse_hidden_source(record)
+    sample = to_edit(value_of(record, "instruction"), value_of(record, "source"), value_of(record, "edited"), root)
+    return BulkItem(sample, record)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _read_folder(root: Path) -> list[BulkItem]:
     endings = Image.registered_extensions()
-    items = []
-    for text in sorted(folder.glob("**/instruction.txt")):
-        instruction = read_text(text).strip()
-        images = [path for path in text.parent.iterdir() if path.suffix.lower() in endings]
-        images.sort(key=lambda path: (len(path.stem), path.name))  # source_10 comes after source_9
-        sources = [str(path.relative_to(folder)) for path in images if path.stem.split("_")[0] == "source"]
-        edited = [str(path.relative_to(folder)) for path in images if str(path.relative_to(folder)) not in sources]
-        for path in edited:
-            try:
-                items.append(_to_item({"source": sources, "instruction": instruction, "edited": path}, folder))
-            except JRMError as error:
-                raise JRMError(f"{text.parent}: {error}") from error
+    items: list[BulkItem] = []
+    others: list[Path] = []
+    for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
+        if any(_is_companion(part) for part in folder.relative_to(root).parts):
+            continue
+        files = sorted(path for path in folder.iterdir() if not _is_companion(path.name))
+        texts = [path for path in files if path.name.lower() == _INSTRUCTION]
+        images = [path for path in files if path.suffix.lower() in endings and path.is_file()]
+        if texts and len(texts) == 1:
+            items += _read_edit(root, texts[0], images)
+            others += [path for path in files if path.is_file() and path not in (*texts, *images)]
+        elif images or texts:
+            raise JRMError(f"the folder {folder} must hold one {_INSTRUCTION} beside its images, not {len(texts)}.")
     if not items:
-        raise JRMError(f"the folder {folder} holds no edit: a sub-folder with instruction.txt and images to score.")
+        raise JRMError(f"the folder {root} holds no edit: a sub-folder with {_INSTRUCTION} and images to score.")
+    if others:
+        logger.warning(
+            "%d files in %s are no images and are not scored; the first is %s.", len(others), root, others[0]
+        )
     return items
 
 
-def _to_item(record: dict, root: Path) -> BulkItem:
-    need(record, ("instruction", "edited"))
-    return BulkItem(to_edit(record["instruction"], record.get("source"), record["edited"], root), record)
+def _read_edit(root: Path, text: Path, images: list[Path]) -> list[BulkItem]:
+    numbered = [(path, _SOURCE.fullmatch(path.stem)) for path in images]
+    sources = sorted((int(match[1] or 0), str(path.relative_to(root))) for path, match in numbered if match)
+    edited = [path for path, match in numbered if not match]
+    if near := [path for path in edited if not sources and _LIKE_A_SOURCE.fullmatch(path.stem)]:
+        raise JRMError(
+            f"{near[0]} may be the source of the edits beside it; call it source{near[0].suffix}, or rename it."
+        )
+    instruction = read_text(text).strip()
+    items = []
+    for path in edited:
+        record = {
+            "source": [name for _, name in sources],
+            "instruction": instruction,
+            "edited": str(path.relative_to(root)),
+        }
+        try:
+            items.append(_to_item(record, root))
+        except JRMError as error:
+            raise JRMError(f"{text.parent}: {error}") from error
+    return items
+
+
+def _is_companion(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _COMPANIONS
