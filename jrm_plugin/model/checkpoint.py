@@ -152,6 +152,17 @@ def reading(folder: str | Path, what: str) -> Iterator[None]:
         raise JRMError(f"{what} of {folder} cannot be used: {reason(error)}.") from error
 
 
+@contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """A [`JRMError`] about a value names the file that the value stands in."""
+    try:
+        yield
+    except JRMError as error:
+        if str(path.parent) in str(error):
+            raise
+        raise JRMError(f"{path}: {error}") from error
+
+
 def reason(error: BaseException) -> str:
     """The error in one line, with its type where the message alone would not be understood."""
     line = " ".join(str(error).split())[:300].rstrip(". ")
@@ -198,7 +209,7 @@ def load_config(folder: str | Path, **hub: Any) -> PreTrainedConfig:
             f"{file}: backbone_config must hold keys and values, not {shown(content.get('backbone_config'))}."
         )
     _check_keys(content, config_class, str(file))
-    with reading(folder, CONFIG_FILE):
+    with in_file(file), reading(folder, CONFIG_FILE):
         return config_class.from_dict(content)
 
 

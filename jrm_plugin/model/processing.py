@@ -24,6 +24,7 @@ from jrm_plugin.model import backbone, chat_template
 from jrm_plugin.model.checkpoint import (
     built_in_folder,
     find_file,
+    in_file,
     load_config,
     load_image_processor,
     load_tokenizer,
@@ -196,13 +197,8 @@ class JRMProcessor:
         # All of them: a default of this version in place of what the checkpoint was trained with would move its scores.
         if layout.keys() != set(_LAYOUT):
             raise JRMError(f"{path} must hold {', '.join(_LAYOUT)}, and holds {shown(', '.join(layout) or 'nothing')}.")
-        try:
-            with reading(folder, "the processor"):
-                return cls(tokenizer, image_processor, max_pixels=max_pixels, **layout)
-        except JRMError as error:
-            if str(folder) in str(error):
-                raise
-            raise JRMError(f"{path}: {error}") from error
+        with in_file(path), reading(folder, "the processor"):
+            return cls(tokenizer, image_processor, max_pixels=max_pixels, **layout)
 
     def with_max_pixels(self, max_pixels: int) -> "JRMProcessor":
         """A processor that differs in the size of images alone; this one stays as it is."""

@@ -216,6 +216,7 @@ class RewardScorer:
         taken = 0
         with tqdm(total=len(samples), desc=description, unit="sample", disable=not progress) as bar:
             for position, encoded in enumerate(encode_ahead(self.processor, samples)):
+                encoded = self._within_positions(encoded)
                 if isinstance(encoded, JRMError):
                     if errors is None:
                         raise JRMError(f"sample {position} cannot be scored: {encoded}") from encoded
@@ -234,6 +235,19 @@ class RewardScorer:
             if positions:
                 yield positions, sequences
                 bar.update(len(positions))
+
+    def _within_positions(self, encoded: list[EncodedSequence] | JRMError) -> list[EncodedSequence] | JRMError:
+        """What is encoded, or the error of a sample that has more tokens than the model has positions."""
+        if isinstance(encoded, JRMError):
+            return encoded
+        positions = self.model.config.get_text_config().max_position_embeddings
+        longest = max(len(sequence.prompt) for sequence in encoded)
+        if longest <= positions:
+            return encoded
+        return JRMError(
+            f"its sequence has {longest} tokens and the model positions for {positions}; "
+            "shorten its text, or give fewer or smaller images (max_pixels)."
+        )
 
     # -- critiques
 

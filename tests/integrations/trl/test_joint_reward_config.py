@@ -19,7 +19,7 @@ def test_defaults_are_the_papers(tmp_path):
         "lr_scheduler_type": "cosine",
         "num_train_epochs": 10,
         "max_length": 8192,
-        "max_pixels": 200_704,
+        "max_pixels": None,  # a processor's own; the paper's 200,704 where one is made from a backbone
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "disable_dropout": False,
