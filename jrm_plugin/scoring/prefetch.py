@@ -27,6 +27,8 @@ class DecodingBudget:
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self._free = max_bytes, max_bytes
+        # One thread decodes all large images: C libraries keep what a thread has freed for this thread.
+        self.large = ThreadPoolExecutor(1)
         self._turn, self._changed = threading.Lock(), threading.Condition()
 
     @contextmanager
@@ -83,7 +85,10 @@ class _RememberedImages:
 
     def __call__(self, image: ImageLike) -> EncodedImage:
         width, height = image_size(image)
-        with self._budget.taken(width * height * DECODING_BYTES):
+        size = width * height * DECODING_BYTES
+        with self._budget.taken(size):
+            if size > self._budget.max_bytes // 8:
+                return self._budget.large.submit(self._encoded, image).result()
             return self._encoded(image)
 
     def _encoded(self, image: ImageLike) -> EncodedImage:

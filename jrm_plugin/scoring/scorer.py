@@ -173,11 +173,8 @@ class RewardScorer:
             raise JRMError(f"on_error must be 'raise' or 'return', got {on_error!r}.")
         results: list[Any] = [None] * len(samples)
         for positions, sequences in self._passes(samples, results if on_error == "return" else None, progress):
-            with scoring_with(self.model):
-                hidden_BH = self.engine.hidden_states(sequences)
-                mu_SD, log_sigma_SD = self.model.scores(hidden_BH, self._dimension_ids(sequences))
-                mu_SD, sigma_SD = mu_SD.double().tolist(), log_sigma_SD.double().exp().tolist()
-            for position, mu_D, sigma_D in zip(positions, mu_SD, sigma_SD, strict=True):
+            scores = self._mu_and_sigma(sequences)
+            for position, (mu_D, sigma_D) in zip(positions, scores, strict=True):
                 try:
                     results[position] = self._reward_score(mu_D, sigma_D)
                 except JRMError as error:
@@ -185,6 +182,28 @@ class RewardScorer:
                         raise JRMError(f"sample {position} cannot be scored: {error}") from error
                     results[position] = error
         return results
+
+    def _mu_and_sigma(self, sequences: Sequence[EncodedSequence]) -> list[tuple[list[float], list[float]]]:
+        """mu and sigma by dimension of each sample in one pass.
+
+        Where some are not finite, the others are computed again without them, and they one by one, so that each has the
+        score that it has without what is wrong with another.
+        """
+        with scoring_with(self.model):
+            hidden_BH = self.engine.hidden_states(sequences)
+            mu_SD, log_sigma_SD = self.model.scores(hidden_BH, self._dimension_ids(sequences))
+            mu_SD, sigma_SD = mu_SD.double(), log_sigma_SD.double().exp()
+            finite_S = (mu_SD.isfinite() & sigma_SD.isfinite()).all(1).tolist()
+            scores = list(zip(mu_SD.tolist(), sigma_SD.tolist(), strict=True))
+        if all(finite_S) or len(finite_S) == 1:
+            return scores
+        per_sample = self.processor.sequences_per_sample
+        finite = [k for k, is_finite in enumerate(finite_S) if is_finite]
+        for group in [finite, *([k] for k, is_finite in enumerate(finite_S) if not is_finite)]:
+            again = [sequence for k in group for sequence in sequences[k * per_sample : (k + 1) * per_sample]]
+            for k, score in zip(group, self._mu_and_sigma(again) if again else (), strict=True):
+                scores[k] = score
+        return scores
 
     def _reward_score(self, mu_D: list[float], sigma_D: list[float]) -> RewardScore:
         if not all(map(math.isfinite, [*mu_D, *sigma_D])):
