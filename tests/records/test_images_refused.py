@@ -1,18 +1,22 @@
 """What `load_image` and `image_size` refuse, and how the error names it."""
 
 import base64
+import errno
+import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encode
-from PIL import Image
+from PIL import Image, ImageFile
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.records import images
 from jrm_plugin.records.images import image_size, load_image
 
 RNG = np.random.default_rng(0)
