@@ -1,9 +1,16 @@
-# Two commands: `make demo` and `make test`. Each makes what it needs in .venv.
+# Commands: `make demo`, `make test`, and `make test-newest`. Each makes what it needs, in .venv or .venv-newest.
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 WORKERS ?= 2
-PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
+PIP := $(VENV)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+# Another environment beside .venv, with the newest versions; and the tests that touch other libraries.
+NEWEST := $(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
+NEWEST_PACKAGES := accelerate datasets numpy peft pillow pyarrow safetensors tokenizers transformers trl
+NEWEST_TESTS := tests/model tests/scoring tests/records/test_images.py tests/integrations/trl \
+                tests/cli/test_score.py tests/cli/test_critique.py tests/cli/test_train.py
 
 DEMO_EXTRA := $(if $(PHOTOS),photos,demo)
 DEMO_OUTPUT := demo-output$(if $(PHOTOS),-photos)
@@ -13,13 +20,28 @@ TINY := jrm_plugin/resources/jrm-tiny
 TINY_FILES := config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja \
               preprocessor_config.json jrm_processor.json summary.json
 
-.PHONY: demo test lint jrm-tiny clean
+.PHONY: demo test test-newest bump-newest lint jrm-tiny clean
 
 demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
 
 test: $(VENV)/.installed-dev lint
 	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+test-newest:
+	$(NEWEST) .venv-newest/.installed-test
+	.venv-newest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(NEWEST_TESTS)
+
+# Takes the newest versions of the day, whatever pyproject.toml allows, and writes them down.
+bump-newest:
+	rm -rf .venv-newest
+	$(NEWEST) CONSTRAINTS=constraints.txt .venv-newest/.installed-test
+	.venv-newest/bin/python -m pip install --quiet --upgrade $(TORCH) $(NEWEST_PACKAGES)
+	echo "# The newest versions on $$(date -I), which \`make test-newest\` installs; \`make bump-newest\` writes this file anew." \
+	  > constraints-newest.txt
+	echo "$(TORCH)" >> constraints-newest.txt
+	.venv-newest/bin/python -m pip freeze | grep -iE "^($$(echo $(NEWEST_PACKAGES) | tr ' ' '|'))==" >> constraints-newest.txt
+	touch .venv-newest/.installed-test
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -33,7 +55,7 @@ jrm-tiny: $(VENV)/.installed-demo
 	mkdir -p $(TINY) && cp $(addprefix demo-output-tiny/model/,$(TINY_FILES)) $(TINY)
 
 # torch first and exactly: a looser request would fetch a CUDA build of several gigabytes.
-$(VENV)/.installed-%: pyproject.toml constraints.txt
+$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing jrm-plugin[$*] into $(VENV); this takes two minutes."
 	$(PIP) $(TORCH)
@@ -41,4 +63,4 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-output demo-output-photos demo-output-tiny build dist *.egg-info
+	rm -rf .venv .venv-newest demo-output demo-output-photos demo-output-tiny build dist *.egg-info

@@ -22,7 +22,8 @@ import torch
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.rollouts import RolloutReward, pictures_of, settings_from_environment
-from jrm_plugin.scoring.protocol import Scorer, load_scorer
+from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.protocol import Scorer
 
 # The variables that configure `jrm_score`, and the argument that each one gives.
 VARIABLES = {

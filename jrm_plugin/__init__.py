@@ -25,9 +25,9 @@ if TYPE_CHECKING:  # what type checkers see; Python itself takes each name from 
     from jrm_plugin.records.scores import RewardScore as RewardScore
     from jrm_plugin.records.scores import group_advantages as group_advantages
     from jrm_plugin.records.scores import group_rewards as group_rewards
+    from jrm_plugin.scoring.loading import load_scorer as load_scorer
     from jrm_plugin.scoring.protocol import Ranked as Ranked
     from jrm_plugin.scoring.protocol import Scorer as Scorer
-    from jrm_plugin.scoring.protocol import load_scorer as load_scorer
     from jrm_plugin.scoring.scorer import RewardScorer as RewardScorer
     from jrm_plugin.training.losses import joint_loss as joint_loss
 
@@ -49,7 +49,7 @@ _EXPORTS = {
     "JRMProcessor": "model.processing",
     "Scorer": "scoring.protocol",
     "Ranked": "scoring.protocol",
-    "load_scorer": "scoring.protocol",
+    "load_scorer": "scoring.loading",
     "RewardScorer": "scoring.scorer",
     "joint_loss": "training.losses",
     "self_correct": "correction.loop",

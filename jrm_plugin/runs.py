@@ -5,9 +5,11 @@ run began with. `append_records` adds a line of JSON for each result as soon as 
 which results are there; a line that a stop cut off counts as not written.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +43,41 @@ def check_settings(path: Path, settings: Mapping[str, Any], *, results: bool) ->
             f"{path.parent} holds a run with another {', '.join(changed)}; "
             "go on with the same settings, or choose another output folder."
         )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds `path` for this process, so that no other command writes the same output at the same time.
+
+    However a process ends, it lets go: the lock is the process's own, not that of workers forked from it.
+
+    Args:
+        path: an empty file in the output folder, made here and removed at the end.
+
+    Raises:
+        JRMError: another process holds it, or it cannot be made.
+    """
+    while True:
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise JRMError(f"{path} cannot be written: {error.strerror}.") from error
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JRMError(
+                    f"another command is writing to {path.parent}; wait for its end, or choose another output folder."
+                ) from None
+            except OSError as error:
+                raise JRMError(f"{path} cannot be locked: {error.strerror}.") from error
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue  # its holder removed it between our two calls
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def read_records(path: Path, convert: Callable[[dict], T] = dict) -> list[T]:

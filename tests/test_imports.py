@@ -18,8 +18,8 @@ FOLDERS = {
 
 # The rooms of `jrm_plugin`, each of which imports only those before it. The package's own face, `jrm_plugin/__init__`,
 # names what is in them; the command line may import everything.
-ROOMS = ["errors", "files", "runs", "dotted_path", "switches", "kernels", "records", "data", "synthetic", "model"]
-ROOMS += ["scoring", "rollouts", "training", "evaluation", "correction", "integrations", "cli"]
+ROOMS = ["errors", "extras", "files", "runs", "dotted_path", "switches", "kernels", "records", "data", "synthetic"]
+ROOMS += ["model", "scoring", "rollouts", "training", "evaluation", "correction", "integrations", "cli"]
 
 
 def modules() -> dict[str, Path]:
@@ -90,7 +90,7 @@ def test_kernels_know_tensors_only():
 
 def test_records_and_synthetic_sets_need_no_torch():
     names = [name for name in MODULES if name != "jrm_plugin" and room(name) in ("records", "synthetic")]
-    names += ["jrm_plugin.scoring.protocol"]
+    names += ["jrm_plugin.scoring.protocol", "jrm_plugin.scoring.loading"]
     code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert finished.stdout == "False\n", finished.stderr

@@ -15,7 +15,8 @@ from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.integrations.ray.settings import ScorerSettings
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring.protocol import Scorer, load_scorer
+from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.protocol import Scorer
 
 
 class Call(NamedTuple):

@@ -23,7 +23,7 @@ def parse_config(
     read_yaml(config)  # says in one sentence what is wrong with the file itself
     try:
         parsed = _Parser(kinds).parse_args_and_config(["--config", str(config), *overrides])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:  # ImportError: deepspeed and the like
         raise JRMError(f"the config {config} cannot be used: {' '.join(str(error).split())}") from error
     for name in lists:
         value = next(getattr(arguments, name) for arguments in parsed if hasattr(arguments, name))

@@ -27,8 +27,9 @@ class JointRewardConfig(RewardConfig):
             Threshold of the Rao-Kupper model of ties; with 0 a tie is half a win each way.
         max_length (`int`, defaults to `8192`):
             Longest sequence in tokens, images and critiques included. A longer pair is an error, never cut.
-        max_pixels (`int`, defaults to `200704`):
-            Larger images are scaled down to this many pixels.
+        max_pixels (`int`, *optional*):
+            Larger images are scaled down to this many pixels; by default as the processor has it, which is the paper's
+            200,704 where a model is made from a backbone.
         muon_learning_rate (`float`, *optional*):
             If given, the matrices inside the transformer blocks are updated by Muon at this rate, all else by AdamW
             at `learning_rate`. For small models that are trained from scratch.
@@ -38,7 +39,7 @@ class JointRewardConfig(RewardConfig):
     objective: str = field(default="marginal", metadata={"help": "`marginal` or `expected`."})
     tie_threshold: float = field(default=0.0, metadata={"help": "Rao-Kupper threshold of ties, >= 0."})
     max_length: int | None = field(default=8192, metadata={"help": "Longest sequence; a longer pair is an error."})
-    max_pixels: int = field(default=200_704, metadata={"help": "Larger images are scaled down to this many pixels."})
+    max_pixels: int | None = field(default=None, metadata={"help": "Larger images are scaled down to so many pixels."})
     muon_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of Muon for the matrices inside the transformer blocks."}
     )

@@ -3,11 +3,14 @@
 Shape suffixes: N pairs, B sequences, L length, D dimensions, C = D + 1 (the dimensions and the overall score).
 """
 
+import hashlib
 import json
 import os
 import shutil
+import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import preference_calibration
+from jrm_plugin.files import read_json, write_json
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.kernels import win_probability
+from jrm_plugin.model.checkpoint import reason as reason_of
+from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
@@ -52,6 +59,8 @@ Example = PreferencePair | CritiqueExample
 # The one column of a training dataset: an example as JSON text. Images stay paths until the collator opens them.
 COLUMN = "example"
 STAGING_DIR = ".saving"
+# Digests of a checkpoint's files, beside them: a damaged file, or a missing one, is noticed before training goes on.
+DIGESTS_FILE = "digests.json"
 
 
 def to_dataset(examples: Sequence[Example]) -> Dataset:
@@ -70,13 +79,31 @@ class JointRewardCollator:
 
     `preference_NC` holds 1, 0 or -1 (see [`PreferencePair`]) and NaN where there is no label; it is absent in a batch
     of [`CritiqueExample`]s. Without `with_critiques`, the critiques of pairs are left out.
+
+    An example that cannot be used, such as one whose image is not there any more, gives `{"error": sentence}` in place
+    of its batch: raised in a data loader's worker, an error would reach the trainer as the text of a traceback.
     """
 
     processor: JRMProcessor
     with_critiques: bool = True
 
-    def __call__(self, rows: list[dict[str, str]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, str]]) -> dict[str, Any]:
         examples = [from_row(row) for row in rows]
+        try:
+            return self._batch(examples)
+        except JRMError as error:
+            return {"error": self._name_example(examples) or str(error)}
+
+    def _name_example(self, examples: list[Example]) -> str | None:
+        """The error of the first example that is the cause, with the file and row it was read from."""
+        for example in examples:
+            try:
+                self._batch([example])
+            except JRMError as error:
+                return f"{_origin(example)}: {error}" if _origin(example) else str(error)
+        return None
+
+    def _batch(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         if isinstance(examples[0], CritiqueExample):
             return self.processor([e.sample for e in examples], [e.text for e in examples])
         critiques = [e.chosen_critiques for e in examples] + [e.rejected_critiques for e in examples]
@@ -94,18 +121,20 @@ class JointRewardTrainer(RewardTrainer):
 
     Args:
         model: the reward model, or a peft model around one.
-        processor: its processor, saved with every checkpoint.
+        processor: its processor, saved with every checkpoint. It stays as it is; with `args.max_pixels` a copy is used.
         args: hyperparameters; by default the paper's.
         train_dataset: preference pairs, or `CritiqueExample`s (language warm start, with `alpha=1`), as a sequence or
             as [`to_dataset`] makes them.
         eval_dataset: preference pairs, or several sets of them by name.
-        kwargs: further arguments of TRL's `RewardTrainer` (`callbacks`, `peft_config`, ...).
+        kwargs: further arguments of TRL's `RewardTrainer` (`callbacks`, ...). `peft_config` may be any `LoraConfig`:
+            where it leaves out the reward head or the added tokens, they are trained and saved all the same.
 
     Logs, per dimension and overall, the accuracy on pairs that are no tie, mean sigma, the Brier score and expected
     calibration error of the predicted preference, both component losses, and the same for every evaluation set.
 
     Raises:
-        JRMError: a sequence is longer than `max_length`, or the examples do not fit `alpha`.
+        JRMError: a sequence is longer than `max_length`, or the examples do not fit `alpha`. From `train`: an example
+            cannot be used any more, training diverged, or a checkpoint cannot be saved or is damaged.
     """
 
     _tag_names = ["trl", "joint-reward-trainer", "jrm"]
@@ -122,8 +151,15 @@ class JointRewardTrainer(RewardTrainer):
         **kwargs: Any,
     ):
         args = args or JointRewardConfig("jrm-joint-reward")
+        if args.max_pixels is not None:
+            processor = processor.with_max_pixels(args.max_pixels)
         self.processor = processor
-        processor.max_pixels = args.max_pixels
+        if kwargs.get("peft_config") is not None:
+            kwargs["peft_config"] = complete_lora_config(kwargs["peft_config"], processor)
+        check_adapters_train_all(model, processor)
+        positions = model.config.get_text_config().max_position_embeddings
+        self._longest = min(positions, args.max_length or positions)
+        self._longest_is = "max_length" if self._longest == args.max_length else "the model's max_position_embeddings"
         # Sums over what was seen since the last log, by mode; see `_record`.
         self._outcomes: dict[str, defaultdict[str, list]] = {m: defaultdict(list) for m in ("train", "eval")}
         self._staging = False
@@ -155,15 +191,19 @@ class JointRewardTrainer(RewardTrainer):
         for number, row in enumerate(rows):
             example = from_row(row)
             kinds.add(type(example))
-            self._check_kind(example, f"example {number} of the {dataset_name} set", kinds)
-            length = self._length(example)
-            if args.max_length is not None and length > args.max_length:
+            name = f"example {number} of the {dataset_name} set"
+            self._check_kind(example, name, kinds)
+            try:
+                length = self._length(example)
+            except JRMError as error:
+                raise JRMError(f"{_origin(example) or name}: {error}") from error
+            if length > self._longest:
                 too_long.append((number, length))
         if too_long:
             number, length = too_long[0]
             raise JRMError(
-                f"{len(too_long)} of {len(dataset)} examples of the {dataset_name} set are longer than max_length="
-                f"{args.max_length} tokens, the first is example {number} with {length}; "
+                f"{len(too_long)} of {len(dataset)} examples of the {dataset_name} set are longer than "
+                f"{self._longest_is}={self._longest} tokens, the first is example {number} with {length}; "
                 "raise max_length, lower max_pixels, or leave those examples out."
             )
         return dataset
@@ -197,10 +237,13 @@ class JointRewardTrainer(RewardTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """Also counts the critique tokens of the whole update, over accumulation steps and ranks."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, _ = super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
         counts = [_critique_tokens(batch["labels"]) for batch in batches]
         total = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
         return batches, self.accelerator.gather(total).sum()
+
+    def _prepare_inputs(self, inputs):
+        return super()._prepare_inputs(_checked(inputs))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
@@ -225,6 +268,8 @@ class JointRewardTrainer(RewardTrainer):
         if self.args.alpha == 1:
             rank_loss = 0 * (outputs.mu_SD + outputs.log_sigma_SD).sum()
         loss = joint_loss(rank_loss, critique_loss, self.args.alpha)
+        if mode == "train":
+            self._check_finite(loss.detach(), "the loss is", self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
     def _mean_critique_loss(self, loss_T: torch.Tensor, mode: str, total: torch.Tensor | None) -> torch.Tensor:
@@ -236,6 +281,20 @@ class JointRewardTrainer(RewardTrainer):
         # The mean over the whole update: Trainer divides by the accumulation steps, DDP by the ranks.
         share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
         return loss_T.sum() * share / total.clamp(min=1)
+
+    def _check_finite(self, values: torch.Tensor, what: str, step: int) -> None:
+        """Ends training, in all processes at once, where one of them has a number that is none.
+
+        The next update would spread it over all weights, and `Trainer` leaves such losses out of what it logs.
+        """
+        if bool(self.accelerator.gather(values.reshape(-1)).isfinite().all()):
+            return
+        half = next((name for name in ("fp16", "bf16") if getattr(self.args, name)), None)
+        raise JRMError(
+            f"training diverged: {what} not finite in step {step}; {_last_checkpoint_of(self.args.output_dir)}; start "
+            f"again in another output_dir with a lower learning_rate (it is {self.args.learning_rate:g}) or a longer "
+            f"warm-up{f', or without {half}' if half else ''}."
+        )
 
     # -- what is logged
 
@@ -314,6 +373,53 @@ class JointRewardTrainer(RewardTrainer):
 
     # -- checkpoints
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """As `Trainer.train`; with `True` from the last whole checkpoint, from a named one if it is whole."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise JRMError(f"{self.args.output_dir} holds no checkpoint to go on from; train without resuming.")
+        elif resume_from_checkpoint and (damage := damage_of(resume_from_checkpoint)):
+            raise JRMError(f"{resume_from_checkpoint} cannot be gone on from: {damage}.")
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise JRMError(
+                f"a worker of the data loader was ended from outside ({reason_of(error)}); if memory ran out, lower "
+                "dataloader_num_workers. The same command goes on."
+            ) from error
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        finite = all(parameter.detach().isfinite().all() for parameter in self.model.parameters())
+        # As a number, which processes can gather.
+        flag = torch.tensor(0.0 if finite else float("nan"), device=self.args.device)
+        self._check_finite(flag, "weights are", self.state.global_step)
+        with self._saving(output_dir or self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+
+    def save_state(self) -> None:
+        with self._saving(self.args.output_dir):
+            super().save_state()
+
+    @contextmanager
+    def _saving(self, folder: str | Path) -> Iterator[None]:
+        """What goes wrong with the disk is one sentence."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = reason_of(error)
+            if isinstance(error, RuntimeError):  # torch's writer of files has no error of its own
+                if not any(writer in reason for writer in ("inline_container", "PytorchStreamWriter")):
+                    raise
+                reason = "a file could not be written whole"
+            free = shutil.disk_usage(self.args.output_dir).free / 2**20
+            raise JRMError(
+                f"{folder} cannot be saved: {reason} ({free:,.0f} MiB of space are left); "
+                f"{_last_checkpoint_of(self.args.output_dir)}, and the same command goes on when there is room."
+            ) from error
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
         folder = output_dir or self.args.output_dir
@@ -340,22 +446,109 @@ class JointRewardTrainer(RewardTrainer):
         self.accelerator.wait_for_everyone()
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)
+            with self._saving(name):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    self._finish_checkpoint(run_folder, name)
+        except JRMError:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)  # it takes room that may be what is missing
+            raise
         finally:
             self._staging = False
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-            if best == name or (run_folder / best).is_dir():
-                self.state.best_model_checkpoint = str(run_folder / best)
-                self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            shutil.rmtree(run_folder / name, ignore_errors=True)
-            os.replace(staging / name, run_folder / name)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(
-                str(run_folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
-        self.accelerator.wait_for_everyone()
+
+    def _finish_checkpoint(self, run_folder: Path, name: str) -> None:
+        staging = run_folder / STAGING_DIR
+        best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best == name or (run_folder / best).is_dir():
+            self.state.best_model_checkpoint = str(run_folder / best)
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+        write_json(staging / name / DIGESTS_FILE, _digests(staging / name))
+        shutil.rmtree(run_folder / name, ignore_errors=True)
+        os.replace(staging / name, run_folder / name)
+        shutil.rmtree(staging, ignore_errors=True)
+        rotate_checkpoints(
+            str(run_folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+        )
+
+
+# --- whole checkpoints ------------------------------------------------------------------------------------------------
+
+
+def last_whole_checkpoint(run_folder: str | Path) -> str | None:
+    """The last checkpoint of a run; a damaged one is named on stderr and passed over. None where there is none at all.
+
+    Raises:
+        JRMError: there are checkpoints, and all of them are damaged.
+    """
+    checkpoints = _checkpoints(run_folder)
+    for checkpoint in reversed(checkpoints):
+        if (damage := damage_of(checkpoint)) is None:
+            return str(checkpoint)
+        print(f"jrm: {checkpoint} is passed over: {damage}.", file=sys.stderr)
+    if checkpoints:
+        raise JRMError(
+            f"{run_folder} holds no whole checkpoint (in {checkpoints[-1].name}, {damage_of(checkpoints[-1])}); "
+            "remove its checkpoints to begin anew."
+        )
+    return None
+
+
+def damage_of(checkpoint: str | Path) -> str | None:
+    """What is wrong with the files of a checkpoint, by the digests that stand beside them; None if nothing is."""
+    try:
+        digests = read_json(Path(checkpoint, DIGESTS_FILE))
+        for name, digest in digests.items():
+            if not (path := Path(checkpoint, name)).is_file():
+                return f"its file {name} is missing"
+            if _digest(path) != digest:
+                return f"its file {name} is damaged or cut off"
+    except OSError as error:
+        return f"its files cannot be read ({error})"
+    except (JRMError, AttributeError, TypeError):
+        return f"its {DIGESTS_FILE} is missing or damaged"
+    return None
+
+
+def _checkpoints(run_folder: str | Path) -> list[Path]:
+    """In the order of their steps."""
+    steps = {
+        int(path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")): path
+        for path in Path(run_folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.is_dir() and path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
+    }
+    return [steps[step] for step in sorted(steps)]
+
+
+def _last_checkpoint_of(run_folder: str | Path) -> str:
+    checkpoints = _checkpoints(run_folder)
+    return f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+def _checked(batch: dict[str, Any]) -> dict[str, Any]:
+    """The collator's batch; what it says of a batch that could not be made is raised."""
+    if "error" in batch:
+        raise JRMError(batch["error"])
+    return batch
+
+
+def _origin(example: Example) -> str | None:
+    """Where an example was read from, if a reader made it."""
+    return f"{example.info['file']}, row {example.info['row']}" if {"file", "row"} <= example.info.keys() else None
 
 
 def _as_dataset(examples: Dataset | IterableDataset | Sequence[Example]) -> Dataset | IterableDataset:

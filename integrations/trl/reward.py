@@ -16,7 +16,8 @@ from jrm_plugin.records.images import digest, load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, plain_image
-from jrm_plugin.scoring.protocol import Scorer, load_scorer
+from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.protocol import Scorer
 
 THUMBNAIL = 256  # longest edge in pixels of an image in the log of completions
 

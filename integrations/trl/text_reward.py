@@ -14,7 +14,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.model.chat_template import render
 from jrm_plugin.model.configuration import JRMConfig
+from jrm_plugin.model.loading import load
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.records.samples import OVERALL, Sample
@@ -41,15 +43,17 @@ class JRMForTextReward(PreTrainedModel):
         self.jrm, self.processor = model, processor
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "JRMForTextReward":
-        """Loads a JRM folder; the arguments are those of `JRMForRewardModeling.from_pretrained`.
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "JRMForTextReward":
+        """Loads a JRM folder, also one of LoRA adapters; the arguments are those of `loading.load`.
 
         Raises:
             JRMError: it is no JRM checkpoint.
         """
-        revision = kwargs.get("revision")
-        model = JRMForRewardModeling.from_pretrained(folder, *args, **kwargs)
-        return cls(model, JRMProcessor.from_pretrained(folder, revision=revision)).eval()
+        # Of a LoRA folder, `AutoModel…` gives the base model with its config, and names the folder in here.
+        if adapters := kwargs.pop("adapter_kwargs", {}).get("_adapter_model_path"):
+            folder = adapters
+            kwargs.pop("config")
+        return cls(*load(folder, **kwargs)).eval()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
         """`logits` `[B, 1]`, float32, of token ids `[B, L]`.
@@ -86,7 +90,7 @@ class _ChatFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         def rendered(*roles: str) -> list[str]:
             messages = [{"role": role, "content": f"\ue000{role}\ue000"} for role in roles]
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            text = render(tokenizer, messages)
             return [piece for k, piece in enumerate(text.split("\ue000")) if k % 2 == 0]
 
         self._before_question, self._before_answer, self._end = rendered("user", "assistant")

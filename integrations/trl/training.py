@@ -3,35 +3,44 @@
 What `jrm train` does. Its YAML holds the fields of [`TrainArguments`] and of `JointRewardConfig` side by side.
 """
 
+import hashlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
+from jrm_plugin.extras import require
 from jrm_plugin.files import check_writable, read_json, read_yaml, write_json
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
-from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
-from jrm_plugin.model.checkpoint import built_in_folder, load_config
+from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, last_whole_checkpoint
+from jrm_plugin.model.checkpoint import built_in_folder, load_config, named, reason
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
+from jrm_plugin.model.loading import load
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
-from jrm_plugin.runs import check_settings
+from jrm_plugin.records.images import is_data_url
+from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_to_record
+from jrm_plugin.runs import check_settings, locked
 
 SETTINGS_FILE = "jrm_train.json"
+LOCK_FILE = ".jrm_train.lock"
+# What a run leaves, beside its checkpoints.
+_RESULTS = ("config.json", "adapter_config.json", "model.safetensors")
 
 # What a resumed run may change, by the beginnings of names: where it is, where and how often it logs and saves, and how
 # it loads data. All else changes the result; evaluation does, because its data loader draws from the same generator.
@@ -49,6 +58,8 @@ class TrainArguments:
         eval_data: such JSON files by name, as a mapping or `name=path` items.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
+        decode_images: whether every image is decoded before the run; otherwise the header and the end of its file are
+            read, which finds all but damage in its middle. Without `strict` every image is decoded in any case.
         dimensions, order, sequences: the layout (see docs/architecture.md); by default as `JRMProcessor` has it.
         rubrics: `full` (the default), `short`, or a JSON file of texts by task and dimension.
         reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound: see `JRMConfig`.
@@ -61,6 +72,7 @@ class TrainArguments:
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
+    decode_images: bool = field(default=False, metadata={"help": "Decode every image before the run."})
     dimensions: list[str] | None = field(default=None, metadata={"help": "What is scored."})
     order: str | None = field(default=None, metadata={"help": "images_first or rubric_first."})
     sequences: str | None = field(default=None, metadata={"help": "joint or per_dimension."})
@@ -105,11 +117,21 @@ def train(
     Raises:
         JRMError: bad data or arguments, or `output_dir` holds a run with other settings.
     """
+    _check_packages(arguments, training)
     check_writable(training.output_dir)
-    settings, settings_file = _settings(arguments, training), Path(training.output_dir, SETTINGS_FILE)
-    checkpoint = get_last_checkpoint(training.output_dir)
-    if checkpoint is not None:
-        check_settings(settings_file, settings, results=True)
+    is_main = training.process_index == 0
+    with locked(Path(training.output_dir, LOCK_FILE)) if is_main else nullcontext():
+        try:
+            return _train(arguments, training, callbacks)
+        except ImportError as error:  # of an optimizer or another part that transformers imports when it is used
+            raise JRMError(f"a package that this run needs cannot be used: {reason(error)}") from error
+
+
+def _train(
+    arguments: TrainArguments, training: JointRewardConfig, callbacks: Sequence[TrainerCallback]
+) -> JointRewardTrainer | None:
+    output, is_main = Path(training.output_dir), training.process_index == 0
+    checkpoint = last_whole_checkpoint(output)
     train_set = _read(arguments, arguments.train_data)
     eval_sets = {}
     for item in arguments.eval_data:
@@ -119,6 +141,13 @@ def train(
         eval_sets[name] = _read(arguments, path)
     if (training.eval_strategy != "no") != bool(eval_sets):
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
+    if is_main:
+        settings, settings_file = _settings(arguments, training), output / SETTINGS_FILE
+        settings |= _identity("train_data", train_set)
+        for name, examples in eval_sets.items():
+            settings |= _identity(f"eval_data {name}", examples)
+        if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
+            check_settings(settings_file, settings, results=True)
     torch.manual_seed(training.seed)
     model, processor = _model(arguments, training)
     trainer = JointRewardTrainer(
@@ -140,7 +169,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
     with stop.listening():
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
-        if trainer.is_world_process_zero():
+        if is_main:
             write_json(settings_file, settings)
         trainer.train(resume_from_checkpoint=checkpoint)
     if stop.signalled and trainer.state.global_step < trainer.state.max_steps:
@@ -150,9 +179,20 @@ def train(
     return trainer
 
 
+def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> None:
+    """Asked before any work: a run may need more than the extra `trl` brings."""
+    if arguments.lora_r is not None:
+        require("peft", "lora_r", install="jrm-plugin[trl]")
+    try:
+        for callback in get_reporting_integration_callbacks(training.report_to):
+            callback()  # which asks for its package
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise JRMError(f"report_to: {', '.join(training.report_to)} cannot be used: {reason(error)}") from error
+
+
 def _read(arguments: TrainArguments, path: str) -> list:
     read = read_language if path.endswith(".jsonl") else read_edit_reward
-    records = read(path, images_root=arguments.images_root, strict=arguments.strict)
+    records = read(path, images_root=arguments.images_root, strict=arguments.strict, decode=arguments.decode_images)
     for bad in records.bad:
         print(f"jrm: left out: {bad.file}, row {bad.row}: {bad.reason}", file=sys.stderr)
     if records.bad:
@@ -174,13 +214,13 @@ def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMF
                 f"{arguments.model} is a JRM checkpoint and has its own {', '.join([*layout, *head])}; "
                 "leave that out, or start from a backbone."
             )
-        model, processor = JRMForRewardModeling.from_pretrained(folder), JRMProcessor.from_pretrained(folder)
+        model, processor = load(folder)
     else:
         if "rubrics" in layout:
             layout["rubrics"] = _rubrics(layout["rubrics"])
         processor = JRMProcessor.from_backbone(folder, max_pixels=training.max_pixels, **layout)
         model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=head)
-    model.name_or_path = arguments.model  # LoRA checkpoints name the model that they adapt
+    model.name_or_path = named(arguments.model)  # LoRA checkpoints name the model that they adapt
     return model, processor
 
 
@@ -204,6 +244,28 @@ def _settings(arguments: TrainArguments, training: JointRewardConfig) -> dict:
     settings = asdict(arguments) | training.to_dict() | {"number of processes": training.world_size}
     settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
     return json.loads(json.dumps(settings, default=str))
+
+
+def _identity(name: str, examples: Sequence[PreferencePair | CritiqueExample]) -> dict[str, str]:
+    """What a run learned from, as two settings: digests of the examples, and of the content of their images."""
+    records, paths = hashlib.sha256(), set()
+    for example in examples:
+        records.update(json.dumps(example_to_record(example)).encode())
+        samples = (example.chosen, example.rejected) if isinstance(example, PreferencePair) else (example.sample,)
+        images = [image for sample in samples for image in (*sample.prompt_images, *sample.response_images)]
+        paths.update(image for image in images if not is_data_url(image))  # a data: URL is part of the record
+    contents = hashlib.sha256()
+    for path in sorted(paths):
+        contents.update(os.fsencode(path) + _content_digest(path))
+    return {f"records of {name}": records.hexdigest(), f"images of {name}": contents.hexdigest()}
+
+
+def _content_digest(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise JRMError(f"image {path!r} cannot be read: {error.strerror}.") from error
 
 
 class StopOnSignal(TrainerCallback):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring.protocol import Scorer, load_scorer
+from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.protocol import Scorer
 
 if TYPE_CHECKING:
     from rich.table import Table

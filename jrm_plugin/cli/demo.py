@@ -25,6 +25,7 @@ from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import accuracy_difference
 from jrm_plugin.evaluation.report import write_report
+from jrm_plugin.extras import require
 from jrm_plugin.files import check_writable, read_json, write_json
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.critiques import Critique
@@ -109,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """The whole pipeline; leaves `report.html`, `summary.json` and `model/` in the output folder."""
     quiet()
+    require("trl accelerate datasets matplotlib", "jrm demo", install="jrm-plugin[demo]")
     import torch
 
     torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times

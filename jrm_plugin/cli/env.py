@@ -7,8 +7,10 @@ import os
 import pkgutil
 import platform
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, metadata, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
+
+from packaging.requirements import Requirement
 
 import jrm_plugin.integrations
 from jrm_plugin.cli.common import add_json_argument, make_table, print_table
@@ -21,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    sections = {"Versions": versions(), "Device": _device(), "Integrations": _integrations()}
+    shown = versions() | untried_versions()
+    sections = {"Versions": shown, "Device": _device(), "Integrations": _integrations()}
     if options.json:
         print(json.dumps(sections, indent=2))
         return 0
@@ -42,6 +45,21 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def untried_versions() -> dict[str, str]:
+    """What is installed in a version outside the bounds of jrm-plugin: a sentence by package."""
+    sentences = {}
+    for line in requires("jrm-plugin") or ():
+        requirement = Requirement(line)
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            bounds = ",".join(sorted(map(str, requirement.specifier), reverse=True))
+            sentences[requirement.name] = f"{installed} is outside of {bounds}, with which jrm-plugin was tried"
+    return sentences
 
 
 def _device() -> dict[str, str]:

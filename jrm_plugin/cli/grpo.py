@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jrm_plugin.cli.common import quiet
 from jrm_plugin.errors import JRMError
+from jrm_plugin.extras import require
 
 if TYPE_CHECKING:
     from jrm_plugin.integrations.trl import JRMReward
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Reads the YAML file and what the command line overrides, and runs TRL's script with the reward."""
     quiet()
+    require("trl accelerate datasets", "jrm grpo", install="jrm-plugin[trl]")
     from trl.scripts import grpo
 
     global reward

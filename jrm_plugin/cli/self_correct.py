@@ -21,7 +21,7 @@ from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import check_writable, read_yaml, write_json, write_text
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.scoring.protocol import load_scorer
+from jrm_plugin.scoring.loading import load_scorer
 from jrm_plugin.synthetic.shape_reader import oracle_score
 
 

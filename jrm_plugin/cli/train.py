@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from jrm_plugin.cli.common import quiet
+from jrm_plugin.extras import require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Trains, and says where the result is. Returns 130 if the run was stopped by a signal."""
     quiet()
+    require("trl accelerate datasets", "jrm train", install="jrm-plugin[trl]")
     from transformers.trainer_utils import get_last_checkpoint
 
     from jrm_plugin.integrations.trl.training import parse, train

@@ -54,6 +54,7 @@ def read_edit_reward(
     critiques: str | Path | None = None,
     images_root: str | Path | None = None,
     strict: bool = True,
+    decode: bool = False,
     progress: bool = True,
 ) -> Records:
     """Read EditReward's training JSON into `PreferencePair`s; `path1` becomes `chosen`.
@@ -65,8 +66,8 @@ def read_edit_reward(
         path: the JSON file.
         critiques: the JSONL with critiques; by default `<stem>_critiques.jsonl` beside `path`, if there is one.
         images_root: the folder that image paths are relative to; by default the folder of `path`.
-        strict: True: every image's header is checked, and a bad record is an error. False: every image is decoded, and
-            bad records are left out and listed.
+        strict: True: a bad record is an error. False: bad records are left out and listed, and every image is decoded.
+        decode: whether every image is decoded also with `strict`; otherwise a file's header and end are read.
         progress: show a bar on a terminal.
 
     Returns:
@@ -81,7 +82,7 @@ def read_edit_reward(
         critiques = _critiques_beside(path)
     bad: list[BadRecord] = []
     by_image = _read_critiques(Path(critiques), bad) if critiques is not None else {}
-    images, examples, judged = ImageCheck(decode=not strict), [], set()
+    images, examples, judged = ImageCheck(decode=decode or not strict), [], set()
     rows = read_json_list(path)
     for row, record in enumerate(reading_bar(rows, path, progress), 1):
         try:
@@ -96,13 +97,18 @@ def read_edit_reward(
 
 
 def read_language(
-    path: str | Path, *, images_root: str | Path | None = None, strict: bool = True, progress: bool = True
+    path: str | Path,
+    *,
+    images_root: str | Path | None = None,
+    strict: bool = True,
+    decode: bool = False,
+    progress: bool = True,
 ) -> Records:
     """Read `language.jsonl` into `CritiqueExample`s, in the order of the file; arguments as in `read_edit_reward`."""
     path = Path(path)
     root = Path(images_root) if images_root is not None else path.parent
     bad: list[BadRecord] = []
-    images, examples = ImageCheck(decode=not strict), []
+    images, examples = ImageCheck(decode=decode or not strict), []
     for row, record in read_json_lines(path, bad, progress):
         try:
             need(record, ("prompt", "path_src", "path", "text"))

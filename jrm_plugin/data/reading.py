@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import read_json, read_text
-from jrm_plugin.records.images import digest, image_size, is_data_url, load_image
+from jrm_plugin.records.images import check_image, digest, is_data_url, load_image
 from jrm_plugin.records.samples import Sample
 
 
@@ -112,7 +112,7 @@ class ImageCheck:
     """Opens every image file once, however many records share it; a broken one stays broken for all of them."""
 
     def __init__(self, *, decode: bool):
-        self._open = load_image if decode else image_size
+        self._open = load_image if decode else check_image
         self._errors: dict[bytes, str | None] = {}
 
     def check(self, *samples: Sample) -> None:

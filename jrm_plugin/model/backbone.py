@@ -10,8 +10,6 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +44,7 @@ ROPE_POSITIONS = ("mrope", "1d")
 
 def check_backbone_family(model_type: str | None) -> str:
     """Returns `model_type` if it is in `FAMILIES`; raises [`JRMError`] otherwise."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise JRMError(
             f"a backbone of type {model_type!r} is not supported; use one of {', '.join(FAMILIES)} "
             "(Qwen/Qwen3-VL-8B-Instruct, for instance)."
@@ -59,11 +57,6 @@ def check_backbone_family(model_type: str | None) -> str:
 # All families use Qwen2-VL's image processor; its PIL backend everywhere, because scores must not depend on whether
 # torchvision is installed.
 ImageProcessor = Qwen2VLImageProcessorPil
-
-
-def load_image_processor(folder: str | Path, **options: Any) -> ImageProcessor:
-    """The image processor in a folder; raises what transformers raises."""
-    return ImageProcessor.from_pretrained(folder, **options)
 
 
 def patches_of(image_processor: ImageProcessor, picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -85,6 +78,11 @@ def pixels_per_token(image_processor: ImageProcessor) -> int:
 def max_pixels(image_processor: ImageProcessor) -> int:
     """Images with more pixels than this are scaled down."""
     return image_processor.size["longest_edge"]
+
+
+def min_pixels(image_processor: ImageProcessor) -> int:
+    """Images with fewer pixels than this are scaled up."""
+    return image_processor.size["shortest_edge"]
 
 
 def set_max_pixels(image_processor: ImageProcessor, value: int) -> None:

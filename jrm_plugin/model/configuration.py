@@ -1,5 +1,6 @@
 """The model's configuration: a backbone, the dimensions it scores, and the shape of the reward head."""
 
+import math
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -11,6 +12,31 @@ from jrm_plugin.records.samples import DIMENSIONS
 
 # The fields of the config that shape the reward head.
 HEAD_FIELDS = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
+
+
+def check_dimensions(dimensions: Any) -> list[str]:
+    """The names of what is scored, as a list.
+
+    Raises:
+        JRMError: they are no list of distinct names.
+    """
+    names = list(dimensions) if isinstance(dimensions, (list, tuple)) else []
+    fine = all(isinstance(name, str) and name for name in names) and 0 < len(set(map(str, names))) == len(names) <= 64
+    _check(fine, "dimensions must be a list of distinct names", dimensions)
+    return names
+
+
+def _check(fine: bool, rule: str, value: Any) -> None:
+    if not fine:
+        raise JRMError(f"{rule}, not {str(value)[:60]}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any, smallest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and smallest <= value < 2**31
 
 
 class JRMConfig(PreTrainedConfig):
@@ -49,17 +75,40 @@ class JRMConfig(PreTrainedConfig):
             backbone = dict(self.backbone_config)
             self.backbone_config = CONFIG_MAPPING[check_backbone_family(backbone.pop("model_type", None))](**backbone)
         check_backbone_family(self.backbone_config.model_type)
-        if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
-            raise JRMError(f"dimensions in the model's config must be distinct names, got {list(self.dimensions)}.")
-        self.dimensions = list(self.dimensions)
-        if self.reward_head_activation not in ACT2FN:
+        self.dimensions = check_dimensions(self.dimensions)
+        _check(
+            self.reward_token_id is None or _is_whole(self.reward_token_id, 0),
+            "reward_token_id must be a token's number",
+            self.reward_token_id,
+        )
+        _check(
+            isinstance(self.reward_head_widths, (list, tuple))
+            and len(self.reward_head_widths) <= 16
+            and all(_is_whole(width, 1) for width in self.reward_head_widths),
+            "reward_head_widths must be a list of whole numbers above 0",
+            self.reward_head_widths,
+        )
+        _check(
+            _is_number(self.reward_head_dropout) and 0 <= self.reward_head_dropout < 1,
+            "reward_head_dropout must be a number of at least 0 and below 1",
+            self.reward_head_dropout,
+        )
+        if not isinstance(self.reward_head_activation, str) or self.reward_head_activation not in ACT2FN:
             raise JRMError(
                 f"reward_head_activation must be one of {', '.join(ACT2FN)}, not this: {self.reward_head_activation}."
             )
-        if self.log_sigma_bound is not None and (len(self.log_sigma_bound) != 2 or self.log_sigma_bound[1] <= 0):
-            raise JRMError(f"log_sigma_bound must be [centre, half_range > 0], not {list(self.log_sigma_bound)}.")
-        if self.rope_positions not in ROPE_POSITIONS:
-            raise JRMError(f"rope_positions in the model's config must be mrope or 1d, not {self.rope_positions!r}.")
+        bound = self.log_sigma_bound
+        _check(
+            bound is None
+            or (isinstance(bound, (list, tuple)) and len(bound) == 2 and all(map(_is_number, bound)) and bound[1] > 0),
+            "log_sigma_bound must be [centre, half_range > 0]",
+            bound,
+        )
+        _check(
+            self.rope_positions in ROPE_POSITIONS,
+            "rope_positions in the model's config must be mrope or 1d",
+            self.rope_positions,
+        )
         self.tie_word_embeddings = self.backbone_config.tie_word_embeddings
         # Lists, so that a config equals what it was saved as.
         self.reward_head_widths = list(self.reward_head_widths)

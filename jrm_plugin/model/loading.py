@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
 from jrm_plugin.errors import JRMError
-from jrm_plugin.model.checkpoint import built_in_folder
+from jrm_plugin.model.backbone import image_token_id
+from jrm_plugin.model.checkpoint import built_in_folder, reading
 from jrm_plugin.model.lora import is_lora_folder, load_lora
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.records.samples import Sample
 
 
 def load(
@@ -43,8 +48,38 @@ def check_belong_together(model: JRMForRewardModeling, processor: JRMProcessor) 
             f"the model scores {', '.join(model.config.dimensions)} but its processor is for "
             f"{', '.join(processor.dimensions)}; the checkpoint's files do not belong together."
         )
-    if model.config.reward_token_id != processor.reward_token_id:
+    backbone_config, images = model.config.backbone_config, processor.image_processor
+    vision = backbone_config.vision_config
+    for what, of_model, of_processor in (
+        ("reward token", model.config.reward_token_id, processor.reward_token_id),
+        ("image token", image_token_id(backbone_config), processor.image_token_id),
+        ("patch_size", vision.patch_size, images.patch_size),
+        ("temporal_patch_size", vision.temporal_patch_size, images.temporal_patch_size),
+        ("merge_size", vision.spatial_merge_size, images.merge_size),
+    ):
+        if of_model != of_processor:
+            raise JRMError(
+                f"the model's {what} is {of_model} and its processor's is {of_processor}; "
+                "the checkpoint's files do not belong together."
+            )
+    vocabulary = model.config.get_text_config().vocab_size
+    if len(processor.tokenizer) > vocabulary:
         raise JRMError(
-            f"the model scores token {model.config.reward_token_id} and its processor's reward token is "
-            f"{processor.reward_token_id}; the checkpoint's files do not belong together."
+            f"the tokenizer has {len(processor.tokenizer)} tokens and the model rows for {vocabulary}; "
+            "the checkpoint's files do not belong together."
         )
+
+
+@torch.inference_mode()
+def try_out(model: JRMForRewardModeling, processor: JRMProcessor, folder: str | Path) -> None:
+    """Takes a picture and a few words through processor and model.
+
+    Values that fit each other one by one can still not work together; this says so before the first sample is scored.
+
+    Raises:
+        JRMError: it fails.
+    """
+    picture = Image.new("RGB", (32, 32))
+    with reading(folder, "the checkpoint"):
+        sequences = processor.encode(Sample.edit(picture, "a", picture), "a")
+        model.eval()(**{name: value.to(model.device) for name, value in processor.collate(sequences).items()})

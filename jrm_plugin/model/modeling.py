@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from jrm_plugin.errors import JRMError
 from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
 from jrm_plugin.model.backbone import check_backbone_family, rotary_inputs, token_types
-from jrm_plugin.model.checkpoint import built_in_folder, load_checked, load_config
+from jrm_plugin.model.checkpoint import built_in_folder, load_checked, load_config, named
 from jrm_plugin.model.configuration import JRMConfig
 
 if TYPE_CHECKING:
@@ -228,7 +228,9 @@ class JRMForRewardModeling(PreTrainedModel):
             for embeddings in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
                 old = embeddings.weight[: min(processor.added_token_ids)]
                 embeddings.weight[processor.added_token_ids] = old.float().mean(0).to(old.dtype)
-        return cls._over(backbone, processor, config or {})
+        model = cls._over(backbone, processor, config or {})
+        model.name_or_path = named(name_or_path)  # adapters name the model that they adapt
+        return model
 
     @classmethod
     def _over(cls, backbone: PreTrainedModel, processor: "JRMProcessor", fields: dict) -> "JRMForRewardModeling":
@@ -249,22 +251,24 @@ class JRMForRewardModeling(PreTrainedModel):
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "JRMForRewardModeling":
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "JRMForRewardModeling":
         """Loads what `save_pretrained` wrote, or a built-in model by name.
 
         Raises:
             JRMError: the folder is no JRM checkpoint, or a weight is missing, unexpected or misshapen.
         """
-        folder = built_in_folder(folder)
+        folder = built_in_folder(name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
-        if "config" not in kwargs:
+        config = kwargs.pop("config", None)
+        if config is None:
             config = load_config(folder, **{k: v for k, v in kwargs.items() if k in ("revision", "token")})
-            if config.model_type != JRMConfig.model_type:
-                raise JRMError(
-                    f"{folder} holds a model of type {config.model_type!r}, not a JRM checkpoint; "
-                    "train one from it with `jrm train`, or give a folder that `jrm train` wrote."
-                )
-        model, info = load_checked(super().from_pretrained, folder, *args, **kwargs)
+        if config.model_type != JRMConfig.model_type:
+            raise JRMError(
+                f"{folder} holds a model of type {config.model_type!r}, not a JRM checkpoint; "
+                "train one from it with `jrm train`, or give a folder that `jrm train` wrote."
+            )
+        model, info = load_checked(super().from_pretrained, folder, config=config, **kwargs)
+        model.name_or_path = named(name_or_path)
         return (model, info) if wants_info else model
 
 

@@ -4,6 +4,7 @@ A sequence is one user turn (images, rubric, instruction, in the order of the la
 and, in training, the assistant turn with the critiques. Shape suffixes: B sequences, L length.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -16,20 +17,34 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.model import backbone
-from jrm_plugin.model.checkpoint import built_in_folder, first_line, load_config
+from jrm_plugin.model import backbone, chat_template
+from jrm_plugin.model.checkpoint import (
+    built_in_folder,
+    find_file,
+    load_config,
+    load_image_processor,
+    load_tokenizer,
+    read_object,
+    reading,
+    shown,
+)
+from jrm_plugin.model.configuration import check_dimensions
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.critiques import REGION_TAGS, Critique
 from jrm_plugin.records.images import image_size, load_image
-from jrm_plugin.records.samples import DIMENSIONS, Sample
+from jrm_plugin.records.samples import DIMENSIONS, TASKS, Sample
 
 REWARD_TOKEN = "<|Reward|>"
 LAYOUT_FILE = "jrm_processor.json"
 ORDERS = ("images_first", "rubric_first")
 SEQUENCES = ("joint", "per_dimension")
+MAX_PIXELS = 200_704  # of a model that is made from a backbone (paper appendix B.1)
+
+# What the layout file holds: arguments and attributes of `JRMProcessor`.
+_LAYOUT = ("image_token", "dimensions", "order", "sequences", "rubrics")
 
 _REGION_TAG = re.compile("(" + "|".join(map(re.escape, REGION_TAGS)) + ")")
 # Marks a slot in the rendered chat template; private-use characters, so that no template's own text contains it.
@@ -89,7 +104,12 @@ class JRMProcessor:
             the response's image last).
         sequences: `joint` (one sequence scores every dimension) or `per_dimension` (one sequence and rubric each).
         rubrics: text by task and dimension; by default the package's full ones.
-        max_pixels: images larger than this are scaled down (paper appendix B.1: 200,704).
+        max_pixels: images larger than this are scaled down; by default the image processor's own.
+
+    Tokenizer and image processor stay the caller's: what is changed in them is changed in copies.
+
+    Raises:
+        JRMError: the parts do not fit each other, or an argument is none of what it can be.
     """
 
     def __init__(
@@ -111,14 +131,18 @@ class JRMProcessor:
             )
         if not tokenizer.is_fast or not tokenizer.chat_template:
             raise JRMError("the backbone's tokenizer must be a fast one with a chat template.")
-        self.tokenizer, self.image_processor, self.image_token = tokenizer, image_processor, image_token
-        self.dimensions, self.order, self.sequences = list(dimensions), order, sequences
-        self.rubrics = {task: dict(texts) for task, texts in (rubrics or default_rubrics()).items()}
-        for task, texts in self.rubrics.items():
-            if missing := [d for d in self.dimensions if d not in texts]:
-                raise JRMError(f"the rubrics for task {task!r} have no text for dimension {', '.join(missing)}.")
-        tokenizer.add_special_tokens({"extra_special_tokens": [REWARD_TOKEN]}, replace_extra_special_tokens=False)
-        tokenizer.add_tokens(list(REGION_TAGS))
+        if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
+            raise JRMError("the tokenizer must have a padding token and an end token (pad_token, eos_token).")
+        if not isinstance(image_token, str) or image_token not in tokenizer.get_vocab():
+            raise JRMError(f"image_token must be a token of the tokenizer, not {shown(image_token)}.")
+        self.dimensions = check_dimensions(dimensions)
+        self.rubrics = _check_rubrics(default_rubrics() if rubrics is None else rubrics, self.dimensions)
+        self.image_token, self.order, self.sequences = image_token, order, sequences
+        if not {REWARD_TOKEN, *REGION_TAGS} <= tokenizer.get_added_vocab().keys():
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.add_special_tokens({"extra_special_tokens": [REWARD_TOKEN]}, replace_extra_special_tokens=False)
+            tokenizer.add_tokens(list(REGION_TAGS))
+        self.tokenizer, self.image_processor = tokenizer, copy.deepcopy(image_processor)
         self.reward_token_id = tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.added_token_ids = sorted(tokenizer.convert_tokens_to_ids([REWARD_TOKEN, *REGION_TAGS]))
@@ -132,50 +156,66 @@ class JRMProcessor:
 
     @classmethod
     def from_backbone(
-        cls, name_or_path: str | Path, *, max_pixels: int = 200_704, revision: str | None = None, **layout: Any
+        cls, name_or_path: str | Path, *, max_pixels: int | None = None, revision: str | None = None, **layout: Any
     ) -> "JRMProcessor":
-        """A processor for a pretrained backbone; `layout` are the keyword arguments of [`JRMProcessor`]."""
+        """A processor for a pretrained backbone.
+
+        Args:
+            name_or_path: a hub name or folder.
+            max_pixels: images larger than this are scaled down; by default the paper's 200,704 (appendix B.1).
+            revision: of a hub name.
+            layout: the keyword arguments of [`JRMProcessor`].
+        """
         config = load_config(name_or_path, revision=revision)
         backbone.check_backbone_family(config.model_type)
-        tokenizer, image_processor = _load_parts(name_or_path, revision)
+        tokenizer = load_tokenizer(name_or_path, revision=revision)
+        image_processor = load_image_processor(name_or_path, revision=revision)
         image_token = tokenizer.convert_ids_to_tokens(backbone.image_token_id(config))
+        max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         return cls(tokenizer, image_processor, image_token=image_token, max_pixels=max_pixels, **layout)
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, revision: str | None = None, max_pixels: int | None = None
     ) -> "JRMProcessor":
-        """Loads what `save_pretrained` wrote, or a built-in model's by name."""
-        folder = built_in_folder(folder)
-        tokenizer, image_processor = _load_parts(folder, revision)
-        path = Path(folder) / LAYOUT_FILE
-        if not path.is_file():
-            from transformers.utils import cached_file
+        """Loads what `save_pretrained` wrote, or a built-in model's by name.
 
-            try:
-                path = Path(cached_file(folder, LAYOUT_FILE, revision=revision))
-            except OSError as error:
-                raise JRMError(
-                    f"{folder} has no {LAYOUT_FILE}, so it is no complete JRM checkpoint; "
-                    "save the processor with the model."
-                ) from error
+        Raises:
+            JRMError: a file is missing, or a value in one cannot be.
+        """
+        folder = built_in_folder(folder)
+        tokenizer = load_tokenizer(folder, revision=revision)
+        image_processor = load_image_processor(folder, revision=revision)
+        path = find_file(folder, LAYOUT_FILE, revision=revision)
+        if path is None:
+            raise JRMError(
+                f"{folder} has no {LAYOUT_FILE}, so it is no complete JRM checkpoint; "
+                "save the processor with the model."
+            )
+        layout = read_object(path)
+        # All of them: a default of this version in place of what the checkpoint was trained with would move its scores.
+        if layout.keys() != set(_LAYOUT):
+            raise JRMError(f"{path} must hold {', '.join(_LAYOUT)}, and holds {shown(', '.join(layout) or 'nothing')}.")
         try:
-            layout = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise JRMError(f"{path} is no valid JSON ({error}); save the processor again.") from error
-        return cls(tokenizer, image_processor, max_pixels=max_pixels, **layout)
+            with reading(folder, "the processor"):
+                return cls(tokenizer, image_processor, max_pixels=max_pixels, **layout)
+        except JRMError as error:
+            if str(folder) in str(error):
+                raise
+            raise JRMError(f"{path}: {error}") from error
+
+    def with_max_pixels(self, max_pixels: int) -> "JRMProcessor":
+        """A processor that differs in the size of images alone; this one stays as it is."""
+        other = copy.copy(self)
+        other.image_processor = copy.deepcopy(self.image_processor)
+        other.max_pixels = max_pixels
+        return other
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer, image processor, layout and rubrics into `folder`, beside the model's weights."""
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
-        layout = {
-            "image_token": self.image_token,
-            "dimensions": self.dimensions,
-            "order": self.order,
-            "sequences": self.sequences,
-            "rubrics": self.rubrics,
-        }
+        layout = {name: getattr(self, name) for name in _LAYOUT}
         text = json.dumps(layout, indent=2, ensure_ascii=False) + "\n"
         Path(folder, LAYOUT_FILE).write_text(text, encoding="utf-8")
 
@@ -187,6 +227,8 @@ class JRMProcessor:
     @max_pixels.setter
     def max_pixels(self, value: int) -> None:
         smallest = backbone.pixels_per_token(self.image_processor)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise JRMError(f"max_pixels must be a whole number, not {shown(value)}.")
         if value < smallest:
             raise JRMError(f"max_pixels={value} is less than one image token's {smallest} pixels.")
         backbone.set_max_pixels(self.image_processor, value)
@@ -297,8 +339,8 @@ class JRMProcessor:
             {"type": "image"} if kind == "i" else {"type": "text", "text": f"\ue000{kind}\ue001"}
             for kind in kinds + "R"
         ]
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        rendered = chat_template.render(
+            self.tokenizer, [{"role": "user", "content": content}], add_generation_prompt=True
         )
         pieces: list[list[int] | str] = []
         for k, piece in enumerate(_SLOT.split(rendered)):
@@ -418,16 +460,17 @@ class JRMProcessor:
         return batch
 
 
-def _load_parts(folder: str | Path, revision: str | None) -> tuple[PreTrainedTokenizerBase, backbone.ImageProcessor]:
-    try:
-        return (
-            AutoTokenizer.from_pretrained(folder, revision=revision),
-            backbone.load_image_processor(folder, revision=revision),
-        )
-    except (OSError, ValueError) as error:
-        raise JRMError(
-            f"{folder} has no tokenizer or image processor that can be loaded ({first_line(error)})."
-        ) from error
+def _check_rubrics(rubrics: Any, dimensions: Sequence[str]) -> dict[str, dict[str, str]]:
+    if not isinstance(rubrics, Mapping) or not rubrics:
+        raise JRMError(f"rubrics must be texts by task and dimension, not {shown(rubrics)}.")
+    for task, texts in rubrics.items():
+        if task not in TASKS:
+            raise JRMError(f"the rubrics are for an unknown task {shown(task)}; tasks are {', '.join(TASKS)}.")
+        if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
+            raise JRMError(f"the rubrics for task {task!r} must be texts by dimension, not {shown(texts)}.")
+        if missing := [d for d in dimensions if d not in texts]:
+            raise JRMError(f"the rubrics for task {task!r} have no text for dimension {', '.join(missing)}.")
+    return {task: dict(texts) for task, texts in rubrics.items()}
 
 
 def _without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

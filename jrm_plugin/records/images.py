@@ -379,3 +379,40 @@ def _array_to_picture(array: NDArray[Any], label: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+# --- checked without decoding -----------------------------------------------------------------------------------------
+
+# How a whole file of the format ends.
+_ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+
+
+def check_image(image: ImageLike, *, name: str | None = None) -> None:
+    """Raises the errors of `load_image` for an image that is missing, no image, or cut off; rarely decodes one.
+
+    Of a PNG, JPEG or WebP that ends as its format says, the header and the end are read. All else is decoded: a
+    file that goes on behind its end may still be whole. Damage in the middle of a file stays unseen.
+    """
+    if not _ends_as_it_should(image, _label(image, name)):
+        load_image(image, name=name)
+
+
+def _ends_as_it_should(image: ImageLike, label: str) -> bool:
+    if isinstance(image, (Image.Image, np.ndarray)):
+        return False
+    with _opened(image, label) as picture:
+        _check_size(picture.size, label)
+        with _damage_named(label):
+            _orientation(picture)
+        file = picture.fp
+        if file is None:
+            return False
+        size = file.seek(0, os.SEEK_END)
+        if picture.format == "WEBP":  # bytes 4 to 8 say how many follow them
+            file.seek(4)
+            return size >= int.from_bytes(file.read(4), "little") + 8
+        end = _ENDS.get(picture.format or "")
+        if end is None:
+            return False
+        file.seek(size - len(end))
+        return file.read() == end

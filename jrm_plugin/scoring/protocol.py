@@ -1,15 +1,11 @@
 """What a scorer is, whatever stands behind it; importing this imports no torch."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, overload, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, overload, runtime_checkable
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Ranked(NamedTuple):
@@ -53,22 +49,3 @@ class Scorer(Protocol):
     def rank(self, samples: Sequence[Sample]) -> list[Ranked]:
         """The samples by their overall score, best first; equal scores keep the order given."""
         ...
-
-
-def load_scorer(model: "str | Path | Scorer", *, device: "str | torch.device | None" = None, **options: Any) -> Scorer:
-    """The scorer that a user names; the one function that turns a name into one.
-
-    Args:
-        model: a JRM folder, a LoRA folder that `jrm train` wrote, a hub name, the built-in `jrm-tiny`; or a [`Scorer`],
-            which comes back as it is.
-        device: where the model goes; by default the GPU if there is one.
-        options: further arguments of `RewardScorer.from_pretrained`.
-
-    Raises:
-        JRMError: there is no such model, its weights do not fit, or the device cannot be used.
-    """
-    if isinstance(model, Scorer):
-        return model
-    from jrm_plugin.scoring.scorer import RewardScorer  # imports torch and transformers
-
-    return RewardScorer.from_pretrained(model, device=device, **options)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.backbone import BackboneParts
-from jrm_plugin.model.loading import check_belong_together, load
+from jrm_plugin.model.loading import check_belong_together, load, try_out
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
@@ -132,6 +132,7 @@ class RewardScorer:
         model, processor = load(path_or_name, revision=revision, max_pixels=max_pixels, **options)
         if device_map is None:
             model = model.to(device)
+        try_out(model, processor, path_or_name)
         return cls(model, processor, engine=engine, memory_budget=memory_budget, cache_bytes=cache_bytes)
 
     @property

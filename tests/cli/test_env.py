@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jrm_plugin import __version__
+from jrm_plugin.cli import env
 
 READY = {
     "flow_grpo": "not installed",
@@ -30,6 +31,12 @@ def test_json_and_table_say_the_same(jrm):
     table = jrm("env").out
     for rows in found.values():
         assert all(name in table for name in rows)
+
+
+def test_a_version_that_was_not_tried_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(env, "version", lambda name: {"transformers": "99.0", "pillow": "12.1.0"}[name])
+    monkeypatch.setattr(env, "requires", lambda name: ["transformers>=5.1,<6", "pillow>=11; extra == 'x'"])
+    assert env.untried_versions() == {"transformers": "99.0 is outside of >=5.1,<6, with which jrm-plugin was tried"}
 
 
 def integrations(*path: Path, missing: tuple[str, ...] = ()) -> dict[str, str]:

@@ -136,6 +136,63 @@ def test_other_settings_are_refused_by_name(refused, config, uninterrupted, tmp_
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
 
 
+def test_other_data_is_refused_by_name(refused, jrm, config, edits, tmp_path):
+    """Going on would mix two data sets, half an epoch of each."""
+    shutil.copytree(edits, tmp_path / "edits")
+    train = tmp_path / "edits" / "train.json"
+    critiques, image = train.with_name("train_critiques.jsonl"), train.parent / "images" / "train_000005_a.png"
+    path = config(train_data=str(train), max_steps=1, save_steps=1)
+    assert jrm("train", "--config", path).code == 0
+    swapped = json.loads(train.read_text())
+    swapped[5]["path1"], swapped[5]["path2"] = swapped[5]["path2"], swapped[5]["path1"]
+    for file, content, what in (
+        (train, json.dumps(swapped).encode(), "records"),
+        (critiques, critiques.read_bytes().replace(b'"reasoning": "', b'"reasoning": "well, ', 1), "records"),
+        (image, image.with_name("train_000006_a.png").read_bytes(), "images"),
+    ):
+        before = file.read_bytes()
+        assert content != before
+        file.write_bytes(content)
+        assert f"holds a run with another {what} of train_data;" in refused("train", "--config", path)
+        file.write_bytes(before)
+    assert jrm("train", "--config", path).code == 0
+
+
+def test_two_trainings_in_one_folder(start_jrm, refused, config, tmp_path):
+    path = config(save_strategy="no", max_steps=1000)
+    first = start_jrm("train", "--config", path)
+    first.wait_for(tmp_path / "run" / "jrm_train.json")
+    assert f"another command is writing to {tmp_path / 'run'};" in refused("train", "--config", path)
+    os.kill(first.pid, signal.SIGINT)
+    assert first.wait().code == 130
+
+
+def test_folder_of_another_model_is_left_alone(refused, config, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted["adamw"], tmp_path / "run")
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(path)
+    (tmp_path / "run" / "jrm_train.json").unlink()
+    layout = dict.fromkeys(("rubrics", "reward_head_widths", "reward_head_dropout"))
+    changes = {"model": str(tmp_path / "run"), **layout}  # the output is the input
+    assert "results of an unknown run" in refused("train", "--config", config(**changes))
+
+
+def test_divergence_is_no_success(refused, config, tmp_path):
+    changes = {"learning_rate": 1e30, "max_grad_norm": 0.0, "disable_tqdm": True, "logging_strategy": "no"}
+    assert "training diverged" in refused("train", "--config", config(**changes))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_damaged_checkpoint_is_passed_over(jrm, config, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted["adamw"], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-12")
+    (tmp_path / "run" / "checkpoint-9" / "optimizer.pt").write_bytes(b"half")
+    finished = jrm("train", "--config", config())
+    assert finished.code == 0, finished.err
+    assert "checkpoint-9 is passed over: its file optimizer.pt is damaged or cut off." in finished.err
+    assert_same_weights(tmp_path / "run", uninterrupted["adamw"])
+
+
 def test_eval_sets_by_name_and_overrides(jrm, config, edits, tmp_path):
     sets = {"heldout": str(edits / "heldout.json"), "again": str(edits / "heldout.json")}
     finished = jrm("train", "--config", config(eval_data=sets, eval_strategy="steps", eval_steps=1), "--max_steps", "1")
@@ -257,6 +314,8 @@ def test_accelerate_launch(config, tmp_path):
         ({"rubrics": "nowhere.md"}, "nowhere.md"),
         ({"max_length": 20}, "longer than max_length=20"),
         ({"dimensions": ["beauty"]}, "beauty"),
+        ({"report_to": "nobody"}, "nobody is not supported"),
+        ({"deepspeed": "zero2.json"}, "eepspeed"),
     ],
 )
 def test_bad_setting(refused, config, tmp_path, changes, said):

@@ -136,12 +136,23 @@ def test_a_bad_record_stops_or_is_listed(name, folder):
     assert str(records.bad[0]).startswith(f"{path}, row 2: ")
 
 
-def test_damage_behind_the_header_is_found_when_bad_records_are_to_be_left_out(folder):
+def test_a_file_that_is_cut_off_is_found_by_its_end(folder):
     path = save(folder, [RECORD, {**RECORD, "path2": "img/cut.png"}])
-    assert len(read_edit_reward(path).examples) == 2  # strict: headers only, for speed
-    records = read_edit_reward(path, strict=False)
+    with pytest.raises(JRMError, match=r"row 2: image .*cut\.png' is damaged or cut off.* \(1 bad record in all"):
+        read_edit_reward(path)
+
+
+def test_damage_in_the_middle_of_a_file_is_found_by_decoding(folder):
+    content = bytearray((folder / "img" / "whole.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (folder / "img" / "flipped.png").write_bytes(content)
+    path = save(folder, [RECORD, {**RECORD, "path2": "img/flipped.png"}])
+    assert len(read_edit_reward(path).examples) == 2
+    with pytest.raises(JRMError, match=r"row 2: image .*flipped\.png' is damaged"):
+        read_edit_reward(path, decode=True)
+    records = read_edit_reward(path, strict=False)  # what is to be left out must be known
     assert len(records.examples) == 1
-    assert "cut.png" in records.bad[0].reason and "damaged or cut off" in records.bad[0].reason
+    assert "flipped.png" in records.bad[0].reason
 
 
 @pytest.mark.parametrize(

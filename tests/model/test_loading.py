@@ -26,7 +26,7 @@ def test_a_folder_and_a_built_in_name_load_alike(tmp_path):
     ("file", "key", "value", "message"),
     [
         ("config.json", "dimensions", ["beauty", "truth"], "the model scores beauty, truth but its processor is for"),
-        ("config.json", "reward_token_id", 7, "the model scores token 7 and its processor's reward token is"),
+        ("config.json", "reward_token_id", 7, "the model's reward token is 7 and its processor's is"),
     ],
 )
 def test_files_of_two_checkpoints_are_refused(tmp_path, file, key, value, message):

@@ -417,7 +417,7 @@ def test_a_chat_template_that_moves_images_is_refused(processor_of):
 def test_a_layout_file_that_is_broken(processor_of, tmp_path):
     processor_of().save_pretrained(tmp_path)
     (tmp_path / "jrm_processor.json").write_text("{")
-    with pytest.raises(JRMError, match="jrm_processor.json is no valid JSON"):
+    with pytest.raises(JRMError, match="jrm_processor.json, line 1: not valid JSON"):
         JRMProcessor.from_pretrained(tmp_path)
 
 

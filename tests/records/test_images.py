@@ -13,7 +13,7 @@ from pictures import encode
 from PIL import Image, ImageFile
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.images import digest, image_size, load_image, to_data_url
+from jrm_plugin.records.images import check_image, digest, image_size, load_image, to_data_url
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)  # 17 wide, 11 high: no dimension can be mistaken
@@ -28,6 +28,14 @@ def pixels(image, **options) -> np.ndarray:
 
 def data_url(content: bytes, head: str = "data:image/png;base64,") -> str:
     return head + base64.b64encode(content).decode()
+
+
+def is_refused(read, content: bytes) -> bool:
+    try:
+        read(content)
+    except JRMError:
+        return True
+    return False
 
 
 # --- where an image comes from ----------------------------------------------------------------------------------------
@@ -377,3 +385,22 @@ def test_pillow_s_settings_stay_as_they_are():
     with pytest.raises(JRMError):
         load_image(b"no image")
     assert settings() == before
+
+
+# --- checked without decoding -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_check_finds_a_file_that_is_cut_off_anywhere(format):
+    """And refuses nothing that can be loaded: what goes on behind its end is decoded."""
+    content = encode(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8), format)
+    for cut in {*range(1, len(content), 37), *range(len(content) - 20, len(content))}:
+        assert is_refused(check_image, content[:cut]) == is_refused(load_image, content[:cut]), cut
+    check_image(content)
+    check_image(content + bytes(10))
+
+
+def test_check_decodes_no_whole_png(monkeypatch):
+    content = encode(PIXELS)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it was decoded"))
+    check_image(content)

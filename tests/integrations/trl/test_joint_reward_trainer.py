@@ -1,7 +1,10 @@
 """`JointRewardTrainer` on a tiny random model: what is learned, what is logged, and what is written."""
 
 import json
+import multiprocessing
 import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.trl import JointRewardConfig, JointRewardTrainer, to_dataset
+from jrm_plugin.integrations.trl.joint_reward_trainer import last_whole_checkpoint
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
@@ -360,20 +364,21 @@ def test_checkpoint_that_fails_half_way_is_not_found(make_trainer, pairs, tmp_pa
 
     def fail_at_two(folder):
         if trainer.state.global_step == 2:
-            raise OSError("no space left")
+            raise OSError("no space left")  # what stands in the staging folder by now is half a checkpoint
         save_rng_state(folder)
 
     trainer._save_rng_state = fail_at_two
-    with pytest.raises(OSError, match="no space left"):
-        trainer.train()
     run = tmp_path / "run"
-    assert (run / ".saving" / "checkpoint-2" / "model.safetensors").exists()
+    told = f"checkpoint-2 cannot be saved: no space left .* the last checkpoint is {run / 'checkpoint-1'}"
+    with pytest.raises(JRMError, match=told):
+        trainer.train()
+    assert not (run / ".saving").exists()  # the room that it takes may be what is missing
     assert get_last_checkpoint(run) == str(run / "checkpoint-1")
 
     def refuse(*_):
         raise OSError("no space left")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+    with monkeypatch.context() as patch, pytest.raises(JRMError, match="no space left"):
         patch.setattr(os, "replace", refuse)
         make_trainer(pairs, **options).train(resume_from_checkpoint=True)
     assert get_last_checkpoint(run) == str(run / "checkpoint-1")
@@ -414,3 +419,86 @@ def test_lora_trains_adapters_head_and_new_tokens_and_resumes(make_trainer, pair
     resumed = make()
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     assert moved(after, weights_of(resumed.model)) == set()
+
+
+# --- what goes wrong on the way ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_breaks_during_training_is_named_with_file_and_row(make_trainer, edits, tmp_path, workers):
+    shutil.copytree(edits, tmp_path / "edits")
+    pairs = read_edit_reward(tmp_path / "edits" / "train.json", progress=False).examples
+    trainer = make_trainer(pairs[:4], dataloader_num_workers=workers, trainer={"eval_dataset": pairs[:4]})
+    Path(pairs[2].rejected.response_images[0]).unlink()
+    sentence = r".*edits/train\.json, row 3: .*image '.*train_000002_.\.png' does not exist: .*"
+    for act in (trainer.train, trainer.evaluate, lambda: trainer.evaluate(pairs[2:3])):
+        with pytest.raises(JRMError) as error:
+            act()
+        assert re.fullmatch(sentence, str(error.value))  # in one line
+
+
+def test_worker_that_is_killed_is_told(make_trainer, pairs):
+    class Kill(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    trainer = make_trainer(pairs, max_steps=50, dataloader_num_workers=1, trainer={"callbacks": [Kill()]})
+    with pytest.raises(JRMError, match="a worker of the data loader was ended from outside .* dataloader_num_workers"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}, {"alpha": 1.0}])
+def test_divergence_ends_training_and_leaves_the_last_checkpoint(make_trainer, pairs, tmp_path, options):
+    """Too high a rate makes weights so large that the next forward pass overflows."""
+    options = {"learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 6, "save_strategy": "steps"} | options
+    options |= {"per_device_train_batch_size": 2, "save_steps": 1}
+    with pytest.raises(
+        JRMError, match=r"training diverged: .* not finite in step [123]; .* learning_rate \(it is 1e\+30"
+    ):
+        make_trainer(pairs, **options).train()
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        weights = load_file(checkpoint / "model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert not (tmp_path / "run" / ".saving").exists()
+
+
+def test_weights_that_are_no_numbers_are_never_saved(make_trainer, texts, tmp_path):
+    """Not even where the loss does not show it: a row of the embedding that no text uses."""
+    trainer = make_trainer(texts, alpha=1.0)
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight[-1] = float("nan")
+    with pytest.raises(JRMError, match="weights are not finite in step 0; no checkpoint was saved before"):
+        trainer.save_model(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(make_trainer, pairs, tmp_path, capsys):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(pairs, max_steps=3, **options).train()
+    run = tmp_path / "run"
+    names = {path.name for path in (run / "checkpoint-3").iterdir()}
+    assert names > {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    for name in sorted(names):
+        path = run / "checkpoint-3" / name
+        content = path.read_bytes()
+        for damaged in (content[: len(content) // 2], bytes([content[0] ^ 1]) + content[1:], b"", None):
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            assert last_whole_checkpoint(run) == str(run / "checkpoint-2"), (name, damaged)
+            assert re.search(rf"checkpoint-3 is passed over: its (file )?{name}", capsys.readouterr().err)
+            path.write_bytes(content)
+    assert last_whole_checkpoint(run) == str(run / "checkpoint-3")
+    (run / "checkpoint-3" / "optimizer.pt").write_bytes(b"half")
+    with pytest.raises(JRMError, match=r"checkpoint-3 cannot be gone on from: its file optimizer\.pt is damaged"):
+        make_trainer(pairs, max_steps=4, **options).train(resume_from_checkpoint=str(run / "checkpoint-3"))
+    trainer = make_trainer(pairs, max_steps=4, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4 and last_whole_checkpoint(run) == str(run / "checkpoint-4")
+    for checkpoint in run.glob("checkpoint-*"):
+        (checkpoint / "trainer_state.json").unlink()
+    with pytest.raises(
+        JRMError, match=r"holds no whole checkpoint \(in checkpoint-4, its file trainer_state\.json is miss"
+    ):
+        last_whole_checkpoint(run)

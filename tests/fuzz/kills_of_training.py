@@ -1,0 +1,148 @@
+"""Kills `jrm train` at random moments, edits its data in between, and compares the weights at the end.
+
+    python tests/fuzz/kills_of_training.py [--kills 20] [--seed 0]
+
+A run of a tiny model is killed (SIGKILL) and started again until it ends. Before some of the starts, a record, a
+critique or an image of the training data is another one: that start must be refused by name. In the end the weights
+must be those of a run that nothing disturbed. Not collected by pytest: it takes minutes.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from jrm_plugin.cli import main as jrm
+from jrm_plugin.model.tiny import write_tiny_backbone
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
+
+TEXTS = ["make the red circle blue remove add square move triangle left right of noise edit was done as asked"] * 3
+SETTINGS = {
+    "rubrics": "short",
+    "reward_head_widths": [16],
+    "reward_head_dropout": 0.3,
+    "max_pixels": 2304,
+    "max_length": 1024,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": False,
+    "max_steps": 24,
+    "save_steps": 3,
+    "logging_steps": 4,
+    "learning_rate": 0.001,
+    "muon_learning_rate": 0.01,
+    "dataloader_num_workers": 1,
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def start(config: Path, errors: Path) -> int:
+    """`jrm train` in a forked process; its number."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        jrm(["train", "--config", str(config)])
+    except SystemExit as end:
+        code = end.code
+    finally:
+        os._exit(code)
+
+
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def edit(data: Path, rng: random.Random) -> tuple[Path, bytes, str]:
+    """Changes one thing; gives the file, what it held, and what the refusal must name."""
+    kind = rng.choice(["record", "critique", "image"])
+    number = rng.randrange(16)
+    if kind == "record":
+        file, what = data / "train.json", "records"
+        before = file.read_bytes()
+        records = json.loads(before)
+        records[number]["path1"], records[number]["path2"] = records[number]["path2"], records[number]["path1"]
+        file.write_text(json.dumps(records))
+    elif kind == "critique":
+        file, what = data / "train_critiques.jsonl", "records"
+        before = file.read_bytes()
+        file.write_bytes(before.replace(b'"reasoning": "', b'"reasoning": "well, ', number + 1))
+    else:
+        file, what = data / "images" / f"train_{number:06}_a.png", "images"
+        before = file.read_bytes()
+        file.write_bytes(file.with_name(f"train_{(number + 1) % 16:06}_a.png").read_bytes())
+    return file, before, what
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    data = SHAPE_EDITS.write(folder / "data", train=16, heldout=2, language=2, progress=False)
+    write_tiny_backbone(folder / "backbone", TEXTS, image_size=48)
+
+    def config(name: str) -> Path:
+        given = {"model": str(folder / "backbone"), "train_data": str(data / "train.json")}
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**SETTINGS, **given, "output_dir": str(folder / name)}))
+        return path
+
+    errors, began = folder / "err", time.monotonic()
+    assert wait(start(config("undisturbed"), errors)) == 0, errors.read_text()
+    seconds = time.monotonic() - began
+    expected = load_file(folder / "undisturbed" / "model.safetensors")
+
+    kills = refusals = runs = wrong = 0
+    while kills < options.kills:
+        run, path = folder / f"run{runs}", config(f"run{runs}")
+        while True:
+            if list(run.glob("checkpoint-*")) and rng.random() < 0.4:
+                file, before, what = edit(data, rng)
+                code = wait(start(path, errors))
+                if code != 2 or f"another {what} of train_data" not in errors.read_text():
+                    wrong += 1
+                    print(f"edited {what} were not refused: exit code {code}, {errors.read_text()[-300:]}")
+                file.write_bytes(before)
+                refusals += 1
+            pid = start(path, errors)
+            time.sleep(rng.uniform(0.3, 1.0) * seconds if kills < options.kills else 0)
+            if kills < options.kills and os.waitpid(pid, os.WNOHANG) == (0, 0):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                kills += 1
+                continue
+            if kills >= options.kills:
+                wait(pid)
+            break
+        runs += 1
+        weights = load_file(run / "model.safetensors") if (run / "model.safetensors").exists() else {}
+        if weights.keys() != expected.keys() or any(not torch.equal(weights[k], expected[k]) for k in expected):
+            wrong += 1
+            print(f"{run.name} ended with other weights: {errors.read_text()[-300:]}")
+    shutil.rmtree(folder)
+    print(f"{kills} kills in {runs} runs, {refusals} starts with edited data; {wrong} wrong.")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
