@@ -127,7 +127,7 @@ class JRMProcessor:
     ):
         if order not in ORDERS or sequences not in SEQUENCES:
             raise JRMError(
-                f"unknown layout order={order!r}, sequences={sequences!r}; "
+                f"unknown layout order={shown(order)}, sequences={shown(sequences)}; "
                 f"order is one of {', '.join(ORDERS)}, sequences one of {', '.join(SEQUENCES)}."
             )
         if not tokenizer.is_fast or not tokenizer.chat_template:

@@ -4,7 +4,7 @@
 
 copies the built-in checkpoint and a LoRA checkpoint over it, changes their files at random, and tries to score with
 them. It prints what should not be, and how often what was refused. `tests/model/test_tampered_checkpoints.py` runs the
-same for some seconds.
+same for a few seconds.
 """
 
 import argparse
@@ -98,6 +98,11 @@ def write_originals(folder: Path) -> list[Path]:
     for checkpoint in (whole, lora, sharded):
         (checkpoint / "evil.py").write_text(f"open({str(folder / MARK)!r}, 'w')\nclass Evil: pass\n")
     return [whole, whole, lora, sharded]
+
+
+def pickled(mark: Path) -> bytes:
+    """What makes the file `mark` when it is unpickled."""
+    return pickle.dumps(_Pickled(mark))
 
 
 class _Pickled:
@@ -215,7 +220,7 @@ def change_weights(folder: Path, mark: Path, rng: random.Random) -> str:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     elif kind == "pickled":
         for name in ("pytorch_model.bin", "adapter_model.bin", "pytorch_model.bin.index.json"):
-            (folder / name).write_bytes(pickle.dumps(_Pickled(mark)))
+            (folder / name).write_bytes(pickled(mark))
     return f"{path.name} {kind}"
 
 
