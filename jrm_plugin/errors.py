@@ -17,9 +17,10 @@ def as_jrm_error(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterato
 
     Exceptions of the types `but` pass, and so does having no memory left, which is no fault of what is read.
     """
+    passing: tuple[type[Exception], ...] = (JRMError, MemoryError, *but)
     try:
         yield
-    except (JRMError, MemoryError, *but):
+    except passing:
         raise
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU; nothing here imports torch

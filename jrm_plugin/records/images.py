@@ -404,7 +404,7 @@ def _ends_as_it_should(image: ImageLike, label: str) -> bool:
         _check_size(picture.size, label)
         with _damage_named(label):
             _orientation(picture)
-        file = picture.fp
+        file: IO[bytes] | None = getattr(picture, "fp", None)
         if file is None:
             return False
         size = file.seek(0, os.SEEK_END)
