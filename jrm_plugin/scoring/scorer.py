@@ -381,6 +381,6 @@ def _engine(
 def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
-    except Exception as error:  # no such device, not on this machine, or not in this torch: each raises something else
+    except Exception as error:  # no such device, not on this machine, not in this torch: each raises another
         reason = str(error).split("\n")[0].rstrip(".")
         raise JRMError(f"the device {device} cannot be used here ({reason}); use cpu, or leave it out.") from error
