@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
@@ -22,14 +21,17 @@ _MARKS += ((codecs.BOM_UTF16_BE, "utf-16"),)
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, *, most: int | None = None) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, as Windows editors write it.
 
     Raises:
-        JRMError: the file is not there, cannot be read, or is in another encoding.
+        JRMError: the file is not there, cannot be read, is in another encoding, or has more than `most` bytes.
     """
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read() if most is None else file.read(most + 1)
+        if most is not None and len(content) > most:
+            raise JRMError(f"{path} has more than {most} bytes: check the path, or shorten the file.")
         encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
         return content.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
     except FileNotFoundError:
@@ -38,6 +40,10 @@ def read_text(path: str | Path) -> str:
         raise JRMError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeError:
         raise JRMError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
+    except JRMError:
+        raise
+    except ValueError:  # a path with a null character
+        raise JRMError(f"{str(path)!r} is no path: check it.") from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -46,17 +52,12 @@ def read_json(path: str | Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise JRMError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
-
-
-def read_yaml(path: str | Path) -> dict:
-    """The keys and values of a YAML config; a [`JRMError`] where it holds none."""
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise JRMError(f"the config {path} is no valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise JRMError(f"the config {path} must hold keys and values, such as `model: …`.")
-    return content
+    except JRMError:
+        raise
+    except ValueError:  # a number of thousands of digits
+        raise JRMError(f"{path} holds a number that is too long: shorten it.") from None
+    except RecursionError:
+        raise JRMError(f"{path} is nested too deep: write it with fewer levels.") from None
 
 
 def content_digest(path: str | Path) -> bytes:

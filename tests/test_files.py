@@ -10,7 +10,6 @@ from jrm_plugin.files import (
     check_image_writable,
     read_json,
     read_text,
-    read_yaml,
     replacing,
     write_image,
     write_json,
@@ -19,13 +18,13 @@ from jrm_plugin.files import (
 
 
 def test_a_byte_order_mark_is_no_part_of_the_content(tmp_path):
-    for name, content in (("a.txt", "täxt"), ("a.json", '{"a": 1}'), ("a.yaml", "a: 1")):
+    for name, content in (("a.txt", "täxt"), ("a.json", '{"a": 1}')):
         (tmp_path / name).write_text(content, encoding="utf-8-sig")
     assert read_text(tmp_path / "a.txt") == "täxt"
-    assert read_json(tmp_path / "a.json") == read_yaml(tmp_path / "a.yaml") == {"a": 1}
+    assert read_json(tmp_path / "a.json") == {"a": 1}
 
 
-@pytest.mark.parametrize("read", [read_text, read_json, read_yaml])
+@pytest.mark.parametrize("read", [read_text, read_json])
 def test_what_cannot_be_read_is_named(tmp_path, read):
     (tmp_path / "latin").write_bytes("täxt".encode("latin-1"))
     for name, reason in (("nowhere", "does not exist"), ("", "cannot be read"), ("latin", "is not UTF-8")):
@@ -33,12 +32,13 @@ def test_what_cannot_be_read_is_named(tmp_path, read):
             read(tmp_path / name)
 
 
-def test_what_is_no_json_or_yaml_is_named_with_its_line(tmp_path):
+def test_what_is_no_json_is_named_with_its_line(tmp_path):
     path = write_text(tmp_path / "broken", "{\n a: [")
     with pytest.raises(JRMError, match="broken, line 2: not valid JSON"):
         read_json(path)
-    with pytest.raises(JRMError, match="broken is no valid YAML.*line 2"):
-        read_yaml(path)
+    for content, said in (("[" * 50_000, "nested too deep"), ("1" * 5000, "a number that is too long")):
+        with pytest.raises(JRMError, match=f"broken .*{said}"):
+            read_json(write_text(path, content))
 
 
 def test_a_file_that_could_not_be_written_is_the_old_one(tmp_path):

@@ -1,34 +1,48 @@
 """YAML configs as TRL's scripts take them: the fields of several dataclasses side by side, overridden by flags."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trl import TrlParser
 
+from jrm_plugin.configs import check_config, set_environment
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import read_yaml
+
+# What TRL's and transformers' fields take beside the types that they declare.
+_ALSO = {"scale_rewards": bool, "resume_from_checkpoint": bool, "fsdp": bool | list[str], "lora_target_modules": str}
 
 
 def parse_config(
-    config: Path, overrides: Sequence[str], kinds: Sequence[type], *, lists: Sequence[str] = ()
+    config: Path, content: dict[str, Any], overrides: Sequence[str], kinds: Sequence[type]
 ) -> tuple[Any, ...]:
-    """One object of each dataclass in `kinds`, from a YAML file and the flags that override it, read by `TrlParser`.
+    """One object of each dataclass in `kinds`, from the content of a YAML file and the flags that override it.
 
-    `lists` are the fields that must be lists where they are given; the parser takes a single text for one.
+    Args:
+        config: the file, for errors.
+        content: its keys and values; `env` holds environment variables, as in TRL's own scripts.
+        overrides: flags such as `["--learning_rate", "1e-6"]`, read by `TrlParser`.
+        kinds: the dataclasses.
 
     Raises:
-        JRMError: the file cannot be read, has an unknown key, misses one, or holds a wrong value.
+        JRMError: there is an unknown key, one is missing, or a value is wrong.
     """
-    read_yaml(config)  # says in one sentence what is wrong with the file itself
+    what = f"the config {config}"
+    variables = content.get("env", {})
+    values = {name: value for name, value in content.items() if name != "env"}
+    values = check_config(values, kinds, what, also=_ALSO, required=False)  # a flag may give what the file does not
+    set_environment(variables, what)
     try:
-        parsed = _Parser(kinds).parse_args_and_config(["--config", str(config), *overrides])
-    except (ValueError, TypeError, ImportError) as error:  # ImportError: deepspeed and the like
-        raise JRMError(f"the config {config} cannot be used: {' '.join(str(error).split())}") from error
-    for name in lists:
-        value = next(getattr(arguments, name) for arguments in parsed if hasattr(arguments, name))
-        if value is not None and not isinstance(value, list):
-            raise JRMError(f"the config {config} cannot be used: {name} must be a list, not {value!r}.")
+        parser = _Parser(kinds, allow_abbrev=False)
+        parser.set_defaults_with_config(**values)
+        parsed = parser.parse_args_into_dataclasses(list(overrides), look_for_args_file=False)
+    except Exception as error:  # TRL's and transformers' own checks of these values, whatever they raise
+        raise JRMError(f"{what} cannot be used: {' '.join(str(error).split()) or type(error).__name__}") from error
+    for arguments in parsed:
+        for name, value in vars(arguments).items():
+            if isinstance(value, float) and not math.isfinite(value):  # of a flag
+                raise JRMError(f"{what} cannot be used: {name} must be a finite number, not {value}.")
     return parsed
 
 

@@ -19,10 +19,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
+from jrm_plugin.configs import read_config
 from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
-from jrm_plugin.files import check_writable, content_digest, read_json, read_yaml, write_json
+from jrm_plugin.files import check_writable, content_digest, read_json, write_json
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, last_whole_checkpoint
@@ -84,6 +85,12 @@ class TrainArguments:
     lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
 
+    def __post_init__(self):
+        for name in ("lora_r", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+
 
 def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, JointRewardConfig]:
     """The arguments of a run, from a YAML file and flags such as `["--learning_rate", "1e-6"]`.
@@ -91,12 +98,15 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, 
     Raises:
         JRMError: there is an unknown key, a missing file or a wrong value.
     """
-    eval_data = read_yaml(config).get("eval_data")
-    overridden = any(argument.split("=")[0] == "--eval_data" for argument in overrides)
-    if isinstance(eval_data, dict) and not overridden:  # the natural way to write it in YAML
-        overrides = [*overrides, "--eval_data", *(f"{name}={path}" for name, path in eval_data.items())]
-    lists = ("eval_data", "dimensions", "reward_head_widths", "log_sigma_bound")
-    return parse_config(config, overrides, (TrainArguments, JointRewardConfig), lists=lists)
+    content = read_config(config)
+    eval_data = content.get("eval_data")
+    if isinstance(eval_data, dict):  # the natural way to write it in YAML
+        if wrong := [name for name, path in eval_data.items() if "=" in name or not isinstance(path, str)]:
+            raise JRMError(
+                f"the config {config} cannot be used: eval_data must give {wrong[0]} one path, as name: path."
+            )
+        content["eval_data"] = [f"{name}={path}" for name, path in eval_data.items()]
+    return parse_config(config, content, overrides, (TrainArguments, JointRewardConfig))
 
 
 def train(

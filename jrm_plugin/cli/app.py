@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Tokenizers warn when a process that used them forks data loader workers; the workers are what we want.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if sys.stderr is None:  # closed by the caller
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no terminal's encoding keeps a result from being printed
             with suppress(OSError):  # of a stream whose file a parent process has exchanged

@@ -90,10 +90,11 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
     from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
     from trl.scripts import grpo
 
+    from jrm_plugin.configs import read_config
     from jrm_plugin.integrations.trl.config_files import parse_config
 
     kinds = (JRMRewardArguments, grpo.GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
-    parsed = parse_config(config, overrides, kinds, lists=("reward_funcs", "reward_weights"))
+    parsed = parse_config(config, read_config(config), overrides, kinds)
     jrm, script, training, model, dataset = parsed
     if jrm.reward_model != "jrm":
         given = "says nothing of a reward model" if jrm.reward_model is None else f"has {jrm.reward_model!r} there"

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich import box
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jrm_plugin.cli.common import quiet
+from jrm_plugin.configs import check_config, read_config
 from jrm_plugin.correction.editing import Editor
 from jrm_plugin.correction.loop import self_correct
 from jrm_plugin.correction.rounds import CorrectionRound
@@ -19,7 +20,7 @@ from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.data.samples import read_samples
 from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import check_writable, read_yaml, write_json, write_text
+from jrm_plugin.files import check_writable, write_json, write_text
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.loading import load_scorer
 from jrm_plugin.synthetic.shape_reader import oracle_score
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """One run; leaves what `self_correct` leaves, and `table.json` and `table.md`. Returns 2 if a sample failed."""
     quiet()
-    config = read_config(options.config)
+    config = parse(options.config)
     check_writable(config.output)
     samples, is_shapes = _samples(config.data)
     editor = _editor(config.editor)
@@ -97,19 +98,9 @@ def run(options: argparse.Namespace) -> int:
     return 2 if failures else 0
 
 
-def read_config(path: Path) -> SelfCorrectConfig:
+def parse(path: Path) -> SelfCorrectConfig:
     """The config in a YAML file. An unknown or missing key, or a value of another type, is a [`JRMError`]."""
-    content = read_yaml(path)
-    known = {key.name: key for key in fields(SelfCorrectConfig)}
-    if unknown := sorted(map(str, content.keys() - known.keys())):
-        raise JRMError(f"the config {path} has the unknown key {unknown[0]}; known are {', '.join(known)}.")
-    needed = [name for name, key in known.items() if key.default is MISSING and key.default_factory is MISSING]
-    if missing := [name for name in needed if name not in content]:
-        raise JRMError(f"the config {path} has no {missing[0]}; give it.")
-    for name, value in content.items():
-        if not isinstance(value, known[name].type) or (isinstance(value, bool) and known[name].type is not bool):
-            kind = getattr(known[name].type, "__name__", str(known[name].type))
-            raise JRMError(f"the config {path} cannot be used: {name} must be {kind}, not {value!r}.")
+    content = check_config(read_config(path), (SelfCorrectConfig,), f"the config {path}")
     config = SelfCorrectConfig(**content)
     thresholds = config.thresholds
     if isinstance(thresholds, dict):

@@ -126,9 +126,9 @@ def test_text_answers_from_a_mixture(jrm, config, run_folder):
     [
         ({"reward_model": None}, "needs reward_model: jrm, and the config grpo.yaml says nothing of a reward model"),
         ({"reward_model": "best"}, "has 'best' there; write it, or run trl grpo."),
-        ({"reward_temperature": 3}, "--reward_temperature"),
-        ({"num_generation": 3}, "--num_generation"),
-        ({"reward_floor": "low"}, "invalid float value: 'low'"),
+        ({"reward_temperature": 3}, "unknown key reward_temperature"),
+        ({"num_generation": 3}, "unknown key num_generation; did you mean num_generations?"),
+        ({"reward_floor": "low"}, "reward_floor must be a number, not 'low'"),
         ({"reward_floor": None}, "render needs a floor in the mode mean"),
         ({"reward_mode": "median"}, "unknown reward mode 'median'"),
         ({"reward_task": "video"}, "must be edit, generation or response, not 'video'"),

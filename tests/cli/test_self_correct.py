@@ -86,9 +86,9 @@ def test_a_folder_in_edit_reward_format_has_its_oracle(jrm, config, tmp_path):
 
 
 def test_the_example_is_valid():
-    from jrm_plugin.cli.self_correct import read_config
+    from jrm_plugin.cli.self_correct import parse
 
-    assert read_config(EXAMPLE).data == {"shape_edits": {"count": 100, "seed": 0}}
+    assert parse(EXAMPLE).data == {"shape_edits": {"count": 100, "seed": 0}}
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -99,9 +99,9 @@ def test_the_example_is_valid():
     [
         ({"editr": "x"}, "unknown key editr"),
         ({"editor": None}, "has no editor"),
-        ({"rounds": "two"}, "rounds must be int, not 'two'"),
-        ({"rounds": True}, "rounds must be int"),
-        ({"control": 1}, "control must be bool"),
+        ({"rounds": "two"}, "rounds must be a whole number, not 'two'"),
+        ({"rounds": True}, "rounds must be a whole number"),
+        ({"control": 1}, "control must be true or false"),
         ({"thresholds": ["low"]}, "thresholds must be"),
         ({"thresholds": {"percent": [50]}}, "thresholds must be"),
         ({"rounds": 0}, "rounds must be a whole number"),
