@@ -110,8 +110,8 @@ def jrm_score(
                 samples.append(rollouts.sample("", row))
             except JRMError as error:
                 raise JRMError(f"image {number} cannot be scored: {error}") from error
-        scores = scorer.score([*samples, *rollouts.unedited_sources(samples)])
-        return rollouts.rewards(scores[: len(samples)], sources=scores[len(samples) :]), {}
+        scores = scorer.score([*samples, *rollouts.unedited_sources(samples)], on_error="return")
+        return rollouts.rewards(scores[: len(samples)], sources=scores[len(samples) :], name="image"), {}
 
     return reward
 

@@ -15,7 +15,7 @@ from verl.protocol import DataProtoItem
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.verl.pooled_reward import PooledReward
-from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, row_of
+from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, name_of, row_of
 from jrm_plugin.integrations.verl.settings import settings_of
 from jrm_plugin.rollouts import pictures_of
 
@@ -68,10 +68,14 @@ async def compute_score_jrm(
     """
     for name in _ITS_OWN:
         settings.pop(name, None)
-    row = {"instruction": ground_truth, **extra_info, "edited_image": _picture(solution_image)}
-    if "source_img" in row:
-        row.setdefault("source_image", row["source_img"])
-    reward, extra = await _reward(**settings)("", row)
+
+    def rollout() -> tuple[str, dict[str, Any]]:
+        row = {"instruction": ground_truth, **extra_info, "edited_image": _picture(solution_image)}
+        if "source_img" in row:
+            row.setdefault("source_image", row["source_img"])
+        return "", row
+
+    reward, extra = await _reward(**settings)(rollout, name_of({"extra_info": extra_info}))
     return {"score": reward, **extra}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.dotted_path import import_function
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.records.samples import TASKS, Sample
 from jrm_plugin.records.scores import RewardScore, group_rewards
 
@@ -87,8 +87,8 @@ class RolloutReward:
     def _check_mode(self) -> None:
         if self.mode not in MODES:
             raise JRMError(f"unknown reward mode {self.mode!r}; use {', '.join(MODES[:-1])} or {MODES[-1]}.")
-        if self.mode == "lower_confidence_bound" and not self.k >= 0:
-            raise JRMError(f"k of a lower confidence bound must be at least 0, got {self.k!r}.")
+        if self.mode == "lower_confidence_bound" and not 0 <= self.k < math.inf:
+            raise JRMError(f"k of a lower confidence bound must be at least 0 and finite, got {self.k!r}.")
         if self.mode == "win_over_source" and self.task != "edit":
             raise JRMError(
                 f"the mode win_over_source compares an edit with its unedited source, and the task {self.task} has "
@@ -141,7 +141,7 @@ class RolloutReward:
             )
 
     def sample(self, text: str, row: Mapping[str, Any]) -> Sample:
-        """The sample of one rollout.
+        """The sample of one rollout; whatever is raised on the way to it is this rollout's error.
 
         Args:
             text: the completion.
@@ -150,8 +150,12 @@ class RolloutReward:
 
         Raises:
             InvalidAnswer: `render` raised it, or a text answer is empty and there is a floor for it.
-            JRMError: something is missing, empty or no image.
+            JRMError: something is missing, empty or no image, or `render` raised anything else.
         """
+        with as_jrm_error("its row cannot be read", but=(InvalidAnswer,)):
+            return self._sample(text, row)
+
+    def _sample(self, text: str, row: Mapping[str, Any]) -> Sample:
         sources = None
         if self.task != "generation":
             sources = row["source_images"] if "source_images" in row else row.get("source_image")
@@ -165,7 +169,11 @@ class RolloutReward:
                     raise JRMError("the answer is empty; give a floor, the reward of an answer that says nothing.")
                 raise InvalidAnswer("the answer is empty")
             return Sample.text_response(sources, row["instruction"], text)
-        edited = plain_image(row["edited_image"]) if self.render is None else self.render(text, row)
+        if self.render is None:
+            edited = plain_image(row["edited_image"])
+        else:
+            with as_jrm_error("render failed", but=(InvalidAnswer,)):
+                edited = self.render(text, row)
         return Sample.edit(sources, row["instruction"], edited)
 
     def unedited_sources(self, samples: Sequence[Sample | None]) -> list[Sample | None]:
@@ -177,29 +185,46 @@ class RolloutReward:
             for sample in samples
         ]
 
-    def reward(self, score: RewardScore | JRMError | None, source: RewardScore | None = None) -> float:
-        """The reward of one rollout, in every mode but `win_rate`.
+    def reward(
+        self,
+        score: RewardScore | JRMError | None,
+        source: RewardScore | JRMError | None = None,
+        *,
+        name: str = "a rollout",
+    ) -> float:
+        """The reward of one rollout, a finite number, in every mode but `win_rate`.
 
         Args:
             score: of its sample; None for an `InvalidAnswer`; the error of a sample that cannot be scored.
-            source: the score of its unedited source, in the mode `win_over_source`.
+            source: the score of its unedited source, or its error, in the mode `win_over_source`.
+            name: of the rollout, in errors.
 
         Raises:
             JRMError: the rollout cannot be scored, with `on_error="raise"`.
         """
-        if isinstance(score, JRMError) and self.on_error == "raise":
-            raise JRMError(f"a rollout cannot be scored, and on_error is raise: {score}") from score
-        if not isinstance(score, RewardScore):
+        if score is None:
             return self.floor
-        if self.mode == "win_over_source":
-            return score.reward("win_probability", against=source)
-        return score.reward(self.mode, k=self.k)
+        reward = error = next((each for each in (score, source) if isinstance(each, JRMError)), None)
+        if error is None:
+            if self.mode == "win_over_source":
+                reward = score.reward("win_probability", against=source)
+            else:
+                reward = score.reward(self.mode, k=self.k)
+            if not math.isfinite(reward):
+                error = JRMError(f"its reward in the mode {self.mode} is {reward}, from {score}.")
+        if error is None:
+            return reward
+        if self.on_error == "raise":
+            raise JRMError(f"{name} cannot be scored: {error}") from error
+        return self.floor
 
     def rewards(
         self,
         scores: Sequence[RewardScore | JRMError | None],
         groups: Iterable[Hashable] = (),
-        sources: Sequence[RewardScore | None] = (),
+        sources: Sequence[RewardScore | JRMError | None] = (),
+        *,
+        name: str = "rollout",
     ) -> list[float]:
         """The reward of each rollout.
 
@@ -208,15 +233,20 @@ class RolloutReward:
             groups: what is equal for the candidates of a group and for no others, one for each rollout; read in the
                 mode `win_rate` only.
             sources: the scores of `unedited_sources`.
+            name: what the framework calls one of them; errors add its number.
 
         Raises:
             JRMError: a rollout cannot be scored, with `on_error="raise"`, or a group has one candidate in the mode
                 `win_rate`.
         """
         if self.mode != "win_rate":
-            return [self.reward(*pair) for pair in zip(scores, sources or [None] * len(scores), strict=True)]
+            pairs = zip(scores, sources or [None] * len(scores), strict=True)
+            return [self.reward(*pair, name=f"{name} {number}") for number, pair in enumerate(pairs)]
         # The only score of a group has nothing to be compared with: it is as good as itself.
-        rewards = [0.5 if isinstance(score, RewardScore) else self.reward(score) for score in scores]
+        rewards = [
+            0.5 if isinstance(score, RewardScore) else self.reward(score, name=f"{name} {number}")
+            for number, score in enumerate(scores)
+        ]
         members = defaultdict(list)
         for number, group in zip(range(len(scores)), groups, strict=True):
             members[group].append(number)

@@ -18,8 +18,8 @@ FOLDERS = {
 
 # The rooms of `jrm_plugin`, each of which imports only those before it. The package's own face, `jrm_plugin/__init__`,
 # names what is in them; the command line may import everything.
-ROOMS = ["errors", "extras", "files", "runs", "dotted_path", "kernels", "records", "data", "synthetic", "model"]
-ROOMS += ["scoring", "rollouts", "training", "evaluation", "correction", "integrations", "cli"]
+ROOMS = ["errors", "extras", "files", "runs", "dotted_path", "switches", "kernels", "records", "data", "synthetic"]
+ROOMS += ["model", "scoring", "rollouts", "training", "evaluation", "correction", "integrations", "cli"]
 
 
 def modules() -> dict[str, Path]:

@@ -56,8 +56,38 @@ def test_other_modes_need_no_score_of_the_source(mode):
 
 def test_what_cannot_be_scored_raises_or_gets_the_floor():
     assert RolloutReward(on_error="floor", floor=-3.0).rewards([GOOD, BROKEN, None]) == [2.0, -3.0, -3.0]
-    with pytest.raises(JRMError, match="cannot be scored, and on_error is raise: its image is broken"):
+    with pytest.raises(JRMError, match="a rollout cannot be scored: its image is broken"):
         RolloutReward(render=render, floor=-3.0).reward(BROKEN)
+    with pytest.raises(JRMError, match="completion 2 cannot be scored: its image is broken"):
+        RolloutReward(render=render, floor=-3.0).rewards([GOOD, None, BROKEN], name="completion")
+
+
+def test_a_source_that_cannot_be_scored_is_its_rollouts_error():
+    rollouts = RolloutReward(mode="win_over_source", on_error="floor")
+    assert rollouts.rewards([GOOD, GOOD], sources=[BROKEN, GOOD]) == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyError("nope"), RecursionError("deep"), OSError(5, "EIO")])
+def test_whatever_render_raises_is_its_rollouts_error(error):
+    def fails(text, row):
+        raise error
+
+    with pytest.raises(JRMError, match=rf"render failed \({type(error).__name__}"):
+        RolloutReward(render=fails, floor=0.0).sample("text", {"source_image": b"1", "instruction": "x"})
+
+
+def test_no_memory_left_is_no_rollouts_error():
+    def fails(text, row):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        RolloutReward(render=fails, floor=0.0).sample("text", {"source_image": b"1", "instruction": "x"})
+
+
+def test_no_reward_leaves_that_is_not_finite():
+    wide = RewardScore({"a": -1e308}, {"a": 1e308})
+    careful = RolloutReward(mode="lower_confidence_bound", k=10.0, on_error="floor", floor=-9.0)
+    assert careful.rewards([wide, GOOD])[0] == -9.0
 
 
 @pytest.mark.parametrize("mode", ["win_rate", "win_over_source"])

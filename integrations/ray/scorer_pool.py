@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -58,7 +59,8 @@ class ScorerPool:
         digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
         self._name = f"scorer-{ray.get_runtime_context().get_job_id()}-{digest}"
         self._client = uuid.uuid4().hex
-        self._slots = asyncio.Semaphore(settings.max_in_flight)
+        # a semaphore belongs to the event loop that first waits for it
+        self._slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._members = [self._member(index) for index in range(settings.replicas)]
         self._closed = threading.Event()
@@ -73,7 +75,9 @@ class ScorerPool:
             RayActorError: the replica died and so did each of its successors.
         """
         prefix = samples[0].prompt_key()
-        async with self._slots:
+        with self._lock:
+            slots = self._slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.settings.max_in_flight))
+        async with slots:
             return await self._ask(int(prefix, 16), lambda replica: replica.score.remote(prefix, samples))
 
     async def dimensions(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import ray
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.integrations.ray.settings import ScorerSettings
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
@@ -53,7 +53,8 @@ class ScorerReplica:
         self._failure: JRMError | None = None
         device = settings.device or ("cuda" if settings.num_gpus else "cpu")
         try:
-            self._scorer = load_scorer(settings.model_path, device=device)
+            with as_jrm_error(f"the model {settings.model_path} cannot be loaded"):
+                self._scorer = load_scorer(settings.model_path, device=device)
         except JRMError as error:  # raised by every call; a constructor that fails gives callers a traceback only
             self._failure = error
         self._clients: dict[str, float] = {}  # time of each client's last heartbeat
@@ -87,10 +88,13 @@ class ScorerReplica:
                 scores = iter(await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, samples))
             except Exception as error:  # of no single sample (no memory, a lost device): the whole batch raises it
                 for call in batch:
-                    call.answer.set_exception(error)
+                    if not call.answer.done():
+                        call.answer.set_exception(error)
                 continue
             for call in batch:
-                call.answer.set_result([next(scores) for _ in call.samples])
+                answer = [next(scores) for _ in call.samples]
+                if not call.answer.done():  # cancelled by its caller
+                    call.answer.set_result(answer)
             self._statistics.calls += len(batch)
             self._statistics.samples += len(samples)
             self._statistics.batches += 1

@@ -7,9 +7,11 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.records.images import digest, load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
@@ -89,23 +91,27 @@ class JRMReward:
             except JRMError as error:
                 raise JRMError(f"completion {number} cannot be scored: {error}") from error
         scores, sources = self._score(samples, self.rollouts.unedited_sources(samples))
+        rewards = self.rollouts.rewards(scores, self._groups(prompts, columns), sources, name="completion")
         if log_metric is not None:
             self._log_metrics(scores, log_metric)
         if log_extra is not None:
             self._log_candidates(samples, scores, log_extra)
-        return self.rollouts.rewards(scores, self._groups(prompts, columns), sources)
+        return rewards
 
-    def _score(self, *lists: Sequence[Sample | None]) -> list[list[RewardScore | None]]:
-        """The scores of several lists of samples, computed together; None stays None."""
-        scores = iter(self.scorer.score([sample for samples in lists for sample in samples if sample is not None]))
-        return [[sample and next(scores) for sample in samples] for samples in lists]
+    def _score(self, *lists: Sequence[Sample | None]) -> list[list[RewardScore | JRMError | None]]:
+        """The scores of several lists of samples, computed together, or their errors; None stays None."""
+        samples = [sample for samples in lists for sample in samples if sample is not None]
+        scores = iter(self.scorer.score(samples, on_error="return"))
+        return [[None if sample is None else next(scores) for sample in samples] for samples in lists]
 
     def _groups(self, prompts: Sequence, columns: Mapping[str, Any]) -> Iterator[Hashable]:
         """What the candidates of a group have in common, for each completion."""
         sources = columns.get("source_images", columns.get("source_image"))
         for number, prompt in enumerate(prompts):
-            shown = None if sources is None else _source_key(sources[number])
-            yield json.dumps(prompt, default=str), columns["instruction"][number], shown
+            with as_jrm_error(f"completion {number}: its prompt and source images cannot be compared"):
+                shown = None if sources is None else _source_key(sources[number])
+                text = json.dumps(prompt, default=_content_key)
+            yield text, columns["instruction"][number], shown
 
     # -- what is logged
 
@@ -153,6 +159,11 @@ def _text(completion: Any) -> str:
     if not isinstance(completion, str):
         raise JRMError(f"it must be text or messages with text, not {str(completion)[:80]}.")
     return completion
+
+
+def _content_key(value: Any) -> str:
+    """Of what stands in a prompt beside text: an image is what it shows, not which object it is."""
+    return digest(value).hex() if isinstance(value, (bytes, np.ndarray, Image.Image)) else str(value)
 
 
 def _source_key(sources: Any) -> tuple[bytes, ...]:

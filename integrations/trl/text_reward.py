@@ -62,8 +62,14 @@ class JRMForTextReward(PreTrainedModel):
             JRMError: a row is no conversation in the format of the checkpoint's tokenizer.
         """
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
-        scores = self._scorer.score([self._sample(row) for row in rows])
-        return SequenceClassifierOutput(logits=torch.tensor([[s.mu[OVERALL]] for s in scores], device=input_ids.device))
+        samples = []
+        for number, row in enumerate(rows):
+            try:
+                samples.append(self._sample(row))
+            except JRMError as error:
+                raise JRMError(f"sample {number} cannot be scored: {error}") from error
+        mu = [[score.mu[OVERALL]] for score in self._scorer.score(samples)]
+        return SequenceClassifierOutput(logits=torch.tensor(mu, dtype=torch.float32, device=input_ids.device))
 
     @cached_property
     def _scorer(self) -> RewardScorer:

@@ -1,12 +1,12 @@
 """One rollout in, its reward and what verl logs beside it out; the scores come from the run's pool of scorers."""
 
 import asyncio
-import math
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.integrations.ray import shared_pool
 from jrm_plugin.integrations.verl.settings import JRMSettings
 from jrm_plugin.records.images import load_image
@@ -23,15 +23,19 @@ class PooledReward:
         self.pool = shared_pool(settings.scorers())
         self._dimensions: list[str] | None = None
 
-    async def __call__(self, text: str, row: dict[str, Any]) -> tuple[float, dict[str, float | str]]:
+    async def __call__(
+        self, rollout: Callable[[], tuple[str, dict[str, Any]]], name: str = "a rollout"
+    ) -> tuple[float, dict[str, float | str]]:
         """The reward, and `reward_extra_info`, which has the same keys for every rollout.
 
-        These are `jrm_mode`; `jrm_<dimension>_mu` and `_sigma` for each dimension and `overall`, NaN where nothing was
-        scored; and 1 or 0 in `jrm_invalid_answer` and `jrm_unscorable` for a rollout that got the floor.
+        These are `jrm_mode`; `jrm_<dimension>_mu` and `_sigma` for each dimension and `overall`; and 1 or 0 in
+        `jrm_invalid_answer` and `jrm_unscorable` for a rollout that got the floor, whose mu is the floor too, with a
+        sigma of 0: verl takes means of what it logs, and one NaN would be the mean of all.
 
         Args:
-            text: what the policy wrote.
-            row: as in `RolloutReward.sample`.
+            rollout: gives what the policy wrote, and its row as in `RolloutReward.sample`; what it raises is the
+                rollout's error.
+            name: of the rollout, in errors.
 
         Raises:
             JRMError: the rollout cannot be scored (with `on_error: raise`), or nothing can.
@@ -41,7 +45,7 @@ class PooledReward:
         score, sources = None, []
         try:
             # drawing and decoding take a while, and the event loop has other rollouts to see to
-            sample = await asyncio.get_running_loop().run_in_executor(None, self._sample, text, row)
+            sample = await asyncio.get_running_loop().run_in_executor(None, self._sample, rollout)
         except InvalidAnswer:
             pass
         except JRMError as error:
@@ -49,20 +53,23 @@ class PooledReward:
         else:
             score, *sources = await self.pool.score([sample, *self.rollouts.unedited_sources([sample])])
             score = next((error for error in sources if isinstance(error, JRMError)), score)
-        return self.rollouts.reward(score, *sources), self._extra_info(score)
+        reward = self.rollouts.reward(score, *sources, name=name)
+        return reward, self._extra_info(score)
 
-    def _sample(self, text: str, row: dict[str, Any]) -> Sample:
-        self.rollouts.check_columns(row)
-        sample = self.rollouts.sample(text, row)
-        # an opened file may still turn out to be damaged: now, as an error with a name, and not when it is sent
-        return Sample(*(tuple(map(_decoded, blocks)) for blocks in (sample.prompt, sample.response)))
+    def _sample(self, rollout: Callable[[], tuple[str, dict[str, Any]]]) -> Sample:
+        with as_jrm_error("it cannot be read", but=(InvalidAnswer,)):
+            text, row = rollout()
+            self.rollouts.check_columns(row)
+            sample = self.rollouts.sample(text, row)
+            # an opened file may still turn out to be damaged: now, as an error with a name, and not when it is sent
+            return Sample(*(tuple(map(_decoded, blocks)) for blocks in (sample.prompt, sample.response)))
 
     def _extra_info(self, score: RewardScore | JRMError | None) -> dict[str, Any]:
         info: dict[str, Any] = {"jrm_mode": self.settings.mode}
         scored = isinstance(score, RewardScore)
         for name in (*self._dimensions, OVERALL):
-            info[f"jrm_{name}_mu"] = score.mu[name] if scored else math.nan
-            info[f"jrm_{name}_sigma"] = score.sigma[name] if scored else math.nan
+            info[f"jrm_{name}_mu"] = score.mu[name] if scored else self.rollouts.floor
+            info[f"jrm_{name}_sigma"] = score.sigma[name] if scored else 0.0
         info["jrm_invalid_answer"] = float(score is None)
         info["jrm_unscorable"] = float(isinstance(score, JRMError))
         return info

@@ -36,7 +36,8 @@ class JRMRewardManager(RewardManagerBase):
         Returns:
             `reward_score`, and `reward_extra_info` as in [`PooledReward`].
         """
-        reward, extra_info = await self.reward(*self.rollout(data[-1:][0]))
+        item = data[-1:][0]
+        reward, extra_info = await self.reward(lambda: self.rollout(item), name_of(item.non_tensor_batch))
         return {"reward_score": reward, "reward_extra_info": extra_info}
 
     def rollout(self, item: DataProtoItem) -> tuple[str, dict[str, Any]]:
@@ -45,6 +46,15 @@ class JRMRewardManager(RewardManagerBase):
         length = int(item.batch["attention_mask"][-len(response) :].sum())
         text = self.tokenizer.decode(response[:length], skip_special_tokens=True)
         return text, row_of(item.non_tensor_batch)
+
+
+def name_of(columns: Mapping[str, Any]) -> str:
+    """What tells a rollout in an error: the number of its row in the data set, and verl's id of its group."""
+    extra_info = columns.get("extra_info")
+    index = extra_info.get("index") if isinstance(extra_info, Mapping) else None
+    index = columns.get("index") if index is None else index
+    marks = [f"of row {index}" if index is not None else "", f"with uid {columns['uid']}" if "uid" in columns else ""]
+    return " ".join(["a rollout", *filter(None, marks)])
 
 
 def row_of(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ module is imported only when its command is named, and imports what is slow to i
 """
 
 import argparse
+import io
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 from jrm_plugin import __version__
@@ -26,12 +28,23 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command. A user's mistake is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
+    """Runs a command; what ends it early is one sentence on stderr.
+
+    Exit code 2: a user's mistake, or the system refused something (a full disk, a name too long, a missing right). 130:
+    Ctrl-C. 1: the reader of the output has left. Any other error is a fault of the program and shows its traceback.
+    """
     # Tokenizers warn when a process that used them forks data loader workers; the workers are what we want.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    if sys.stderr is None:  # closed by the caller
+        sys.stderr = open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no terminal's encoding keeps a result from being printed
+            with suppress(OSError):  # of a stream whose file a parent process has exchanged
+                stream.reconfigure(errors="backslashreplace")
     try:
-        code = options.run(options)
+        if sys.stdout is None:
+            raise JRMError("the standard output is closed; leave it open, or send it to /dev/null.")
+        code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except JRMError as error:
         print(f"jrm: {error}", file=sys.stderr)
@@ -40,9 +53,40 @@ def main(arguments: list[str] | None = None) -> None:
         print("jrm: interrupted; the same command goes on from what was done.", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output has left, `jrm score … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = 1
+    except (OSError, UnicodeError, RecursionError, MemoryError) as error:
+        print(f"jrm: the command cannot go on: {_reason(error)}.", file=sys.stderr)
+        code = 2
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was the output that could not be written, `jrm score … > /dev/full`
+            _drop_output()
     sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int | str | None:
+    try:
+        options = _parse(arguments)
+        return options.run(options)
+    except SystemExit as end:  # of argparse, after `--help` or wrong usage
+        return end.code
+
+
+def _drop_output() -> None:
+    """What is still to be written goes nowhere; Python would try again at its end, and say that it failed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reason(error: OSError | UnicodeError | RecursionError | MemoryError) -> str:
+    if isinstance(error, RecursionError):
+        return "something that was given is nested too deep; give it with fewer levels"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; give less at once, or use a larger machine"
+    if isinstance(error, OSError) and error.strerror:
+        path = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{path}{error.strerror}"
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -45,8 +45,8 @@ def make_scorer(options: argparse.Namespace) -> Scorer:
     quiet()
     import torch
 
-    if options.memory is not None and not options.memory > 0:
-        raise JRMError(f"--memory must be above 0 (GiB), got {options.memory}.")
+    if options.memory is not None and not 0 < options.memory <= 2**20:  # 1 PiB: no number that overflows
+        raise JRMError(f"--memory must be above 0 and at most {2**20} (GiB), got {options.memory}.")
     return load_scorer(
         options.model,
         device=options.device,

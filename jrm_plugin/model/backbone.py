@@ -214,6 +214,11 @@ class BackboneParts:
         layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
         return torch.stack([_joined(layer) for layer in layers], 1)
 
+    def vision_weights(self) -> list[tuple[int, int]]:
+        """Other ones whenever a weight of the vision encoder was replaced or changed in place, as optimizers do."""
+        weights = self._core.visual.parameters()
+        return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+
     def rope_positions(self, ids: Sequence[int], grids_thw: Sequence[torch.Tensor], rope_positions: str) -> np.ndarray:
         """Rotary positions of one sequence, `[3, L]`; `rope_positions` as in `JRMConfig`."""
         if rope_positions == "1d" or not grids_thw:

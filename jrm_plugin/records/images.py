@@ -1,6 +1,8 @@
 """Every image enters here: whatever the user holds becomes an upright 8-bit RGB `PIL.Image`, or one clear error.
 
-Nothing here changes Pillow's global state, and every function may be called from many threads at once.
+Every function may be called from many threads at once, and what others set for all of Pillow does not count: where
+somebody allowed truncated files, changed the limit of pixels or made errors of warnings, that is held off while an
+image is opened and decoded, and then given back.
 """
 
 import base64
@@ -13,23 +15,34 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeGuard
+from typing import IO, Any, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.switches import WARNINGS_AS_ERRORS, Switch
 
 # What an image may be wherever one is asked for; `load_image` says what each of them is.
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
+# More pixels are refused: a file of some kilobytes can spell gigabytes. It is Pillow's own limit by default, but that
+# one is a switch of the whole process, which any library may turn; this one is the user's to raise.
+MAX_PIXELS = 2**30 // 4 // 3
 MAX_ASPECT_RATIO = 200  # beyond it Qwen's image processors refuse the image, and there is nothing to judge in a line
 
 # The raster formats people exchange. A list, because some of Pillow's other plugins start programs (EPS calls
 # Ghostscript) and these bytes may come from a network. HEIF is readable where the user registered a plugin for it.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
+
+_TRUNCATED_FILES = Switch(lambda: ImageFile.LOAD_TRUNCATED_IMAGES, partial(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES"))
+_PIXEL_LIMIT = Switch(lambda: Image.MAX_IMAGE_PIXELS, partial(setattr, Image, "MAX_IMAGE_PIXELS"))
+
+# Pixels that are converted to RGB at once: the conversion of some modes takes several times what its result takes.
+_STRIP_PIXELS = 2**20
 
 # EXIF orientation (tag 0x0112): the transposition that turns the stored pixels upright.
 _ORIENTATION_TAG = 0x0112
@@ -66,14 +79,13 @@ def load_image(image: ImageLike, *, name: str | None = None) -> Image.Image:
 
     Raises:
         JRMError: the image is missing, not an image, damaged, cut off, empty, more than 200 times longer than wide (or
-            the reverse), over Pillow's limit of pixels (`PIL.Image.MAX_IMAGE_PIXELS`) or a URL to be downloaded. The
-            message names the image.
+            the reverse), over `MAX_PIXELS` or a URL to be downloaded. The message names the image.
     """
     label = _label(image, name)
     if isinstance(image, np.ndarray):
         _check_size(_array_size(image, label), label)
         return _to_rgb(_array_to_picture(image, label), label)
-    with _opened(image, label) as picture:
+    with _as_pillow_comes(), _opened(image, label) as picture:
         _check_size(picture.size, label)
         with _LAZY_DECODING if picture is image else nullcontext(), _damage_named(label):
             orientation = _orientation(picture)
@@ -92,7 +104,7 @@ def image_size(image: ImageLike, *, name: str | None = None) -> tuple[int, int]:
         size = _array_size(image, label)
         _check_size(size, label)
         return size
-    with _opened(image, label) as picture:
+    with _as_pillow_comes(), _opened(image, label) as picture:
         _check_size(picture.size, label)
         with _damage_named(label):
             turned = _orientation(picture) >= 5
@@ -106,7 +118,7 @@ def to_data_url(image: ImageLike, *, name: str | None = None) -> str:
     `load_image` gives the same pixels for the URL as for the image. Raises `JRMError` as `load_image` does.
     """
     if isinstance(image, bytes):
-        with _identified(io.BytesIO(image), _label(image, name)) as picture:
+        with _as_pillow_comes(), _identified(io.BytesIO(image), _label(image, name)) as picture:
             mime = picture.get_format_mimetype() or "application/octet-stream"
         content = image
     else:
@@ -175,6 +187,13 @@ def _by(size: tuple[int, int]) -> str:
 
 
 @contextmanager
+def _as_pillow_comes() -> Iterator[None]:
+    """Pillow's switches as they are where nobody has touched them."""
+    with _TRUNCATED_FILES.held(0), _PIXEL_LIMIT.held(MAX_PIXELS), WARNINGS_AS_ERRORS.held(None):
+        yield
+
+
+@contextmanager
 def _opened(image: ImageLike, label: str) -> Iterator[Image.Image]:
     """The image as a `PIL.Image` whose pixels may not be decoded yet; closes what it opened."""
     if isinstance(image, Image.Image):
@@ -205,7 +224,12 @@ def _file(path: str | os.PathLike[str], label: str) -> BinaryIO:
 
 def _data_url_content(url: str, label: str) -> bytes:
     head, comma, payload = url.partition(",")
-    content = urllib.parse.unquote_to_bytes(payload)
+    try:
+        content = urllib.parse.unquote_to_bytes(payload)
+    except UnicodeError:
+        raise JRMError(
+            f"{label} holds half of a character, which is no base64: encode the file's bytes again."
+        ) from None
     if not comma:
         raise JRMError(f"{label} has no comma before its content: write data:image/png;base64,....")
     if not head.lower().endswith(";base64"):
@@ -219,14 +243,18 @@ def _data_url_content(url: str, label: str) -> bytes:
 
 @contextmanager
 def _identified(file: BinaryIO, label: str) -> Iterator[ImageFile.ImageFile]:
-    if not file.read(1):
+    try:
+        is_empty = not file.read(1)
+    except OSError as error:  # a disk or a network share that fails
+        raise JRMError(f"{label} cannot be read: {error.strerror or error}.") from error
+    if is_empty:
         raise JRMError(f"{label} is empty (0 bytes): give an image file.")
     Image.init()
     readable = [name for name in FORMATS if name in Image.OPEN]
     try:
-        # Pillow warns over its limit and raises over twice the limit; here both end in the error of `_check_size`.
+        # Pillow raises over twice the limit; over the limit it only warns, which ends in the error of `_check_size`
         picture = Image.open(file, formats=readable)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         raise JRMError(f"{label} {_over_limit()}") from None
     except UnidentifiedImageError:
         raise JRMError(f"{label} is not an image that can be read (known: {', '.join(readable)}).") from None
@@ -250,7 +278,7 @@ def _check_size(size: tuple[int, int], label: str) -> None:
     width, height = size
     if width == 0 or height == 0:
         raise JRMError(f"{label} has no pixels ({_by(size)}).")
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+    if width * height > MAX_PIXELS:
         raise JRMError(f"{label}, {_by(size)}, {_over_limit()}")
     if max(size) > MAX_ASPECT_RATIO * min(size):
         raise JRMError(f"{label} is {_by(size)} pixels: one side is over {MAX_ASPECT_RATIO} times the other; crop it.")
@@ -258,8 +286,8 @@ def _check_size(size: tuple[int, int], label: str) -> None:
 
 def _over_limit() -> str:
     return (
-        f"has more than {Image.MAX_IMAGE_PIXELS} pixels (a decompression bomb?): "
-        "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        f"has more than {MAX_PIXELS} pixels (a decompression bomb?): make it smaller, or raise "
+        "jrm_plugin.records.images.MAX_PIXELS if you trust it."
     )
 
 
@@ -276,7 +304,22 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _to_rgb(picture: Image.Image, label: str) -> Image.Image:
-    """8-bit RGB from any mode; transparency over white; no metadata, so that loading twice changes nothing."""
+    """8-bit RGB from any mode; transparency over white; no metadata, so that loading twice changes nothing.
+
+    Every pixel is converted by itself, so that a large picture may be converted strip by strip.
+    """
+    width, height = picture.size
+    if width * height <= _STRIP_PIXELS:
+        return _strip_to_rgb(picture, label)
+    rgb = Image.new("RGB", picture.size)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height)))
+        rgb.paste(_strip_to_rgb(strip, label), (0, top))
+    return rgb
+
+
+def _strip_to_rgb(picture: Image.Image, label: str) -> Image.Image:
     if picture.mode == "F" or picture.mode.startswith("I"):
         picture = _deep_to_grey(picture, label)
     if _has_transparency(picture):
@@ -361,7 +404,7 @@ def _ends_as_it_should(image: ImageLike, label: str) -> bool:
         _check_size(picture.size, label)
         with _damage_named(label):
             _orientation(picture)
-        file = picture.fp
+        file: IO[bytes] | None = getattr(picture, "fp", None)
         if file is None:
             return False
         size = file.seek(0, os.SEEK_END)

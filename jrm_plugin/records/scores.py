@@ -49,6 +49,8 @@ class RewardScore:
             ("mu", self.mu, mu, math.fsum(mu.values()) / len(mu)),
             ("sigma", self.sigma, sigma, math.hypot(*sigma.values()) / len(sigma)),
         ):
+            if not math.isfinite(overall):
+                raise JRMError(f"a reward score must be finite, and its overall {kind} is {overall} of {values}.")
             rounding = 1e-6 * max(map(abs, values.values()))  # what float32 leaves of them
             if OVERALL in given and not abs(given[OVERALL] - overall) <= rounding:
                 raise JRMError(
@@ -101,7 +103,9 @@ class RewardScore:
         from jrm_plugin.kernels import win_probability
 
         mu, sigma = (
-            torch.tensor([getattr(score, name)[dimension] for score in (self, *others)], dtype=torch.float64)
+            torch.tensor(
+                [getattr(score, name)[dimension] for score in (self, *others)], dtype=torch.float64, device="cpu"
+            )
             for name in ("mu", "sigma")
         )
         log_sigma, count = sigma.log(), len(others)

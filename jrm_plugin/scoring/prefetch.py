@@ -1,26 +1,64 @@
 """Samples decoded and tokenized by threads, ahead of what is computed."""
 
+import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from contextlib import contextmanager
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProcessor
-from jrm_plugin.records.images import ImageLike, digest
+from jrm_plugin.records.images import ImageLike, digest, image_size
 from jrm_plugin.records.samples import Sample
+from jrm_plugin.scoring.surroundings import usual_process
 
 WORKERS, SAMPLES_AHEAD = 4, 32
 REMEMBERED_IMAGES = 64  # a group's candidates name the same source image again and again
+# While an image is decoded, scaled and cut into patches it stands in memory up to four times, with three or four bytes
+# a pixel. (JPEG's draft mode would take less, and gives other pixels, so that it is not used.)
+DECODING_BYTES = 16
 
 
-def encode_ahead(processor: JRMProcessor, samples: Sequence[Sample]) -> Iterator[list[EncodedSequence] | JRMError]:
-    """The sequences of each sample, or its error, in order; threads work while the caller computes."""
-    images = _RememberedImages(processor)
+class DecodingBudget:
+    """Memory for images that are being decoded, in all threads together; who comes first is served first.
+
+    An image that is larger than all of it is decoded alone.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self._free = max_bytes, max_bytes
+        # One thread decodes all large images: C libraries keep what a thread has freed for this thread.
+        self.large = ThreadPoolExecutor(1)
+        self._turn, self._changed = threading.Lock(), threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Waits until `size` bytes are free, and has them inside."""
+        size = min(size, self.max_bytes)
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify()
+
+
+def encode_ahead(
+    processor: JRMProcessor, samples: Iterable[Sample], budget: DecodingBudget
+) -> Iterator[list[EncodedSequence] | JRMError]:
+    """The sequences of each sample, or its error whatever was raised, in order; threads work while the caller computes.
+
+    `budget` bounds the images that are decoded at once.
+    """
+    images = _RememberedImages(processor, budget)
 
     def encode(sample: Sample) -> list[EncodedSequence] | JRMError:
         try:
-            return processor.encode(sample, encode_image=images)
+            with usual_process(), as_jrm_error("it cannot be read"):
+                return processor.encode(sample, encode_image=images)
         except JRMError as error:
             return error
 
@@ -40,12 +78,20 @@ def encode_ahead(processor: JRMProcessor, samples: Sequence[Sample]) -> Iterator
 class _RememberedImages:
     """Encodes images, each of the last few once."""
 
-    def __init__(self, processor: JRMProcessor):
-        self._processor = processor
+    def __init__(self, processor: JRMProcessor, budget: DecodingBudget):
+        self._processor, self._budget = processor, budget
         self._images: OrderedDict[bytes, EncodedImage] = OrderedDict()
-        self._lock = Lock()
+        self._lock = threading.Lock()
 
     def __call__(self, image: ImageLike) -> EncodedImage:
+        width, height = image_size(image)
+        size = width * height * DECODING_BYTES
+        with self._budget.taken(size):
+            if size > self._budget.max_bytes // 8:
+                return self._budget.large.submit(self._encoded, image).result()
+            return self._encoded(image)
+
+    def _encoded(self, image: ImageLike) -> EncodedImage:
         key = digest(image)
         with self._lock:
             if key in self._images:

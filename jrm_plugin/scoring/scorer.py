@@ -4,9 +4,9 @@ Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal, overload
 
 import torch
@@ -21,10 +21,11 @@ from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.plain import PlainEngine
-from jrm_plugin.scoring.prefetch import encode_ahead
+from jrm_plugin.scoring.prefetch import DecodingBudget, encode_ahead
 from jrm_plugin.scoring.protocol import Ranked
 from jrm_plugin.scoring.sampling import Sampling
 from jrm_plugin.scoring.shared_prefix import GIB, SharedPrefixEngine
+from jrm_plugin.scoring.surroundings import scoring_with
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class RewardScorer:
     """Scores samples with a JRM checkpoint.
 
     It may be used from several threads: they decode images side by side, and the device computes for one at a time.
+    Scores do not depend on what is set around them (autocast, training mode, torch's defaults, switches of Pillow and
+    of warnings), and leave that as it is.
 
     Args:
         model, processor: which belong together, as `jrm_plugin.model.loading.load` gives them.
@@ -70,7 +73,7 @@ class RewardScorer:
             )
         self.model, self.processor = model.eval(), processor
         self.engine = _engine(engine, model, processor, memory_budget, cache_bytes)
-        self._device = Lock()  # one pass at a time: an engine's cache and the device's memory are planned for one
+        self._decoding = DecodingBudget(memory_budget // 2)  # images are decoded on CPU, beside what is computed
         logger.info("Scoring with %s.", self)
 
     def __repr__(self) -> str:
@@ -148,7 +151,6 @@ class RewardScorer:
         self, samples: Sequence[Sample], *, on_error: Literal["return"], progress: bool = False
     ) -> list[RewardScore | JRMError]: ...
 
-    @torch.inference_mode()
     def score(
         self, samples: Sequence[Sample], *, on_error: Literal["raise", "return"] = "raise", progress: bool = False
     ) -> list[RewardScore] | list[RewardScore | JRMError]:
@@ -156,12 +158,13 @@ class RewardScorer:
 
         Args:
             samples: what to score.
-            on_error: `raise`: the first sample that cannot be read raises and names its position; `return`: its error
-                stands in its place and the others are scored.
+            on_error: `raise`: the first sample that cannot be read, or whose score is not a finite number, raises and
+                names its position; `return`: its error stands in its place and the others are scored. Running out of
+                memory is raised either way.
             progress: show a progress bar.
 
         Raises:
-            JRMError: a sample cannot be read (with `on_error="raise"`).
+            JRMError: a sample cannot be scored (with `on_error="raise"`).
 
         Example:
             >>> scores = scorer.score([Sample.edit("cat.png", "make the cat blue", path) for path in candidates])
@@ -171,33 +174,82 @@ class RewardScorer:
             raise JRMError(f"on_error must be 'raise' or 'return', got {on_error!r}.")
         results: list[Any] = [None] * len(samples)
         for positions, sequences in self._passes(samples, results if on_error == "return" else None, progress):
-            with self._device:
-                hidden_BH = self.engine.hidden_states(sequences)
-                mu_SD, log_sigma_SD = self.model.scores(hidden_BH, self._dimension_ids(sequences))
-                mu_SD, sigma_SD = mu_SD.double().tolist(), log_sigma_SD.double().exp().tolist()
-            for position, mu_D, sigma_D in zip(positions, mu_SD, sigma_SD, strict=True):
-                results[position] = RewardScore(
-                    mu=dict(zip(self.dimensions, mu_D, strict=True)),
-                    sigma=dict(zip(self.dimensions, sigma_D, strict=True)),
-                )
+            scores = self._mu_and_sigma(sequences)
+            for position, (mu_D, sigma_D) in zip(positions, scores, strict=True):
+                try:
+                    results[position] = self._reward_score(mu_D, sigma_D)
+                except JRMError as error:
+                    if on_error == "raise":
+                        raise JRMError(f"sample {position} cannot be scored: {error}") from error
+                    results[position] = error
         return results
+
+    def _mu_and_sigma(self, sequences: Sequence[EncodedSequence]) -> list[tuple[list[float], list[float]]]:
+        """mu and sigma by dimension of each sample in one pass.
+
+        Where some are not finite, the others are computed again without them, and they one by one, so that each has the
+        score that it has without what is wrong with another.
+        """
+        with scoring_with(self.model):
+            hidden_BH = self.engine.hidden_states(sequences)
+            mu_SD, log_sigma_SD = self.model.scores(hidden_BH, self._dimension_ids(sequences))
+            mu_SD, sigma_SD = mu_SD.double(), log_sigma_SD.double().exp()
+            finite_S = (mu_SD.isfinite() & sigma_SD.isfinite()).all(1).tolist()
+            scores = list(zip(mu_SD.tolist(), sigma_SD.tolist(), strict=True))
+        if all(finite_S) or len(finite_S) == 1:
+            return scores
+        per_sample = self.processor.sequences_per_sample
+        finite = [k for k, is_finite in enumerate(finite_S) if is_finite]
+        for group in [finite, *([k] for k, is_finite in enumerate(finite_S) if not is_finite)]:
+            again = [sequence for k in group for sequence in sequences[k * per_sample : (k + 1) * per_sample]]
+            for k, score in zip(group, self._mu_and_sigma(again) if again else (), strict=True):
+                scores[k] = score
+        return scores
+
+    def _reward_score(self, mu_D: list[float], sigma_D: list[float]) -> RewardScore:
+        if not all(map(math.isfinite, [*mu_D, *sigma_D])):
+            raise JRMError(self._not_finite("score"))
+        return RewardScore(
+            mu=dict(zip(self.dimensions, mu_D, strict=True)), sigma=dict(zip(self.dimensions, sigma_D, strict=True))
+        )
+
+    def _not_finite(self, what: str) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        advice = (
+            "numbers above 65504 overflow in this precision; load the model in bfloat16 or float32"
+            if dtype == "float16"
+            else "the model's weights hold numbers that are not finite, or it was trained until it diverged; check them"
+        )
+        return f"its {what}, computed in the precision {dtype}, is not a finite number: {advice}."
 
     def rank(self, samples: Sequence[Sample]) -> list[Ranked]:
         """The samples by their overall score, best first; equal scores keep the order given."""
         ranked = [Ranked(position, score) for position, score in enumerate(self.score(samples))]
         return sorted(ranked, key=lambda place: -place.score.mu[OVERALL])
 
-    @torch.inference_mode()
     def hidden_states(self, samples: Sequence[Sample], *, progress: bool = False) -> torch.Tensor:
         """The reward token's hidden state of every sequence, the paper's representation h (eq. 1), float32 on CPU.
 
         `[S, H]` in the joint layout, `[S * D, H]` in `per_dimension`.
+
+        Raises:
+            JRMError: a sample cannot be read, or its hidden state is not finite; the message names its position.
         """
-        parts = []
-        for _, sequences in self._passes(samples, None, progress):
-            with self._device:
-                parts.append(self.engine.hidden_states(sequences).float().cpu())
-        return torch.cat(parts) if parts else torch.empty(0, self.model.config.get_text_config().hidden_size)
+        parts = [torch.empty(0, self.model.config.get_text_config().hidden_size, dtype=torch.float32, device="cpu")]
+        for positions, sequences in self._passes(samples, None, progress):
+            with scoring_with(self.model):
+                hidden_BH = self.engine.hidden_states(sequences).float().cpu()
+            self._check_finite(hidden_BH, positions)
+            parts.append(hidden_BH)
+        with torch.inference_mode():
+            return torch.cat(parts)
+
+    def _check_finite(self, hidden_BH: torch.Tensor, positions: Sequence[int]) -> None:
+        """Raises a `JRMError` that names the first sample whose hidden states are not finite."""
+        finite_B = hidden_BH.isfinite().all(-1).tolist()
+        if not all(finite_B):
+            position = positions[finite_B.index(False) // self.processor.sequences_per_sample]
+            raise JRMError(f"sample {position} cannot be read by the model: {self._not_finite('hidden state')}")
 
     def _dimension_ids(self, sequences: Sequence[EncodedSequence]) -> torch.Tensor | None:
         if sequences[0].dimension is None:
@@ -215,7 +267,7 @@ class RewardScorer:
         sequences: list[EncodedSequence] = []
         taken = 0
         with tqdm(total=len(samples), desc=description, unit="sample", disable=not progress) as bar:
-            for position, encoded in enumerate(encode_ahead(self.processor, samples)):
+            for position, encoded in enumerate(encode_ahead(self.processor, samples, self._decoding)):
                 encoded = self._within_positions(encoded)
                 if isinstance(encoded, JRMError):
                     if errors is None:
@@ -251,7 +303,6 @@ class RewardScorer:
 
     # -- critiques
 
-    @torch.inference_mode()
     def critique(
         self,
         samples: Sequence[Sample],
@@ -290,7 +341,7 @@ class RewardScorer:
             sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, device=self.model.device)
         results: list[dict[str, Critique | UnparsedCritique]] = []
         for positions, sequences in self._passes(samples, None, progress, "Writing critiques"):
-            with self._device:
+            with scoring_with(self.model):
                 new = self.engine.generate(sequences, max_new_tokens=max_new_tokens, sampling=sampling)
             turns = self.processor.tokenizer.batch_decode(
                 new, skip_special_tokens=True, clean_up_tokenization_spaces=False

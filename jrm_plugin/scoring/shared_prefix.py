@@ -39,6 +39,9 @@ MAX_PADDING = 0.25
 # operation of a larger batch writes to fresh pages, and the faults take nearly half of the time.
 CPU_BATCH_BYTES = 64 * 2**20
 
+# A run of tokens that is too large for the memory budget is computed in pieces, none of them shorter than this.
+SHORTEST_RUN = 64
+
 
 class FeatureCache:
     """Image features by the image's content, the least recently used ones dropped beyond `max_bytes`.
@@ -65,11 +68,17 @@ class FeatureCache:
         return features
 
     def put(self, digest: bytes, features: torch.Tensor) -> None:
+        if digest in self._features:
+            self.bytes -= self._features.pop(digest).nbytes
         self._features[digest] = features
         self.bytes += features.nbytes
         while self.bytes > self.max_bytes and self._features:
             _, dropped = self._features.popitem(last=False)
             self.bytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        self._features.clear()
+        self.bytes = 0
 
 
 @dataclass
@@ -148,6 +157,7 @@ class SharedPrefixEngine:
         self.model, self.processor, self.memory_budget = model, processor, memory_budget
         self.features = FeatureCache(cache_bytes)
         self._parts = BackboneParts(model.backbone)
+        self._vision_weights = self._parts.vision_weights()  # those that the kept features were made with
 
     def __repr__(self) -> str:
         return (
@@ -184,6 +194,12 @@ class SharedPrefixEngine:
         eager, _ = parts.attends_eagerly
         scores = S * (P + S) * (3 * parts.heads if eager else 1)
         return N * (S * per_token + attended + scores) * max(self.model.dtype.itemsize, 4 if eager else 1)
+
+    def _longest_run(self, before: int, tokens: int) -> int:
+        """How many tokens behind `before` others may be computed at once: `tokens`, or as many as the budget allows."""
+        while tokens > SHORTEST_RUN and self._batch_bytes(1, tokens, before) > self.memory_budget // 2:
+            tokens = max(SHORTEST_RUN, tokens // 2)
+        return tokens
 
     def _vision_bytes(self, patches: int) -> int:
         parts = self._parts
@@ -224,7 +240,7 @@ class SharedPrefixEngine:
         """One pass over the tree of the first `lengths` tokens; keys and values of leaves are kept if asked for."""
         features, row_of = self._image_features(sequences)
         symbols = [self._symbols(s, row_of)[:length] for s, length in zip(sequences, lengths, strict=True)]
-        tree = token_tree(symbols)
+        tree = token_tree(symbols, longest_run=self._longest_run)
         position_3L = self._positions(sequences, tree)
 
         slots, tokens = [], 0
@@ -240,13 +256,13 @@ class SharedPrefixEngine:
         counts: list[torch.Tensor] = []
         for batch in self._batches(tree):
             nodes = [tree.nodes[n] for n in batch]
-            symbol_NS = _padded([symbols[node.sequence][node.start : node.end] for node in nodes], value=0)
+            symbol_NS = _padded([symbols[node.sequence][node.start : node.end] for node in nodes])
             prefixes = [_joined([slots[above] for above in tree.path(n)[:-1]]) for n in batch]
             hidden_NSH, id_NS = self._run(
                 symbol_NS,
                 lengths=[node.end - node.start for node in nodes],
                 position_3NS=np.stack(
-                    [_padded([position_3L[n.sequence][axis, n.start : n.end] for n in nodes], 0) for axis in range(3)]
+                    [_padded([position_3L[n.sequence][axis, n.start : n.end] for n in nodes]) for axis in range(3)]
                 ),
                 prefixes=prefixes,
                 own_slots=[slots[n] for n in batch],
@@ -289,8 +305,9 @@ class SharedPrefixEngine:
         image_n_F, image_s_F = (torch.from_numpy(index).to(device) for index in is_image_NS.nonzero())
         row_F = torch.from_numpy(-1 - symbol_NS[is_image_NS]).to(device)  # undoes what `_symbols` did
         id_NS = np.where(is_image_NS, self._parts.image_token_id, symbol_NS)
-        id_NS = torch.from_numpy(id_NS).to(device)
-        hidden_NSH = self._parts.embed(id_NS)
+        hidden_NSH = self._parts.embed(torch.from_numpy(id_NS).to(device))
+        is_padding_NS = np.arange(S) >= np.array(lengths)[:, None]
+        id_NS = torch.from_numpy(np.where(is_padding_NS, 0, id_NS)).to(device)  # it may repeat a reward token
         if len(row_F):
             hidden_NSH = hidden_NSH.index_put((image_n_F, image_s_F), features[row_F, 0].to(hidden_NSH))
 
@@ -298,7 +315,7 @@ class SharedPrefixEngine:
         prefix_NP = np.zeros((N, P), dtype=np.int64)
         valid_N = np.ones((N, P + S), dtype=bool)
         for n, (prefix, length) in enumerate(zip(prefixes, lengths, strict=True)):
-            prefix_NP[n, P - len(prefix) :] = prefix
+            prefix_NP[n] = _padded_left(prefix, P)
             valid_N[n, : P - len(prefix)] = False
             valid_N[n, P + length :] = False
         stored = [
@@ -353,6 +370,10 @@ class SharedPrefixEngine:
 
     def _image_features(self, sequences: Sequence[EncodedSequence]) -> tuple[torch.Tensor | None, dict[bytes, int]]:
         """Features of every distinct image, `[F, 1 + deep layers, H]`, and the first row of each."""
+        weights = self._parts.vision_weights()
+        if weights != self._vision_weights:  # the model is being trained, or was moved
+            self.features.clear()
+            self._vision_weights = weights
         images = {image.digest: image for sequence in sequences for image in sequence.images}
         features = {digest: self.features.get(digest) for digest in images}
         missing = [digest for digest, of_image in features.items() if of_image is None]
@@ -410,7 +431,7 @@ class SharedPrefixEngine:
         tree = computed.tree
         prefixes = [_joined([computed.slots[n] for n in tree.path(tree.leaf_of[b])]) for b in rows]
         P = max(map(len, prefixes))
-        prefix_NP = np.stack([np.pad(prefix, (P - len(prefix), 0)) for prefix in prefixes])
+        prefix_NP = np.stack([_padded_left(prefix, P) for prefix in prefixes])
         valid_NP = np.stack([np.arange(P) >= P - len(prefix) for prefix in prefixes])
         cache = DynamicCache()
         for layer, (key, value) in enumerate(zip(computed.kept.keys, computed.kept.values, strict=True)):
@@ -445,11 +466,17 @@ class SharedPrefixEngine:
         return [until(row, eos_token_id) for row in torch.stack(new, 1).tolist()]
 
 
-def _padded(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
-    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for k, row in enumerate(rows):
-        padded[k, : len(row)] = row
-    return padded
+# Padding repeats what stands at the row's own end. Attention gives it a weight of 0, and 0 times a value that is not
+# finite is not a number: a row whose values are not finite must not be what pads another one.
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    length = max(map(len, rows))
+    return np.stack([np.pad(row, (0, length - len(row)), mode="edge") for row in rows]).astype(np.int64)
+
+
+def _padded_left(row: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(row, (length - len(row), 0), mode="edge") if len(row) else np.zeros(length, dtype=np.int64)
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -6,7 +6,7 @@ tokens that follows all the tokens of its ancestors. The tokens of the path to a
 Shape suffixes: L length of a sequence, P tokens before a node.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +50,16 @@ class TokenTree:
         return path[::-1]
 
 
-def token_tree(sequences: Sequence[np.ndarray], min_shared: int = MIN_SHARED_TOKENS) -> TokenTree:
+def token_tree(
+    sequences: Sequence[np.ndarray],
+    min_shared: int = MIN_SHARED_TOKENS,
+    longest_run: Callable[[int, int], int] = lambda before, tokens: tokens,
+) -> TokenTree:
     """The tree of these sequences of int64 symbols, none empty; a sequence must not be the beginning of a longer one.
 
     (Scored sequences are not, because each ends with its only reward token.) Equal sequences end in one leaf. A shared
-    beginning of fewer than `min_shared` tokens is not shared.
+    beginning of fewer than `min_shared` tokens is not shared. `longest_run(before, tokens)` says how many of `tokens`
+    behind `before` others a node may have: a longer run becomes several nodes, one behind the other.
     """
     # any order does in which sequences that begin alike are neighbours
     order = sorted(range(len(sequences)), key=lambda k: sequences[k].astype(">i8").tobytes())
@@ -71,16 +76,33 @@ def token_tree(sequences: Sequence[np.ndarray], min_shared: int = MIN_SHARED_TOK
         first, length = order[low], len(sequences[order[low]])
         common = min(shared[low + 1 : high], default=length)
         if common == length:  # one sequence, perhaps several times
+            nodes += _run(Node(parent, first, start, length, depth, True), len(nodes), longest_run)
             for k in order[low:high]:
-                leaf_of[k] = len(nodes)
-            nodes.append(Node(parent, first, start, length, depth, True))
+                leaf_of[k] = len(nodes) - 1
             continue
         if common - start >= min_shared:
-            nodes.append(Node(parent, first, start, common, depth, False))
-            start, parent, depth = common, len(nodes) - 1, depth + 1
+            nodes += _run(Node(parent, first, start, common, depth, False), len(nodes), longest_run)
+            start, parent, depth = common, len(nodes) - 1, nodes[-1].depth + 1
         cuts = [low, *(k for k in range(low + 1, high) if shared[k] == common), high]
         pending += [(a, b, start, parent, depth) for a, b in zip(cuts, cuts[1:], strict=False)]
     return TokenTree(nodes, leaf_of)
+
+
+def _run(node: Node, number: int, longest_run: Callable[[int, int], int]) -> list[Node]:
+    """The node, which will be the tree's node `number`, or several of nearly one length in its place."""
+    count = -(-(node.end - node.start) // longest_run(node.start, node.end - node.start))
+    cuts = np.linspace(node.start, node.end, count + 1).round().astype(int).tolist()
+    return [
+        Node(
+            parent=node.parent if k == 0 else number + k - 1,
+            sequence=node.sequence,
+            start=cuts[k],
+            end=cuts[k + 1],
+            depth=node.depth + k,
+            is_leaf=node.is_leaf and k == count - 1,
+        )
+        for k in range(count)
+    ]
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:

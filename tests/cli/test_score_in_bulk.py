@@ -136,6 +136,75 @@ def test_rows_of_another_model_or_input_are_kept(refused, score, write, records,
     assert output.read_bytes() == b"no JSON\n" + content
 
 
+@pytest.mark.parametrize("content", ['{"precious": "one line without an end"}', "an essay " * 100, "5\n", "[1]\n"])
+def test_a_file_of_somebody_else_is_refused_and_stays(refused, write, records, model_folder, tmp_path, content):
+    output = tmp_path / "notes.jsonl"
+    output.write_text(content)
+    told = refused("score", "--input", write(records), "--output", output, "--model", model_folder)
+    assert str(output) in told
+    assert output.read_text() == content
+
+
+def test_the_input_is_no_output(refused, write, records, model_folder, tmp_path):
+    source = write(records[:1])
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(source)
+    before = source.read_bytes()
+    for output in (source, link):
+        assert "is the input" in refused("score", "--input", source, "--output", output, "--model", model_folder)
+    assert source.read_bytes() == before
+
+
+def test_it_does_not_go_on_with_other_images_or_weights(refused, score, write, records, model_folder, edits, tmp_path):
+    output, model = tmp_path / "scores.jsonl", tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    source = write(records[:4])
+    assert score(source, output, "--model", model).code == 0
+    rows = output.read_text()
+    source = write(records[:6])  # more lines behind those that are done: it goes on
+    image = edits / records[1]["edited"]
+    before = image.read_bytes()
+    try:
+        image.write_bytes((edits / records[2]["edited"]).read_bytes())
+        told = refused("score", "--input", source, "--output", output, "--model", model)
+        assert "line 2 is of another model or input, or its images have changed" in told
+    finally:
+        image.write_bytes(before)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"reward_head_dropout": 0.5}))
+    assert "line 1 is of another model" in refused("score", "--input", source, "--output", output, "--model", model)
+    (model / "config.json").write_bytes((model_folder / "config.json").read_bytes())
+    assert output.read_text() == rows
+    assert score(source, output, "--model", model).code == 0
+    assert output.read_text().startswith(rows) and len(output.read_text().splitlines()) == 6
+
+
+def test_two_runs_into_one_output_double_no_row(start_jrm, score, write, records, model_folder, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    command = ("score", "--input", write(records), "--output", output, "--model", model_folder)
+    ends = [running.wait() for running in [start_jrm(*command), start_jrm(*command)]]
+    assert sorted(end.code for end in ends) in ([0, 0], [0, 2])
+    assert all("another command is writing to" in end.err for end in ends if end.code)
+    assert len(output.read_text().splitlines()) == len(records)
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_names_and_numbers_of_any_kind_are_written(score, write, records, edits, model_folder, tmp_path):
+    odd = b"caf\xe9.png".decode(errors="surrogateescape")
+    shutil.copy(edits / records[0]["edited"], edits / odd)
+    rows = [records[0] | {"edited": odd, "number": 2**70}, records[1] | {"number": 3}]
+    source = edits / "odd.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("scores.jsonl", "scores.parquet"):
+        finished = score(source, tmp_path / name)
+        assert finished.code == 0, finished.err
+    assert json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])["edited"] == odd
+    table = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert json.loads(table[0]["edited"]) == odd and json.loads(table[0]["number"]) == 2**70
+    source.unlink()
+    (edits / odd).unlink()
+
+
 def test_folder_of_edits(score, images, tmp_path):
     one, two = tmp_path / "edits" / "one", tmp_path / "edits" / "deep" / "two"
     for folder in (one, two):

@@ -22,9 +22,9 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 
 import torch
 import yaml
+from processes import start, wait
 from safetensors.torch import load_file
 
-from jrm_plugin.cli import main as jrm
 from jrm_plugin.model.tiny import write_tiny_backbone
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
@@ -50,23 +50,8 @@ SETTINGS = {
 }
 
 
-def start(config: Path, errors: Path) -> int:
-    """`jrm train` in a forked process; its number."""
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        jrm(["train", "--config", str(config)])
-    except SystemExit as end:
-        code = end.code
-    finally:
-        os._exit(code)
-
-
-def wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def train(config: Path) -> list[str]:
+    return ["train", "--config", str(config)]
 
 
 def edit(data: Path, rng: random.Random) -> tuple[Path, bytes, str]:
@@ -108,7 +93,7 @@ def main() -> int:
         return path
 
     errors, began = folder / "err", time.monotonic()
-    assert wait(start(config("undisturbed"), errors)) == 0, errors.read_text()
+    assert wait(start(train(config("undisturbed")), errors)) == 0, errors.read_text()
     seconds = time.monotonic() - began
     expected = load_file(folder / "undisturbed" / "model.safetensors")
 
@@ -118,13 +103,13 @@ def main() -> int:
         while True:
             if list(run.glob("checkpoint-*")) and rng.random() < 0.4:
                 file, before, what = edit(data, rng)
-                code = wait(start(path, errors))
+                code = wait(start(train(path), errors))
                 if code != 2 or f"another {what} of train_data" not in errors.read_text():
                     wrong += 1
                     print(f"edited {what} were not refused: exit code {code}, {errors.read_text()[-300:]}")
                 file.write_bytes(before)
                 refusals += 1
-            pid = start(path, errors)
+            pid = start(train(path), errors)
             time.sleep(rng.uniform(0.3, 1.0) * seconds if kills < options.kills else 0)
             if kills < options.kills and os.waitpid(pid, os.WNOHANG) == (0, 0):
                 os.kill(pid, signal.SIGKILL)

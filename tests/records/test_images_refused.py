@@ -1,18 +1,22 @@
 """What `load_image` and `image_size` refuse, and how the error names it."""
 
 import base64
+import errno
+import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encode
-from PIL import Image
+from PIL import Image, ImageFile
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.records import images
 from jrm_plugin.records.images import image_size, load_image
 
 RNG = np.random.default_rng(0)
@@ -72,24 +76,41 @@ def test_a_bomb_is_the_same_error_when_pillow_s_warning_is_one(tmp_path):
                 load_image(png_of_size(*size))
 
 
-def test_pillow_s_limit_is_the_users_to_set(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+def test_the_limit_of_pixels_is_the_users_to_set_and_pillow_s_own_does_not_count(monkeypatch):
+    for limit in (100, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert load_image(encode(Image.fromarray(PIXELS))).size == (17, 11)
+        with pytest.raises(JRMError, match="more than 89478485 pixels"):
+            load_image(png_of_size(50000, 50000))
+        assert limit == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
     for image in (PIXELS, Image.fromarray(PIXELS)):
         with pytest.raises(JRMError, match="17x11, has more than 100 pixels"):
             load_image(image)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert load_image(PIXELS).size == (17, 11)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.9])
-def test_cut_off_files(kind, kept, tmp_path):
+@pytest.mark.parametrize("allowed_by_others", [False, True])
+def test_cut_off_files(kind, kept, allowed_by_others, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed_by_others)
     noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     content = encode(noise, kind)
     path = tmp_path / f"photo.{kind.lower()}"
     path.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(JRMError, match=r"photo\.\w+' .*(cut off|damaged|not an image that can be read)"):
         load_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is allowed_by_others
+
+
+def test_a_disk_that_fails_at_the_first_read_is_named(tmp_path, monkeypatch):
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda *_: Failing())
+    with pytest.raises(JRMError, match=r"photo\.png' cannot be read: Input/output error"):
+        load_image(tmp_path / "photo.png")
 
 
 def test_a_png_with_damaged_pixels():

@@ -136,6 +136,68 @@ def test_broken_samples_can_be_returned_in_their_places(scorer_of, make_samples,
     assert np.abs(table(scores) - table(scorer.score(good))).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("engine", ["shared_prefix", "plain"])
+def test_a_score_that_is_not_finite_is_its_samples_error(make_scorer, make_samples, sequences, engine):
+    made = make_scorer("qwen2_vl", sequences=sequences)
+    scorer = RewardScorer(made.model, made.processor, engine=engine)
+    good = make_samples(6)
+    image = good[1].response_images[0]
+    poisoned = Sample.generation("zyx \u6f22", image)
+    ordinary = {token for sample in good for s in scorer.processor.encode(sample) for token in s.prompt}
+    rare = [token for token in scorer.processor.encode(poisoned)[0].prompt if token not in ordinary]
+    with torch.no_grad():
+        scorer.model.get_input_embeddings().weight[rare] = float("nan")
+    results = scorer.score([*good[:3], poisoned, *good[3:]], on_error="return")
+    assert "its score, computed in the precision float32, is not a finite number" in str(results.pop(3))
+    assert results == scorer.score(good)
+    with pytest.raises(JRMError, match="sample 1 cannot be scored: its score"):
+        scorer.score([good[0], poisoned])
+    with pytest.raises(JRMError, match="sample 1 cannot be read by the model: its hidden state"):
+        scorer.hidden_states([good[0], poisoned])
+
+
+def test_an_overflow_of_float16_names_the_precision(make_scorer, make_samples):
+    scorer = make_scorer("qwen2_vl")
+    scorer.model.half()
+    scorer.model.reward_head.float()
+    with torch.no_grad():
+        scorer.model.get_input_embeddings().weight[:] = 65504
+        scorer.model.backbone.model.language_model.norm.weight[:] = 65504
+    with pytest.raises(JRMError, match="precision float16.* load the model in bfloat16 or float32"):
+        scorer.score(make_samples(2))
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RecursionError("deep"), OSError(5, "EIO")])
+def test_whatever_one_sample_raises_is_its_error(scorer_of, make_samples, monkeypatch, error):
+    scorer, samples = scorer_of("qwen2_vl"), make_samples(3)
+    encode = scorer.processor.encode
+
+    def fails(sample, **options):
+        if sample is samples[1]:
+            raise error
+        return encode(sample, **options)
+
+    expected = scorer.score([samples[0], samples[2]])
+    monkeypatch.setattr(scorer.processor, "encode", fails)
+    first, second, third = scorer.score(samples, on_error="return")
+    assert np.abs(table([first, third]) - table(expected)).max() < TOLERANCE
+    assert str(second).startswith(f"it cannot be read ({type(error).__name__}")
+    with pytest.raises(JRMError, match="sample 1 cannot be scored"):
+        scorer.score(samples)
+
+
+def test_no_memory_left_is_no_samples_error(scorer_of, make_samples, monkeypatch):
+    scorer = scorer_of("qwen2_vl")
+    for error in (MemoryError, torch.OutOfMemoryError):
+
+        def fails(sample, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(scorer.processor, "encode", fails)
+        with pytest.raises(error):
+            scorer.score(make_samples(1), on_error="return")
+
+
 def test_an_unknown_way_with_errors(scorer_of):
     with pytest.raises(JRMError, match="on_error must be"):
         scorer_of("qwen2_vl").score([], on_error="skip")

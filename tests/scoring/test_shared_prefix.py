@@ -151,6 +151,13 @@ def test_the_cache_keeps_the_last_used_within_its_bytes(requests, max_bytes):
         assert (cache.get(digest) is not None) == (4 * size <= max_bytes)
 
 
+def test_the_cache_counts_what_it_holds_when_one_image_comes_twice():
+    cache = FeatureCache(1000)
+    for size in (10, 10, 20):
+        cache.put(b"a", torch.zeros(size))
+    assert cache.bytes == 80
+
+
 def test_out_of_memory_halves_the_budget_says_so_and_goes_on(make_scorer, images, monkeypatch, caplog):
     scorer = make_scorer("qwen3_vl")
     samples = [Sample.edit(images[0], "make it blue", image) for image in images]

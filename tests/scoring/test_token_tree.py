@@ -67,3 +67,15 @@ def test_a_group_is_a_tree_of_three_levels():
     tree = token_tree(sequences)
     assert [sum(node.depth == depth for node in tree.nodes) for depth in range(4)] == [1, 4, 8, 0]
     assert tree.tokens == 30 + 4 * (20 + 2 * 41)
+
+
+def test_a_run_that_is_too_long_becomes_several_nodes_one_behind_the_other():
+    sequences = [np.r_[np.arange(100), 200 + k] for k in range(2)]
+    tree = token_tree(sequences, longest_run=lambda before, tokens: min(tokens, 30))
+    assert [(n.parent, n.start, n.end, n.depth) for n in tree.nodes[:4]] == [
+        (-1, 0, 25, 0), (0, 25, 50, 1), (1, 50, 75, 2), (2, 75, 100, 3)
+    ]  # fmt: skip
+    for sequence, leaf in zip(sequences, tree.leaf_of, strict=True):
+        nodes = [tree.nodes[n] for n in tree.path(leaf)]
+        assert np.array_equal(np.concatenate([sequences[n.sequence][n.start : n.end] for n in nodes]), sequence)
+        assert [n.is_leaf for n in nodes] == [False] * 4 + [True]

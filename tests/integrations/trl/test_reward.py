@@ -238,6 +238,31 @@ def test_what_is_missing_is_named(tiny, rows):
         JRMReward(tiny, task="response")(["p"], [3], **batch)
 
 
+def test_an_error_names_the_completion_by_its_own_number(tiny, rows):
+    def draw(text, row):
+        if text == "refuse":
+            raise InvalidAnswer
+        return {"zero": lambda: 1 / 0, "broken": lambda: b"no image", "fine": lambda: row["source_image"]}[text]()
+
+    batch = columns([rows[0]] * 4)
+    for text in ("zero", "broken", "unknown"):
+        with pytest.raises(JRMError, match="completion 3 cannot be scored"):
+            JRMReward(tiny, render=draw, floor=FLOOR)(["p"] * 4, ["refuse", "refuse", "fine", text], **batch)
+    batch["source_image"] = [*batch["source_image"][:3], b"no image"]
+    with pytest.raises(JRMError, match="completion 3 cannot be scored"):
+        JRMReward(tiny, render=draw, floor=FLOOR)(["p"] * 4, ["refuse", "refuse", "fine", "fine"], **batch)
+
+
+def test_equal_pictures_in_prompts_are_one_group(tiny, edits, rows):
+    def prompt():
+        source = rows[0]["source_image"].copy()
+        return [{"role": "user", "content": [{"type": "image", "image": source}, {"type": "text", "text": "Edit."}]}]
+
+    batch = columns([rows[0]] * 3) | {"edited_image": [Image.fromarray(c.image) for c in edits[0].candidates[:3]]}
+    reward = JRMReward(tiny, mode="win_rate")
+    assert reward([prompt() for _ in range(3)], [""] * 3, **batch) == reward(["p"] * 3, [""] * 3, **batch)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

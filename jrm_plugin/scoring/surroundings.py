@@ -1,0 +1,62 @@
+"""What a score may not depend on: state that others have set around it, for this thread or for the whole process."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from jrm_plugin.switches import WARNINGS_AS_ERRORS, Switch
+
+_DEFAULT_DTYPE = Switch(torch.get_default_dtype, torch.set_default_dtype)
+# Whether float32 matrices may be multiplied in fewer bits.
+_MATMUL_PRECISIONS = [
+    Switch(lambda backend=backend: backend.fp32_precision, partial(setattr, backend, "fp32_precision"))
+    for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+]
+
+# One pass over a model at a time, whoever scores with it: its mode, an engine's cache and the memory are for one.
+_LOCKS: "WeakKeyDictionary[nn.Module, threading.Lock]" = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+@contextmanager
+def usual_process() -> Iterator[None]:
+    """The process as it is where nobody has touched it: switches of torch, numpy and warnings; then as it was."""
+    with ExitStack() as stack:
+        stack.enter_context(_DEFAULT_DTYPE.held(torch.float32))
+        for switch in _MATMUL_PRECISIONS:
+            stack.enter_context(switch.held("ieee"))
+        stack.enter_context(WARNINGS_AS_ERRORS.held(None))
+        stack.enter_context(np.errstate(all="ignore"))
+        yield
+
+
+@contextmanager
+def scoring_with(model: nn.Module) -> Iterator[None]:
+    """A place to compute scores in: no autocast, no gradients, dropout off, usual defaults, one thread at a time.
+
+    Afterwards everything is as it was, and every module in the mode in which it was.
+    """
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(model, threading.Lock())
+    with ExitStack() as stack:
+        stack.enter_context(lock)
+        stack.enter_context(usual_process())
+        stack.enter_context(torch.inference_mode())
+        for device in {"cpu", model.device.type}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        training = [module for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
