@@ -61,7 +61,9 @@ def _load(name: str, device: str | None, dtype: str | None):
     if not isinstance(precision, torch.dtype):
         raise JRMError(f"dtype of the diffusers editor must name a torch dtype such as bfloat16, not {dtype!r}.")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(name, torch_dtype=precision)
+        pipeline = DiffusionPipeline.from_pretrained(
+            name, torch_dtype=precision, trust_remote_code=False, use_safetensors=True
+        )
         pipeline = pipeline.to(device or ("cuda" if on_gpu else "cpu"))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from jrm_plugin.errors import JRMError
@@ -86,8 +87,9 @@ def complete_lora_config(config: "PeftConfig", processor: JRMProcessor) -> "Lora
     if isinstance(rows, list):
         rows = {"embed_tokens": rows}
     rows = {("backbone.lm_head" if name == "lm_head" else name): tokens for name, tokens in rows.items()}
-    for name in TOKEN_MODULES:
-        rows[name] = sorted({*rows.get(name, ()), *processor.added_token_ids})
+    trained = {token for name in TOKEN_MODULES for token in rows.get(name, ())}
+    for name in TOKEN_MODULES:  # the same rows at both ends, so that tied ones stay tied
+        rows[name] = sorted(trained.union(processor.added_token_ids))
     config.trainable_token_indices = rows
     config.task_type = None  # peft's tasks expect other heads
     config.inference_mode = False
@@ -99,7 +101,7 @@ def check_adapters_train_all(model: nn.Module, processor: JRMProcessor) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not hasattr(model, "peft_config"):
         return
-    if not any(f"{HEAD}." in name for name in trained):
+    if not any(f"{HEAD}.modules_to_save." in name for name in trained):
         raise JRMError("the peft model does not train the reward head; make it with lora_config(processor).")
     for config in model.peft_config.values():
         rows = getattr(config, "trainable_token_indices", None) or {}
@@ -128,7 +130,7 @@ def load_lora(folder: str | Path, *, _chain: int = 0, **kwargs: Any) -> JRMForRe
         JRMError: peft is not installed, the base is not found, or the adapters lack what they must hold.
     """
     try:
-        from peft import PeftModel, get_peft_model_state_dict
+        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     except ImportError as error:
         raise JRMError(
             f"{folder} is a LoRA checkpoint; install peft to load it: pip install jrm-plugin[trl]."
@@ -149,7 +151,7 @@ def load_lora(folder: str | Path, *, _chain: int = 0, **kwargs: Any) -> JRMForRe
         fields = {name: getattr(config, name) for name in (*HEAD_FIELDS, "rope_positions")}
         model = JRMForRewardModeling.from_backbone(base, processor=processor, config=fields, **kwargs)
     with reading(folder, "the LoRA checkpoint"):
-        model = PeftModel.from_pretrained(model, str(folder), config=adapters)
+        model = get_peft_model(model, adapters)
         expected = {
             name: list(weight.shape)
             for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
@@ -166,6 +168,7 @@ def load_lora(folder: str | Path, *, _chain: int = 0, **kwargs: Any) -> JRMForRe
                 ],
             },
         )
+        set_peft_model_state_dict(model, load_file(Path(folder, WEIGHTS_FILE)))
         model = model.merge_and_unload()
     for parameter in model.parameters():  # peft has frozen them; one plain model is trained whole
         parameter.requires_grad_(parameter.is_floating_point())
@@ -233,7 +236,7 @@ def _check_holds_all(
     folder: str | Path, shapes: dict[str, list[int]], content: dict[str, Any], processor: JRMProcessor
 ) -> None:
     """Over a plain backbone, head and added tokens are nowhere but in the adapters' weights."""
-    missing = [] if any(f".{HEAD}." in name for name in shapes) else ["the reward head"]
+    missing = [] if HEAD in (content.get("modules_to_save") or []) else ["the reward head"]
     rows = content.get("trainable_token_indices") or {}
     rows = rows if isinstance(rows, dict) else {"embed_tokens": rows}
     for module in TOKEN_MODULES:

@@ -356,6 +356,15 @@ def test_max_pixels_bounds_every_image(processor_of, backbone_folder, tmp_path):
         processor.max_pixels = EDGE * EDGE - 1
 
 
+def test_what_the_caller_gave_stays_the_callers(processor_of, qwen_tokenizer):
+    image_processor = processor_of().image_processor
+    tokens, size = len(qwen_tokenizer), dict(image_processor.size)
+    processor = JRMProcessor(qwen_tokenizer, image_processor, image_token="<|image_pad|>", max_pixels=4 * EDGE * EDGE)
+    smaller = processor.with_max_pixels(2 * EDGE * EDGE)
+    assert (smaller.max_pixels, processor.max_pixels) == (2 * EDGE * EDGE, 4 * EDGE * EDGE)
+    assert (len(qwen_tokenizer), image_processor.size) == (tokens, size)
+
+
 def test_pixel_bounds_of_an_older_hub_file(backbone_folder, tmp_path):
     # Qwen2-VL's and Qwen2.5-VL's files on the hub hold min_pixels and max_pixels instead of a size.
     processor = JRMProcessor.from_backbone(backbone_folder("qwen2_vl"))

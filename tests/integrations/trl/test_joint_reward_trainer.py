@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
@@ -419,6 +420,44 @@ def test_lora_trains_adapters_head_and_new_tokens_and_resumes(make_trainer, pair
     resumed = make()
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     assert moved(after, weights_of(resumed.model)) == set()
+
+
+def test_any_lora_config_saves_what_scores_the_same(make_trainer, pairs, heldout, tmp_path):
+    # As one writes it without knowing of the reward token and the head; the model is named by nobody.
+    fresh = make_trainer(pairs[:4], layout={"config": {}})
+    plain = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    trainer = JointRewardTrainer(fresh.model, fresh.processor, fresh.args, train_dataset=pairs[:4], peft_config=plain)
+    assert plain.modules_to_save is None
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    samples = [pair.chosen for pair in heldout]
+    scores = RewardScorer.from_pretrained(tmp_path / "saved", device="cpu").score(samples)
+    for score, own in zip(scores, RewardScorer(trainer.model, trainer.processor).score(samples), strict=True):
+        assert score.mu == pytest.approx(own.mu, abs=1e-5)
+
+
+def test_a_peft_model_that_leaves_out_the_head_is_refused(make_trainer, pairs):
+    fresh = make_trainer(pairs[:4])
+    adapted = get_peft_model(fresh.model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(JRMError, match="does not train the reward head; make it with lora_config"):
+        JointRewardTrainer(adapted, fresh.processor, fresh.args, train_dataset=pairs[:4])
+
+
+@pytest.mark.parametrize("given", [None, 24 * 24])
+def test_the_callers_processor_and_its_image_size_stay(make_scorer, make_trainer, pairs, given):
+    scorer = make_scorer()
+    before = scorer.processor.image_processor.to_dict()
+    args = replace(make_trainer(pairs[:4]).args, max_pixels=given)
+    trainer = JointRewardTrainer(scorer.model, scorer.processor, args, train_dataset=pairs[:4])
+    assert scorer.processor.image_processor.to_dict() == before
+    assert trainer.processor.max_pixels == (given or scorer.processor.max_pixels)
+
+
+def test_an_example_beyond_the_models_positions_is_refused(make_trainer, make_scorer, pairs):
+    scorer = make_scorer()
+    scorer.model.config.get_text_config().max_position_embeddings = 32
+    with pytest.raises(JRMError, match="longer than the model's max_position_embeddings=32 tokens"):
+        JointRewardTrainer(scorer.model, scorer.processor, make_trainer(pairs[:4]).args, train_dataset=pairs[:4])
 
 
 # --- what goes wrong on the way ---------------------------------------------------------------------------------------
