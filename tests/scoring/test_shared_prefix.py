@@ -103,7 +103,7 @@ def test_positions_one_after_another(make_scorer, images, order):
     assert np.abs(scores_of(scorer, group) - expected).max() < TOLERANCE
     scorer.model.config.rope_positions = "mrope"
     assert np.abs(plain_scores(scorer, group) - expected).max() > 1e-3
-    with pytest.raises(JRMError, match="rope_positions in the model's config must be mrope or 1d, not '2d'"):
+    with pytest.raises(JRMError, match="rope_positions in the model's config must be mrope or 1d, not 2d"):
         make_scorer("qwen2_5_vl", config={"rope_positions": "2d"})
 
 
