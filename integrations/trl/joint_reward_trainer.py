@@ -383,8 +383,10 @@ class JointRewardTrainer(RewardTrainer):
             raise JRMError(f"{resume_from_checkpoint} cannot be gone on from: {damage}.")
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: its pipe is closed while we read
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            if not self.args.dataloader_num_workers:
                 raise
             raise JRMError(
                 f"a worker of the data loader was ended from outside ({reason_of(error)}); if memory ran out, lower "

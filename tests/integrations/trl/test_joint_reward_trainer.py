@@ -4,8 +4,8 @@ import json
 import multiprocessing
 import os
 import re
-import signal
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
