@@ -160,7 +160,7 @@ class RolloutReward:
         if self.task != "generation":
             sources = row["source_images"] if "source_images" in row else row.get("source_image")
             sources = sources if isinstance(sources, (list, tuple)) else [sources]
-            sources = [plain_image(source) for source in sources if source is not None]
+            sources = [source for source in sources if source is not None]
             if self.task == "edit" and not sources:
                 raise JRMError("its row has no source image.")
         if self.task == "response":
@@ -170,7 +170,7 @@ class RolloutReward:
                 raise InvalidAnswer("the answer is empty")
             return Sample.text_response(sources, row["instruction"], text)
         if self.render is None:
-            edited = plain_image(row["edited_image"])
+            edited = row["edited_image"]
         else:
             with as_jrm_error("render failed", but=(InvalidAnswer,)):
                 edited = self.render(text, row)
@@ -274,11 +274,6 @@ def settings_from_environment(variables: Mapping[str, str], reader: str) -> dict
     if unknown := sorted(given.keys() - variables.keys()):
         raise JRMError(f"the variable {unknown[0]} means nothing to {reader}; it reads {', '.join(variables)}.")
     return {variables[name]: value for name, value in given.items()}
-
-
-def plain_image(image: Any) -> Any:
-    """`datasets` gives an image that it does not decode as a dict of `bytes` and `path`."""
-    return (image.get("bytes") or image.get("path")) if isinstance(image, Mapping) else image
 
 
 def pictures_of(images_N3HW: "torch.Tensor", what: str) -> "list[np.ndarray]":

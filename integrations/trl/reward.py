@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from jrm_plugin.errors import JRMError, as_jrm_error
-from jrm_plugin.records.images import digest, load_image
+from jrm_plugin.records.images import digest, load_image, plain_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, plain_image
+from jrm_plugin.rollouts import InvalidAnswer, RolloutReward
 from jrm_plugin.scoring.loading import load_scorer
 from jrm_plugin.scoring.protocol import Scorer
 

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -92,6 +92,13 @@ def load_image(image: ImageLike, *, name: str | None = None) -> Image.Image:
             picture.load()
         rgb = _to_rgb(picture, label)
     return rgb if orientation == 1 else rgb.transpose(_UPRIGHT[orientation])
+
+
+def plain_image(image: Any) -> Any:
+    """The bytes or the path in the dict of both that `datasets` makes of an image; anything else as it is."""
+    if isinstance(image, Mapping) and image and set(image) <= {"bytes", "path"}:
+        return image.get("bytes") or image.get("path")
+    return image
 
 
 def image_size(image: ImageLike, *, name: str | None = None) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import checked_text, kind_of
-from jrm_plugin.records.images import ImageLike, digest, is_data_url, load_image
+from jrm_plugin.records.images import ImageLike, digest, is_data_url, load_image, plain_image
 
 DIMENSIONS = ("instruction_following", "visual_quality")  # the default, in order; a model's config may hold others
 OVERALL = "overall"
@@ -60,8 +60,8 @@ class Sample:
 
         Args:
             source: the image before the edit, a list of several, or `None` (then it is a generation). An image is a
-                path, the bytes of a file, a `data:` URL, a `PIL.Image` or a numpy array; files are opened when the
-                sample is scored.
+                path, the bytes of a file, a `data:` URL, a `PIL.Image`, a numpy array, or the dict of `bytes` and
+                `path` that `datasets` makes of one; files are opened when the sample is scored.
             instruction: what was asked for.
             edited: the image that came out, as `source`.
 
@@ -219,6 +219,7 @@ def _block(block: object, where: str) -> dict[str, Any]:
 
 def _image(image: Any, where: str) -> StoredImage:
     """The image in a form that can be compared and pickled; files are not opened here."""
+    image = plain_image(image)
     if isinstance(image, np.ndarray):
         return load_image(image, name=where)
     if isinstance(image, os.PathLike):
