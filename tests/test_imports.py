@@ -18,7 +18,19 @@ FOLDERS = {
 
 # The rooms of `jrm_plugin`, each of which imports only those before it. The package's own face, `jrm_plugin/__init__`,
 # names what is in them; the command line may import everything.
-ROOMS = ["errors", "extras", "files", "runs", "dotted_path", "switches", "kernels", "records", "data", "synthetic"]
+ROOMS = [
+    "errors",
+    "extras",
+    "files",
+    "configs",
+    "runs",
+    "dotted_path",
+    "switches",
+    "kernels",
+    "records",
+    "data",
+    "synthetic",
+]
 ROOMS += ["model", "scoring", "rollouts", "training", "evaluation", "correction", "integrations", "cli"]
 
 
