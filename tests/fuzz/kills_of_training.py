@@ -54,6 +54,21 @@ def train(config: Path) -> list[str]:
     return ["train", "--config", str(config)]
 
 
+def killed(pid: int, run: Path, rng: random.Random) -> bool:
+    """Kills a run some time after up to two further checkpoints; whether it had not ended by itself."""
+    goal = len(list(run.glob("checkpoint-*"))) + rng.randrange(3)
+    moment = None
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if moment is None and len(list(run.glob("checkpoint-*"))) >= goal:
+            moment = time.monotonic() + rng.uniform(0, 3)
+        if moment is not None and time.monotonic() >= moment:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return True
+        time.sleep(0.005)
+    return False
+
+
 def edit(data: Path, rng: random.Random) -> tuple[Path, bytes, str]:
     """Changes one thing; gives the file, what it held, and what the refusal must name."""
     kind = rng.choice(["record", "critique", "image"])
@@ -92,9 +107,8 @@ def main() -> int:
         path.write_text(yaml.safe_dump({**SETTINGS, **given, "output_dir": str(folder / name)}))
         return path
 
-    errors, began = folder / "err", time.monotonic()
+    errors = folder / "err"
     assert wait(start(train(config("undisturbed")), errors)) == 0, errors.read_text()
-    seconds = time.monotonic() - began
     expected = load_file(folder / "undisturbed" / "model.safetensors")
 
     kills = refusals = runs = wrong = 0
@@ -110,10 +124,7 @@ def main() -> int:
                 file.write_bytes(before)
                 refusals += 1
             pid = start(train(path), errors)
-            time.sleep(rng.uniform(0.3, 1.0) * seconds if kills < options.kills else 0)
-            if kills < options.kills and os.waitpid(pid, os.WNOHANG) == (0, 0):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+            if kills < options.kills and killed(pid, run, rng):
                 kills += 1
                 continue
             if kills >= options.kills:
