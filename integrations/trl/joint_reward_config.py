@@ -67,6 +67,11 @@ class JointRewardConfig(RewardConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_cuda and torch.cuda.is_bf16_supported()
         self.dataloader_pin_memory = self.dataloader_pin_memory and has_cuda  # torch warns where it has no effect
+        # TRL's defaults stand under names that newer versions of transformers replace and warn of.
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            new = old.replace("gradient", "activation")
+            if getattr(self, new, old) is None:
+                setattr(self, new, getattr(self, old))
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")

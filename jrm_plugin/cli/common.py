@@ -61,6 +61,7 @@ def quiet() -> None:
     from PIL import Image
     from transformers.utils import logging
 
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries will remove is for us to replace
     warnings.simplefilter("error", Image.DecompressionBombWarning)  # `load_image` says it in one sentence
     logging.set_verbosity_error()
     logging.disable_progress_bar()
