@@ -148,7 +148,7 @@ def check_config(
         except _WrongType:
             advice = "; put text in quotes" if str in _options(expected) and not isinstance(value, (list, dict)) else ""
             raise JRMError(
-                f"{what} cannot be used: {name} must be {_in_words(expected)}, not {_short(value)}{advice}."
+                f"{what} cannot be used: {name} must be {_in_words(expected)}, not {shortened(value)}{advice}."
             ) from None
     return checked
 
@@ -224,7 +224,8 @@ def _in_words(kind: Any) -> str:
     return " or ".join(dict.fromkeys(said)) or "left out"
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as errors show it."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
 
@@ -232,8 +233,10 @@ def _short(value: Any) -> str:
 def set_environment(variables: Any, what: str) -> None:
     """Sets the environment variables of a config's `env:` block."""
     if not isinstance(variables, dict):
-        raise JRMError(f"{what} cannot be used: env must be a mapping of variables, not {_short(variables)}.")
+        raise JRMError(f"{what} cannot be used: env must be a mapping of variables, not {shortened(variables)}.")
     for name, value in variables.items():
         if not name or "=" in name or not isinstance(value, (str, int, float)):
-            raise JRMError(f"{what} cannot be used: env must give each variable a text, not {name}: {_short(value)}.")
+            raise JRMError(
+                f"{what} cannot be used: env must give each variable a text, not {name}: {shortened(value)}."
+            )
     os.environ.update({name: str(value) for name, value in variables.items()})

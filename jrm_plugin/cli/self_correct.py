@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jrm_plugin.cli.common import quiet
-from jrm_plugin.configs import check_config, read_config
+from jrm_plugin.configs import check_config, read_config, shortened
 from jrm_plugin.correction.editing import Editor
 from jrm_plugin.correction.loop import self_correct
 from jrm_plugin.correction.rounds import CorrectionRound
@@ -108,7 +108,7 @@ def parse(path: Path) -> SelfCorrectConfig:
     if not isinstance(thresholds, list) or not all(type(value) in (int, float) for value in thresholds):
         raise JRMError(
             f"the config {path} cannot be used: thresholds must be a list of numbers or {{quantiles: [numbers]}}, "
-            f"not {config.thresholds!r}."
+            f"not {shortened(config.thresholds)}."
         )
     return config
 
@@ -119,7 +119,9 @@ def _samples(data: str | dict) -> tuple[list[Sample], bool]:
         options = _one_entry(data, "data", "shape_edits")
         whole = all(type(value) is int and value >= 0 for value in options.values())
         if not options.keys() <= {"count", "seed"} or not whole or options.get("count", 0) < 1:
-            raise JRMError(f"data.shape_edits must be {{count: 1 or more, seed: a whole number}}, not {options!r}.")
+            raise JRMError(
+                f"data.shape_edits must be {{count: 1 or more, seed: a whole number}}, not {shortened(options)}."
+            )
         return draw_samples(options["count"], options.get("seed", 0)), True
     path = Path(data)
     for name in ("heldout.json", "train.json"):
@@ -148,7 +150,7 @@ def _editor(editor: str | dict) -> Editor:
 
 def _one_entry(value: dict, key: str, name: str) -> dict:
     if set(value) != {name} or not isinstance(value[name], dict):
-        raise JRMError(f"{key} must be text or {{{name}: {{…}}}}, not {value!r}.")
+        raise JRMError(f"{key} must be text or {{{name}: {{…}}}}, not {shortened(value)}.")
     return value[name]
 
 
