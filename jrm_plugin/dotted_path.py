@@ -16,6 +16,8 @@ def import_function(path: str, what: str, takes: str) -> Callable[..., Any]:
     if "" not in sys.path:  # a module in the current folder, as `python -m` finds it
         sys.path.insert(0, "")
     module, _, name = path.rpartition(".")
+    if not all(part.isidentifier() for part in path.split(".")) or not module:
+        raise JRMError(f"{what} {path} is no dotted path; give package.module.name.")
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

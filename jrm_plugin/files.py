@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from jrm_plugin.errors import JRMError
 # Byte order marks; UTF-32's begins as UTF-16's does, so it is asked for first.
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"))
 _MARKS += ((codecs.BOM_UTF16_BE, "utf-16"),)
+
+_MOST_LEVELS = 100  # of lists in lists, in JSON: what Python reads at its limit it cannot write again
+_TOO_DEEP = "is nested too deep: write it with fewer levels"
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -48,16 +52,46 @@ def read_text(path: str | Path, *, most: int | None = None) -> str:
 
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds; a [`JRMError`] where `read_text` raises one, or with the line that is no JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise JRMError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
-    except JRMError:
+    except JRMError as error:
+        raise JRMError(f"{path} {error}.") from None
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        json.JSONDecodeError: it is no JSON.
+        JRMError: part of a sentence: it is nested too deep to be written again, has a key twice, or too long a number.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_without_repetition)
+    except RecursionError:
+        raise JRMError(_TOO_DEEP) from None
+    except (json.JSONDecodeError, JRMError):
         raise
     except ValueError:  # a number of thousands of digits
-        raise JRMError(f"{path} holds a number that is too long: shorten it.") from None
-    except RecursionError:
-        raise JRMError(f"{path} is nested too deep: write it with fewer levels.") from None
+        raise JRMError("holds a number that is too long: shorten it") from None
+    level = [content]
+    for _ in range(_MOST_LEVELS):
+        nested = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        if not nested:
+            return content
+        level = list(chain.from_iterable(nested))
+    raise JRMError(_TOO_DEEP)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):  # Python takes the last
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise JRMError(f"holds the key {repeated!r} twice in one object: leave one out")
+    return content
 
 
 def content_digest(path: str | Path) -> bytes:
@@ -101,7 +135,7 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, content: Any) -> Path:
     """Writes a JSON file that people can read."""
-    return write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return write_text(path, to_json(content, indent=1) + "\n")
 
 
 def write_jsonl(path: Path, records: Iterable[dict]) -> Path:
@@ -110,13 +144,21 @@ def write_jsonl(path: Path, records: Iterable[dict]) -> Path:
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """A record as a line of JSONL; text stays readable but for what is no Unicode, such as names of files may hold."""
-    line = json.dumps(record, ensure_ascii=False)
+    """A record as a line of JSONL."""
+    return to_json(record) + "\n"
+
+
+def to_json(content: Any, *, encoding: str = "utf-8", indent: int | None = None) -> str:
+    """JSON in letters that `encoding` has, and that stays readable where it can: else all are escaped.
+
+    What is no Unicode, such as names of files may hold, no encoding has; escaped, it is read back as it was.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
     try:
-        line.encode()
+        text.encode(encoding)
     except UnicodeEncodeError:
-        line = json.dumps(record)
-    return line + "\n"
+        return json.dumps(content, indent=indent)
+    return text
 
 
 def write_image(path: Path, image: Image.Image) -> Path:
@@ -140,8 +182,19 @@ def check_writable(folder: str | Path) -> None:
 
 
 def check_image_writable(path: Path) -> None:
-    """A [`JRMError`] if no image can be written to `path`, by its ending or its folder; makes the folder."""
+    """A [`JRMError`] if no colour image can be written to `path`: one is tried beside it. Makes the folder."""
     endings = {ending for ending, format in Image.registered_extensions().items() if format in Image.SAVE}
     if path.suffix.lower() not in endings:
         raise JRMError(f"the image {path} must have a name that ends in .png, .jpg or another kind of image.")
     check_writable(path.parent)
+    if os.path.isdir(path):  # not `Path.is_dir`, which raises where a name is too long
+        raise JRMError(f"the image {path} is a folder; choose another name.")
+    staging = path.with_name(f".unfinished.{path.name}")
+    try:
+        try:
+            Image.new("RGB", (8, 8)).save(staging)  # Pillow lists writers that write no colours, or nothing at all
+        finally:
+            staging.unlink(missing_ok=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise JRMError(f"the image {path} cannot be written ({reason}); choose another name, such as x.png.") from error

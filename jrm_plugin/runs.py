@@ -18,6 +18,11 @@ from jrm_plugin.files import json_line, read_json
 
 T = TypeVar("T")
 
+LOCK_FILE = ".jrm.lock"  # in the output folder of a run that has one
+
+_HELD = "another command is writing to {}; wait for the end of process {}, or choose another output folder."
+_held: set[str] = set()  # locks of this process, to which the system would give each of them again
+
 
 def check_settings(path: Path, settings: Mapping[str, Any], *, results: bool) -> None:
     """Makes sure that a run goes on with the settings that it began with.
@@ -52,30 +57,36 @@ def locked(path: Path) -> Iterator[None]:
     However a process ends, it lets go: the lock is the process's own, not that of workers forked from it.
 
     Args:
-        path: an empty file in the output folder, made here and removed at the end.
+        path: a file in the output folder, made here and removed at the end; it holds the process's number.
 
     Raises:
-        JRMError: another process holds it, or it cannot be made.
+        JRMError: another process or another thread holds it, or it cannot be made.
     """
+    name = os.path.realpath(path)
+    if name in _held:
+        raise JRMError(_HELD.format(path.parent, os.getpid()))
     while True:
         try:
-            file = path.open("a")
+            file = path.open("a+")
         except OSError as error:
             raise JRMError(f"{path} cannot be written: {error.strerror}.") from error
         with file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise JRMError(
-                    f"another command is writing to {path.parent}; wait for its end, or choose another output folder."
-                ) from None
+                file.seek(0)
+                raise JRMError(_HELD.format(path.parent, file.read(20) or "unknown")) from None
             except OSError as error:
                 raise JRMError(f"{path} cannot be locked: {error.strerror}.") from error
             if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
                 continue  # its holder removed it between our two calls
+            _held.add(name)
             try:
+                file.truncate(0)  # of one that was killed
+                print(os.getpid(), end="", file=file, flush=True)
                 yield
             finally:
+                _held.discard(name)
                 path.unlink(missing_ok=True)
             return
 

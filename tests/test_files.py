@@ -36,7 +36,12 @@ def test_what_is_no_json_is_named_with_its_line(tmp_path):
     path = write_text(tmp_path / "broken", "{\n a: [")
     with pytest.raises(JRMError, match="broken, line 2: not valid JSON"):
         read_json(path)
-    for content, said in (("[" * 50_000, "nested too deep"), ("1" * 5000, "a number that is too long")):
+    for content, said in (
+        ("[" * 50_000, "nested too deep"),
+        ("1" * 5000, "a number that is too long"),
+        ("[" * 150 + "]" * 150, "nested too deep"),
+        ('{"a": 1, "a": 2}', "the key 'a' twice"),
+    ):
         with pytest.raises(JRMError, match=f"broken .*{said}"):
             read_json(write_text(path, content))
 
@@ -60,3 +65,11 @@ def test_an_image_is_written_as_its_name_says(tmp_path):
             assert written.format == format
     with pytest.raises(JRMError, match="must have a name that ends in .png"):
         check_image_writable(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("name", ["folder.png", "x.xbm", "x.hdf", "y" * 300 + ".png"])
+def test_an_image_that_cannot_be_written_is_told_before_the_work(tmp_path, name):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(JRMError, match=name[:20]):
+        check_image_writable(tmp_path / name)
+    assert os.listdir(tmp_path) == ["folder.png"]

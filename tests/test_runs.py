@@ -1,6 +1,10 @@
 """A command that was stopped goes on to what it would have made at once, and never mixes two runs."""
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import write_json
-from jrm_plugin.runs import append_records, check_settings, read_records
+from jrm_plugin.runs import append_records, check_settings, locked, read_records
 
 JSON = st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3), max_leaves=4)
 RECORDS = st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=3), min_size=1, max_size=6)
@@ -74,3 +78,31 @@ def test_settings_must_agree(tmp_path):
     path.write_text(json.dumps(["model"]))
     with pytest.raises(JRMError, match="unknown run"):
         check_settings(path, settings, results=False)
+
+
+def _hold(path: Path, begun) -> None:
+    with locked(path):
+        if os.fork() == 0:  # as data loader workers are
+            time.sleep(5)
+            os._exit(0)
+        begun.set()
+        signal.pause()
+
+
+def test_one_run_at_a_time(tmp_path):
+    path = tmp_path / "lock"
+    with locked(path), pytest.raises(JRMError, match=f"the end of process {os.getpid()}"), locked(path):
+        pass
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    other = fork.Process(target=_hold, args=(path, begun))
+    other.start()
+    assert begun.wait(60)
+    held = pytest.raises(JRMError, match=f"is writing to {tmp_path}; wait for the end of process {other.pid}, or")
+    with held, locked(path):
+        pass
+    os.kill(other.pid, signal.SIGKILL)  # its worker lives on, and the lock does not
+    other.join()
+    with locked(path):
+        assert path.read_text() == str(os.getpid())
+    assert not path.exists()

@@ -1,11 +1,12 @@
 """What several commands share: the samples and the model that are named on the command line, and tables."""
 
 import argparse
-import json
+import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.files import to_json
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.loading import load_scorer
@@ -73,12 +74,19 @@ def quiet() -> None:
 def print_scores(options: argparse.Namespace, scores: list[tuple[str, RewardScore]], title: str) -> None:
     """Edited images and their scores, in this order, as JSON or as a table."""
     if options.json:
-        print(json.dumps([{"edited": path, **score.to_dict()} for path, score in scores], indent=2))
+        print_json([{"edited": path, **score.to_dict()} for path, score in scores])
         return
-    table = make_table(title, "edited image", *(f"{name.replace('_', ' ')} (mu ± sigma)" for name in scores[0][1].mu))
+    between = "±" if (sys.stdout.encoding or "").lower().startswith("utf") else "+/-"
+    names = [f"{name.replace('_', ' ')} (mu {between} sigma)" for name in scores[0][1].mu]
+    table = make_table(title, "edited image", *names)
     for path, score in scores:
-        table.add_row(path, *(f"{score.mu[d]:+.3f} ± {score.sigma[d]:.3f}" for d in score.mu))
+        table.add_row(path, *(f"{score.mu[d]:+.3f} {between} {score.sigma[d]:.3f}" for d in score.mu))
     print_table(table)
+
+
+def print_json(content: Any) -> None:
+    """Prints JSON that people can read, as far as the terminal has its letters."""
+    print(to_json(content, encoding=sys.stdout.encoding or "ascii", indent=2))
 
 
 def make_table(title: str, *columns: str) -> "Table":

@@ -13,6 +13,7 @@ from jrm_plugin.cli.common import (
     make_scorer,
     make_table,
     named_samples,
+    print_json,
     print_table,
 )
 from jrm_plugin.errors import JRMError
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
             }
             for path, by_dimension in zip(options.edited, critiques, strict=True)
         ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
         return 0
     table = make_table("Critiques", "edited image", "dimension", "regions (x1, y1, x2, y2 of 1000)", "reasoning")
     for path, by_dimension in zip(options.edited, critiques, strict=True):

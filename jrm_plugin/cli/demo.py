@@ -31,7 +31,7 @@ from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import DIMENSIONS, Sample
-from jrm_plugin.runs import check_settings, read_records
+from jrm_plugin.runs import LOCK_FILE, check_settings, locked, read_records
 from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
 from jrm_plugin.synthetic.preferences import GROUPS, Candidate, EditSet
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
@@ -52,6 +52,8 @@ GROUP = (
     ("ignored", "heavy_noise"),
 )
 SHOWN_GROUPS = 3
+# What the demo writes, beside its settings: in a folder without those, it is somebody else's.
+MADE = ("data", "backbone", "warm-start", "model", "baseline", "report.html", "summary.json", "timings.json")
 
 
 @dataclass(frozen=True)
@@ -116,21 +118,24 @@ def run(options: argparse.Namespace) -> int:
     torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
     output, photos, compare = options.output, options.photos, options.compare
     scale, seed = options.scale, options.seed
-    if not scale > 0:
-        raise JRMError(f"--scale must be positive, got {scale}.")
+    if not 0 < scale < math.inf:
+        raise JRMError(f"--scale must be positive and finite, got {scale}.")
+    if not 0 <= seed < 2**32:
+        raise JRMError(f"--seed must be between 0 and {2**32 - 1}, got {seed}.")
     check_writable(output)
-    # Stages that are done are not done again, so they must have been done with the same options.
-    settings = {"photos": photos, "scale": scale, "seed": seed}
-    check_settings(output / "demo.json", settings, results=(output / "data" / "meta.json").exists())
-    write_json(output / "demo.json", settings)
-    recipe = PHOTOS if photos else SHAPES
-    steps = Steps(output)
-    try:
-        _train_all(output, recipe, steps, compare, scale, seed)
-    except Stopped:
-        print(f"jrm: stopped; the same command goes on from what is in {output}.", file=sys.stderr)
-        return 130
-    summary = _evaluate(output, recipe, steps, compare, scale, seed)
+    with locked(output / LOCK_FILE):
+        # Stages that are done are not done again, so they must have been done with the same options.
+        settings = {"photos": photos, "scale": scale, "seed": seed}
+        check_settings(output / "demo.json", settings, results=any((output / name).exists() for name in MADE))
+        write_json(output / "demo.json", settings)
+        recipe = PHOTOS if photos else SHAPES
+        steps = Steps(output)
+        try:
+            _train_all(output, recipe, steps, compare, scale, seed)
+        except Stopped:
+            print(f"jrm: stopped; the same command goes on from what is in {output}.", file=sys.stderr)
+            return 130
+        summary = _evaluate(output, recipe, steps, compare, scale, seed)
     _say(output, summary)
     return 0
 

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -22,13 +23,15 @@ from jrm_plugin.cli.common import (
     named_samples,
     print_scores,
 )
-from jrm_plugin.data.samples import BulkItem, read_samples
+from jrm_plugin.data.samples import BulkItem, SampleDigests, read_samples
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import check_writable, content_digest, json_line, replacing
-from jrm_plugin.records.images import is_data_url
+from jrm_plugin.files import check_writable, replacing, to_json
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.runs import append_records, cut_off_line, locked, read_records
 from jrm_plugin.scoring.protocol import Scorer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROWS_AT_ONCE = 64  # scored and then written together: what a stop can lose
 RESULT_COLUMNS = {"model", "digest", "mu", "sigma", "error"}
@@ -60,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _score_in_bulk(options: argparse.Namespace) -> int:
-    output, model = options.output, options.model
+    output = Path(os.path.realpath(options.output))  # the file that a link names, so that it has one lock
     if output.suffix not in (".jsonl", ".parquet"):
         raise JRMError(f"the output {output} must end in .jsonl or .parquet.")
     if output.suffix == ".parquet":
@@ -68,26 +71,30 @@ def _score_in_bulk(options: argparse.Namespace) -> int:
             import pyarrow  # noqa: F401 - asked for now, not after hours of scoring
         except ImportError as error:
             raise JRMError("a .parquet output needs pyarrow: pip install jrm-plugin[parquet].") from error
-        if output.exists():
-            raise JRMError(f"the output {output} is there already; remove it or choose another.")
-    if output.exists() and os.path.samefile(output, options.input):
-        raise JRMError(f"the output {output} is the input; choose another output.")
+    rows = output if output.suffix == ".jsonl" else output.with_name(output.name + ".partial.jsonl")
+    for path in (output, rows):
+        if path.exists() and options.input.exists() and path.samefile(options.input):
+            raise JRMError(f"the output {path} is the input; choose another output.")
+        if path.exists() and not path.is_file():
+            raise JRMError(f"the output {path} is there and is no file; choose another output.")
     items = read_samples(options.input)
     if taken := sorted({name for item in items for name in item.record} & RESULT_COLUMNS):
         raise JRMError(
             f"the input {options.input} has the key {taken[0]!r}, which is a column of the output; rename it."
         )
     check_writable(output.parent)
-    rows = output if output.suffix == ".jsonl" else output.with_name(output.name + ".partial.jsonl")
     from jrm_plugin.model.checkpoint import checkpoint_digest  # slow to import
 
     with locked(output.with_name(f".{output.name}.lock")):
-        weights = checkpoint_digest(model)
-        done = _rows_done(rows, items, model, weights)
+        if output != rows and output.exists():
+            raise JRMError(f"the output {output} is there already; remove it or choose another.")
+        weights = checkpoint_digest(options.model)
+        columns = _own_columns(items, options, weights)
+        done = _rows_done(rows, columns)
         if done:
             print(f"jrm: {done} of {len(items)} samples are in {rows} already; going on.", file=sys.stderr)
         if done < len(items):
-            _score_rest(make_scorer(options), items, done, model, weights, rows)
+            _score_rest(make_scorer(options), items, columns, done, rows)
         failed = sum("error" in row for row in read_records(rows))
         if output.suffix == ".parquet":
             _to_parquet(rows, output)
@@ -97,44 +104,41 @@ def _score_in_bulk(options: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-def _rows_done(rows: Path, items: list[BulkItem], model: str, weights: bytes) -> int:
+def _rows_done(rows: Path, columns: list[dict]) -> int:
     """How many rows an earlier run left; a [`JRMError`] if the file is another's, or of another model or input."""
     earlier = read_records(rows)
-    if len(earlier) > len(items):
+    if len(earlier) > len(columns):
         raise JRMError(f"{rows} has more rows than the input; it belongs to another input, choose another output.")
-    for number, (row, item) in enumerate(zip(earlier, items, strict=False), 1):
-        if any(row.get(name) != value for name, value in _own_columns(item, model, weights).items()):
+    for number, (row, own) in enumerate(zip(earlier, columns, strict=False), 1):
+        if to_json({name: row.get(name) for name in own}) != to_json(own):  # as text: NaN is not equal to itself
             raise JRMError(
                 f"{rows}, line {number} is of another model or input, or its images have changed; remove that file, or "
                 "choose another output."
             )
     if cut_off := cut_off_line(rows):
-        whole = json_line(_own_columns(items[len(earlier)], model, weights)) if len(earlier) < len(items) else ""
-        begins = whole.removesuffix("}\n")
+        whole = to_json(columns[len(earlier)]) if len(earlier) < len(columns) else ""
+        begins = whole.removesuffix("}")
         if not begins.startswith(cut_off[: len(begins)]) or not cut_off.startswith(begins[: len(cut_off)]):
             raise JRMError(f"{rows} ends with what no earlier run of this command wrote; choose another output.")
     return len(earlier)
 
 
-def _own_columns(item: BulkItem, model: str, weights: bytes) -> dict:
-    """What a row holds beside its result: all that makes it this row and no other."""
-    digest = hashlib.blake2b(weights, digest_size=8)
-    digest.update(json.dumps(item.sample.prompt_text).encode())
-    for image in (*item.sample.prompt_images, *item.sample.response_images):
-        try:
-            digest.update(image.encode() if is_data_url(image) else content_digest(image))
-        except JRMError:  # scoring says what is wrong with it
-            digest.update(b"unreadable")
-    return {**item.record, "model": model, "digest": digest.hexdigest()}
+def _own_columns(items: list[BulkItem], options: argparse.Namespace, weights: bytes) -> list[dict]:
+    """What each row holds beside its result: all that makes it this row and no other."""
+    run = weights + f"{options.dtype} {options.max_pixels}".encode()
+    digests, columns = SampleDigests(), []
+    for item in items:
+        digest = hashlib.blake2b(run + digests(item.sample), digest_size=8).hexdigest()
+        columns.append({**item.record, "model": options.model, "digest": digest})
+    return columns
 
 
-def _score_rest(scorer: Scorer, items: list[BulkItem], done: int, model: str, weights: bytes, rows: Path) -> None:
+def _score_rest(scorer: Scorer, items: list[BulkItem], columns: list[dict], done: int, rows: Path) -> None:
     with tqdm(total=len(items), initial=done, desc="Scoring", unit="sample") as bar:
         for start in range(done, len(items), ROWS_AT_ONCE):
-            batch = items[start : start + ROWS_AT_ONCE]
-            scores = scorer.score([item.sample for item in batch], on_error="return")
-            pairs = zip(batch, scores, strict=True)
-            append_records(rows, [_own_columns(item, model, weights) | _result(score) for item, score in pairs])
+            batch = range(start, min(start + ROWS_AT_ONCE, len(items)))
+            scores = scorer.score([items[k].sample for k in batch], on_error="return")
+            append_records(rows, [columns[k] | _result(score) for k, score in zip(batch, scores, strict=True)])
             bar.update(len(batch))
 
 
@@ -148,14 +152,23 @@ def _to_parquet(rows: Path, output: Path) -> None:
 
     records = read_records(rows)
     names = dict.fromkeys(name for record in records for name in record)
-    columns = {}
-    for name in names:
-        values = [record.get(name) for record in records]
-        try:
-            columns[name] = pa.array(values)
-        # of several types, as `source` where it is a path here and a list there; too large a number; no Unicode
-        except (pa.ArrowException, OverflowError, UnicodeError):
-            columns[name] = pa.array([None if value is None else json.dumps(value) for value in values])
+    columns = {name: _to_column(name, [record.get(name) for record in records]) for name in names}
     with replacing(output) as staging:
         pq.write_table(pa.table(columns), staging)
     rows.unlink()
+
+
+def _to_column(name: str, values: list) -> "pa.Array":
+    """A column of one type; of JSON text where its values have several, or are none that Parquet has."""
+    import pyarrow as pa
+
+    if name in ("mu", "sigma") or not any(map(_holds_object, values)):  # an empty object has no column to go to
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError, ValueError, TypeError):  # too large a number, or no Unicode
+            pass
+    return pa.array([None if value is None else json.dumps(value) for value in values])
+
+
+def _holds_object(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_object, value)))

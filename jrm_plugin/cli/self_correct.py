@@ -13,7 +13,7 @@ from jrm_plugin.cli.common import quiet
 from jrm_plugin.configs import check_config, read_config, shortened
 from jrm_plugin.correction.editing import Editor
 from jrm_plugin.correction.loop import self_correct
-from jrm_plugin.correction.rounds import CorrectionRound
+from jrm_plugin.correction.rounds import SETTINGS_FILE, CorrectionRound
 from jrm_plugin.correction.shape_editor import draw_samples, edit_shapes
 from jrm_plugin.correction.table import correction_table, initial_quantiles, tables_in_words
 from jrm_plugin.data.editreward import read_edit_reward
@@ -24,6 +24,8 @@ from jrm_plugin.files import check_writable, write_json, write_text
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.loading import load_scorer
 from jrm_plugin.synthetic.shape_reader import oracle_score
+
+MOST_SAMPLES = 100_000  # that are drawn; they are all in memory
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """One run; leaves what `self_correct` leaves, and `table.json` and `table.md`. Returns 2 if a sample failed."""
     quiet()
+    from jrm_plugin.model.checkpoint import checkpoint_digest  # slow to import
+
     config = parse(options.config)
     check_writable(config.output)
+    tables = [path for name in ("table.json", "table.md") if (path := Path(config.output, name)).exists()]
+    if tables and not Path(config.output, SETTINGS_FILE).exists():
+        raise JRMError(f"{tables[0]} is of no run in this folder; move it, or choose another output folder.")
     samples, is_shapes = _samples(config.data)
     editor = _editor(config.editor)
     rounds = self_correct(
@@ -75,7 +82,10 @@ def run(options: argparse.Namespace) -> int:
         control=config.control,
         keep_better=config.keep_better,
         seed=config.seed,
-        settings={name: value for name, value in asdict(config).items() if name in ("model", "data", "editor")},
+        settings={
+            **{name: value for name, value in asdict(config).items() if name in ("model", "data", "editor")},
+            "content of the model": checkpoint_digest(config.model).hex(),
+        },
         progress=True,
     )
     thresholds = config.thresholds
@@ -102,13 +112,21 @@ def parse(path: Path) -> SelfCorrectConfig:
     """The config in a YAML file. An unknown or missing key, or a value of another type, is a [`JRMError`]."""
     content = check_config(read_config(path), (SelfCorrectConfig,), f"the config {path}")
     config = SelfCorrectConfig(**content)
-    thresholds = config.thresholds
-    if isinstance(thresholds, dict):
+    for name, least in (("rounds", 1), ("seed", 0)):
+        if content.get(name, least) < least:
+            raise JRMError(f"the config {path} cannot be used: {name} must be {least} or more, not {content[name]}.")
+    for name in ("data", "editor", "output", "model"):
+        if content.get(name) == "":  # a path would take it for the current folder
+            raise JRMError(f"the config {path} cannot be used: {name} is empty.")
+    thresholds, are_quantiles = config.thresholds, isinstance(config.thresholds, dict)
+    if are_quantiles:
         thresholds = thresholds.get("quantiles") if set(thresholds) == {"quantiles"} else None
-    if not isinstance(thresholds, list) or not all(type(value) in (int, float) for value in thresholds):
+    if not isinstance(thresholds, list) or not all(
+        type(value) in (int, float) and (0 < value < 1 or not are_quantiles) for value in thresholds
+    ):
         raise JRMError(
-            f"the config {path} cannot be used: thresholds must be a list of numbers or {{quantiles: [numbers]}}, "
-            f"not {shortened(config.thresholds)}."
+            f"the config {path} cannot be used: thresholds must be a list of numbers, or {{quantiles: [numbers]}} "
+            f"between 0 and 1, not {shortened(config.thresholds)}."
         )
     return config
 
@@ -118,9 +136,9 @@ def _samples(data: str | dict) -> tuple[list[Sample], bool]:
     if isinstance(data, dict):
         options = _one_entry(data, "data", "shape_edits")
         whole = all(type(value) is int and value >= 0 for value in options.values())
-        if not options.keys() <= {"count", "seed"} or not whole or options.get("count", 0) < 1:
+        if not options.keys() <= {"count", "seed"} or not whole or not 1 <= options.get("count", 0) <= MOST_SAMPLES:
             raise JRMError(
-                f"data.shape_edits must be {{count: 1 or more, seed: a whole number}}, not {shortened(options)}."
+                f"data.shape_edits must be {{count: 1 to {MOST_SAMPLES}, seed: 0 or more}}, not {shortened(options)}."
             )
         return draw_samples(options["count"], options.get("seed", 0)), True
     path = Path(data)
@@ -139,6 +157,10 @@ def _editor(editor: str | dict) -> Editor:
         options = _one_entry(editor, "editor", "diffusers")
         from jrm_plugin.correction.diffusers_editor import DiffusersEditor  # imports torch
 
+        kinds = {"pipeline": str, "image": str, "device": str, "dtype": str, "options": dict}
+        for name, value in options.items():
+            if not isinstance(value, kinds.get(name, object)):
+                raise JRMError(f"editor.diffusers.{name} must be {kinds[name].__name__}, not {shortened(value)}.")
         try:
             return DiffusersEditor(**options)
         except TypeError as error:

@@ -7,6 +7,7 @@ editor with the instruction only, so that what a second try is worth by itself c
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +16,13 @@ from tqdm.auto import tqdm
 
 from jrm_plugin.correction.editing import Editor, EditRequest
 from jrm_plugin.correction.rounds import CONTROL, CRITIQUE, START, CorrectionFolder, CorrectionRound, best_round
+from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.errors import JRMError
+from jrm_plugin.files import check_writable
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
+from jrm_plugin.runs import LOCK_FILE, locked
 from jrm_plugin.scoring.protocol import Scorer
 
 SAMPLES_AT_ONCE = 16  # criticised, edited and scored together: what a stop can lose, but for the edits
@@ -76,11 +80,13 @@ def self_correct(
         if sample.task == "response" or len(sample.response) != 1:
             raise JRMError(f"sample {index} cannot be corrected: its response must be one image and nothing else.")
     settings = {"rounds": rounds, "control": control, "keep_better": keep_better, "seed": seed, **(settings or {})}
-    folder = CorrectionFolder(Path(output), settings | {"samples": _fingerprint(samples)})
-    run = _Run(scorer, samples, editor, folder, keep_better=keep_better, seed=seed)
     arms = (CRITIQUE, CONTROL) if control else (CRITIQUE,)
     total = len(samples) * (1 + rounds * len(arms))
-    with tqdm(total=total, desc="Correcting", unit="image", disable=not progress) as bar:
+    check_writable(output)
+    with locked(Path(output, LOCK_FILE)), ExitStack() as stack:
+        folder = CorrectionFolder(Path(output), settings | {"samples": _fingerprint(samples)})
+        run = _Run(scorer, samples, editor, folder, keep_better=keep_better, seed=seed)
+        bar = stack.enter_context(tqdm(total=total, desc="Correcting", unit="image", disable=not progress))
         for first in range(0, len(samples), SAMPLES_AT_ONCE):
             batch = range(first, min(first + SAMPLES_AT_ONCE, len(samples)))
             run.start(batch)
@@ -94,8 +100,8 @@ def self_correct(
 
 
 def _fingerprint(samples: Sequence[Sample]) -> str:
-    """Tells lists of samples apart."""
-    return hashlib.sha256("".join(sample.key() for sample in samples).encode()).hexdigest()
+    """Tells lists of samples apart, by what is in their files."""
+    return hashlib.sha256(b"".join(map(SampleDigests(), samples))).hexdigest()
 
 
 class _Run:

@@ -8,6 +8,7 @@ none for a generation), and the images to score under any other name. Capital le
 and what systems leave beside images (`._x.png`, `__MACOSX`, `Thumbs.db`) are no part of it.
 """
 
+import hashlib
 import logging
 import re
 from collections import Counter
@@ -18,9 +19,11 @@ from PIL import Image
 
 from jrm_plugin.data.reading import BadRecord, need, read_json_lines, to_edit
 from jrm_plugin.errors import JRMError
-from jrm_plugin.files import read_text
+from jrm_plugin.files import content_digest, read_text
+from jrm_plugin.records.checks import checked_text
+from jrm_plugin.records.images import digest, is_data_url
 from jrm_plugin.records.names import names_in, refuse_hidden_source, refuse_near_names, value_of
-from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.samples import Sample, StoredImage
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ def _read_lines(path: Path) -> list[BulkItem]:
 
 
 def _to_item(record: dict, root: Path) -> BulkItem:
+    for name in record:
+        checked_text(name or "(empty)", "name of a key")
     refuse_near_names(record)
     for field in ("instruction", "edited"):
         if not names_in(record, field):
@@ -81,6 +86,35 @@ def _to_item(record: dict, root: Path) -> BulkItem:
         refuse_hidden_source(record)
     sample = to_edit(value_of(record, "instruction"), value_of(record, "source"), value_of(record, "edited"), root)
     return BulkItem(sample, record)
+
+
+class SampleDigests:
+    """What samples hold, by the content of their files, in 32 bytes: a run that goes on compares it.
+
+    Each file is read once.
+    """
+
+    def __init__(self):
+        self._of_files: dict[str, bytes] = {}
+
+    def __call__(self, sample: Sample) -> bytes:
+        whole = hashlib.sha256()
+        for block in (*sample.prompt, *sample.response):
+            if block["type"] == "text":
+                whole.update(hashlib.sha256(block["text"].encode()).digest())
+            else:
+                whole.update(self._of_image(block["image"]))
+        return whole.digest()
+
+    def _of_image(self, image: StoredImage) -> bytes:
+        if not isinstance(image, str) or is_data_url(image):
+            return digest(image)
+        if image not in self._of_files:
+            try:
+                self._of_files[image] = content_digest(image)
+            except JRMError:  # scoring says what is wrong with it
+                self._of_files[image] = b"unreadable"
+        return self._of_files[image]
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -99,6 +133,8 @@ def _read_folder(root: Path) -> list[BulkItem]:
         if texts and len(texts) == 1:
             items += _read_edit(root, texts[0], images)
             others += [path for path in files if path.is_file() and path not in (*texts, *images)]
+            if unread := [path for path in others if path.parent == folder and _SOURCE.fullmatch(path.stem)]:
+                raise JRMError(f"{unread[0]} is called a source and is no kind of image; convert or rename it.")
         elif images or texts:
             raise JRMError(f"the folder {folder} must hold one {_INSTRUCTION} beside its images, not {len(texts)}.")
     if not items:
@@ -114,6 +150,11 @@ def _read_edit(root: Path, text: Path, images: list[Path]) -> list[BulkItem]:
     numbered = [(path, _SOURCE.fullmatch(path.stem)) for path in images]
     sources = sorted((int(match[1] or 0), str(path.relative_to(root))) for path, match in numbered if match)
     edited = [path for path, match in numbered if not match]
+    if len({number for number, _ in sources}) < len(sources):
+        names = ", ".join(Path(name).name for _, name in sources)
+        raise JRMError(f"{text.parent} has the sources {names}; keep one of each number.")
+    if not edited:
+        raise JRMError(f"{text.parent} has no image to score.")
     if near := [path for path in edited if not sources and _LIKE_A_SOURCE.fullmatch(path.stem)]:
         raise JRMError(
             f"{near[0]} may be the source of the edits beside it; call it source{near[0].suffix}, or rename it."

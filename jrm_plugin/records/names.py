@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.records.images import is_data_url
 
 # By what a field holds; the first name is ours, and the one that the output has.
 ACCEPTED: dict[str, tuple[str, ...]] = {
@@ -48,9 +49,10 @@ def refuse_near_names(names: Collection[str], known: Collection[str] = ()) -> No
     for name in names:
         if name in accepted:
             continue
-        # names that differ in a number only, such as those of the first and the second score, are two names
-        near = [other for other in get_close_matches(_plain(name), plain, n=1, cutoff=0.85) if _differs(name, other)]
-        if near:
+        near = get_close_matches(_plain(name), plain, n=1, cutoff=0.85)
+        # names of `known` that differ in a number only, such as the first and the second score's, are two names; a
+        # second source has no name of its own
+        if near and (plain[near[0]] not in known or _differs(name, near[0])):
             raise JRMError(f"it has {name!r}, which means nothing; write {plain[near[0]]!r}, or rename it.")
 
 
@@ -63,7 +65,9 @@ def refuse_hidden_source(record: Mapping[str, Any]) -> None:
     accepted = {name for field in ACCEPTED.values() for name in field}
     for name, value in record.items():
         values = value if isinstance(value, list) else [value]
-        if name not in accepted and any(isinstance(v, str) and _IMAGE_ENDING.search(v) for v in values):
+        if name not in accepted and any(
+            is_data_url(v) or (isinstance(v, str) and _IMAGE_ENDING.search(v)) for v in values
+        ):
             raise JRMError(
                 f"it has no source, and an image in {name!r}; call that one 'source', or write \"source\": null for an "
                 "image that was made from text alone."

@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import jsonl_lines
 import pyarrow.parquet as pq
 import pytest
 
@@ -179,6 +180,32 @@ def test_it_does_not_go_on_with_other_images_or_weights(refused, score, write, r
     assert output.read_text().startswith(rows) and len(output.read_text().splitlines()) == 6
 
 
+def test_it_does_not_go_on_with_other_options_or_in_what_is_no_file(
+    refused, score, write, records, model_folder, tmp_path
+):
+    source, output = write([{**records[0], "weight": float("nan")}, *records[1:3]]), tmp_path / "scores.jsonl"
+    score(source, output)
+    content = output.read_bytes()
+    bulk = ("score", "--model", model_folder, "--input", source, "--output")
+    assert "of another model or input" in refused(*bulk, output, "--max-pixels", 1024)
+    assert output.read_bytes() == content
+    assert score(source, output).code == 0
+    os.link(source, tmp_path / "x.parquet.partial.jsonl")
+    assert "is the input" in refused(*bulk, tmp_path / "x.parquet")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert "is no file" in refused(*bulk, tmp_path / "pipe.jsonl")
+
+
+def test_objects_of_any_kind_fit_into_parquet(score, write, records, tmp_path):
+    extra = {"nested": {"a": [{}]}, "empty": {}, "lists": [[], [1]], "mixed": [1, "a"], "big": 2**70}
+    finished = score(write([{**records[0], **extra}, records[1]]), tmp_path / "scores.parquet")
+    assert finished.code == 0, finished.err
+    first, second = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    for name, value in extra.items():
+        assert (json.loads(first[name]) if isinstance(first[name], str) else first[name]) == value
+        assert second[name] is None
+
+
 def test_two_runs_into_one_output_double_no_row(start_jrm, score, write, records, model_folder, tmp_path):
     output = tmp_path / "scores.jsonl"
     command = ("score", "--input", write(records), "--output", output, "--model", model_folder)
@@ -278,3 +305,8 @@ def test_output_that_cannot_be_written(refused, write, records, tmp_path):
 def test_bulk_options_belong_together(refused, tmp_path):
     for options in (("--input", "x.jsonl"), ("--output", "x.jsonl")):
         assert "--input and --output together" in refused("score", *options)
+
+
+def test_broken_lines_end_in_rows_or_in_a_sentence():
+    """A few of the files that `tests/fuzz/jsonl_lines.py` makes by the thousand."""
+    assert jsonl_lines.run(count=150, seed=1) == []

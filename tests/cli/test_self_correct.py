@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
+from jrm_plugin.runs import LOCK_FILE, locked
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "self_correction" / "shape_edits.yaml"
@@ -91,6 +93,27 @@ def test_the_example_is_valid():
     assert parse(EXAMPLE).data == {"shape_edits": {"count": 100, "seed": 0}}
 
 
+def test_it_does_not_go_on_with_what_was_changed_or_beside_another(refused, jrm, config, images, tmp_path):
+    shutil.copy(images[1], tmp_path / "edited.png")
+    line = {"source": images[0], "instruction": "make the red circle blue", "edited": "edited.png"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
+    path = config(data=str(tmp_path / "data.jsonl"), control=False)
+    with locked(_made(tmp_path / "run") / LOCK_FILE):
+        assert f"the end of process {os.getpid()}" in refused("self-correct", "--config", path)
+    (tmp_path / "run" / "table.md").write_text("mine")
+    assert "table.md is of no run in this folder" in refused("self-correct", "--config", path)
+    (tmp_path / "run" / "table.md").unlink()
+    jrm("self-correct", "--config", path)
+    assert (tmp_path / "run" / "rounds.jsonl").exists()
+    shutil.copy(images[2], tmp_path / "edited.png")
+    assert "holds a run with another samples;" in refused("self-correct", "--config", path)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
@@ -104,12 +127,19 @@ def test_the_example_is_valid():
         ({"control": 1}, "control must be true or false"),
         ({"thresholds": ["low"]}, "thresholds must be"),
         ({"thresholds": {"percent": [50]}}, "thresholds must be"),
-        ({"rounds": 0}, "rounds must be a whole number"),
+        ({"rounds": 0}, "rounds must be 1 or more, not 0"),
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"output": ""}, "output is empty"),
+        ({"thresholds": {"quantiles": [1.5]}}, "between 0 and 1, not"),
+        ({"data": {"shape_edits": {"count": 10**9}}}, "data.shape_edits must be"),
+        ({"editor": {"diffusers": {"pipeline": 5}}}, "editor.diffusers.pipeline must be str, not 5"),
         ({"data": {"shape_edits": {"number": 3}}}, "data.shape_edits must be"),
         ({"data": {"photos": {}}}, "data must be text or"),
         ({"data": "/nowhere"}, "/nowhere"),
         ({"editor": "no_such_module.edit"}, "no_such_module"),
         ({"editor": "json.nothing"}, "json.nothing"),
+        ({"editor": "../.."}, "../.. is no dotted path"),
+        ({"editor": "draw"}, "draw is no dotted path"),
         ({"editor": "json.__name__"}, "cannot be called"),
         ({"editor": {"diffusers": {"pipe": "x"}}}, "editor.diffusers"),
         ({"editor": {"diffusers": {"pipeline": "x", "image": "both"}}}, "edited or source"),

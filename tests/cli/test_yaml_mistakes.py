@@ -1,19 +1,13 @@
 """Configs with mistakes, of every command that reads one: taken, or refused in a sentence before anything is loaded."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import yaml
+import yaml_mistakes
 
 from jrm_plugin.cli import grpo, self_correct
 from jrm_plugin.configs import read_config
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.trl import training
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
-
-import yaml_mistakes
 
 
 def test_random_mistakes_are_taken_or_refused(tmp_path, monkeypatch):

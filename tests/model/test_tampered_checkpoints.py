@@ -2,19 +2,16 @@
 
 import contextlib
 import json
-import sys
 from pathlib import Path
 from shutil import copytree
 
+import checkpoints
 import pytest
 from PIL import Image
 
 from jrm_plugin import RewardScorer, Sample
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.checkpoint import built_in_folder, load_config
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
-import checkpoints
 
 
 @pytest.fixture

@@ -42,7 +42,13 @@ def test_names_that_differ_in_a_number_are_two_names():
     refuse_near_names(["model1_score", "model3_score"], known=["model2_score"])
 
 
-@pytest.mark.parametrize("value", ["a.png", ["a.JPG", "b.webp"]])
+@pytest.mark.parametrize("name", ["source_1", "source2", "edited_2"])
+def test_a_second_source_is_no_key_of_its_own(name):
+    with pytest.raises(JRMError, match="which means nothing"):
+        refuse_near_names(["source", "edited", name])
+
+
+@pytest.mark.parametrize("value", ["a.png", ["a.JPG", "b.webp"], "data:image/png;base64,AA"])
 def test_an_image_under_an_unknown_name_may_be_the_source(value):
     with pytest.raises(JRMError, match="it has no source, and an image in 'input'; call that one 'source'"):
         refuse_hidden_source({"edited": "b.png", "input": value})
