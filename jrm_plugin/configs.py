@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, shortened
 from jrm_plugin.files import read_text
 
 # Bounds of a config. Aliases make a few lines stand for billions of values, so values are counted as they are used.
@@ -222,12 +222,6 @@ def _in_words(kind: Any) -> str:
         elif isinstance(option, type) and issubclass(option, Enum) and "text" not in said:
             said.append("text")
     return " or ".join(dict.fromkeys(said)) or "left out"
-
-
-def shortened(value: Any) -> str:
-    """A value as errors show it."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def set_environment(variables: Any, what: str) -> None:

@@ -22,9 +22,24 @@ def as_jrm_error(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterato
         yield
     except passing:
         raise
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU; nothing here imports torch
+    except BaseException as error:
+        kind = type(error).__name__
+        # A panic inside tokenizers is no `Exception`; an interrupt is none either, and goes on. The other is torch's,
+        # of a GPU. Nothing here imports either library.
+        if kind == "OutOfMemoryError" or not (isinstance(error, Exception) or kind == "PanicException"):
             raise
-        reason = " ".join(str(error).split()).rstrip(".")
-        reason = reason if len(reason) <= 300 else reason[:300] + "…"
-        raise JRMError(f"{what} ({type(error).__name__}{': ' if reason else ''}{reason}).") from error
+        raise JRMError(f"{what}: {reason(error)}.") from error
+
+
+def reason(error: BaseException) -> str:
+    """The error in one line, with its type where the message alone would not be understood."""
+    line = " ".join(str(error).split())[:300].rstrip(". ")
+    if isinstance(error, (OSError, ValueError)) and line:
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def shortened(value: object) -> str:
+    """A value as it stands in an error: never long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -1,10 +1,11 @@
 """How a rollout's score becomes its reward: the modes, the floor, and what does not go together."""
 
 import math
+import re
 
 import pytest
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import RolloutReward
@@ -72,7 +73,7 @@ def test_whatever_render_raises_is_its_rollouts_error(error):
     def fails(text, row):
         raise error
 
-    with pytest.raises(JRMError, match=rf"render failed \({type(error).__name__}"):
+    with pytest.raises(JRMError, match=re.escape(f"render failed: {reason(error)}.")):
         RolloutReward(render=fails, floor=0.0).sample("text", {"source_image": b"1", "instruction": "x"})
 
 

@@ -3,7 +3,6 @@
 Shape suffixes: N pairs, B sequences, L length, D dimensions, C = D + 1 (the dimensions and the overall score).
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,12 +22,11 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation.metrics import preference_calibration
-from jrm_plugin.files import read_json, write_json
+from jrm_plugin.files import content_digest, read_json, write_json
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.kernels import win_probability
-from jrm_plugin.model.checkpoint import reason as reason_of
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
@@ -389,7 +387,7 @@ class JointRewardTrainer(RewardTrainer):
             if not self.args.dataloader_num_workers:
                 raise
             raise JRMError(
-                f"a worker of the data loader was ended from outside ({reason_of(error)}); if memory ran out, lower "
+                f"a worker of the data loader was ended from outside ({reason(error)}); if memory ran out, lower "
                 "dataloader_num_workers. The same command goes on."
             ) from error
 
@@ -411,14 +409,14 @@ class JointRewardTrainer(RewardTrainer):
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            reason = reason_of(error)
+            why = reason(error)
             if isinstance(error, RuntimeError):  # torch's writer of files has no error of its own
-                if not any(writer in reason for writer in ("inline_container", "PytorchStreamWriter")):
+                if not any(writer in why for writer in ("inline_container", "PytorchStreamWriter")):
                     raise
-                reason = "a file could not be written whole"
+                why = "a file could not be written whole"
             free = shutil.disk_usage(self.args.output_dir).free / 2**20
             raise JRMError(
-                f"{folder} cannot be saved: {reason} ({free:,.0f} MiB of space are left); "
+                f"{folder} cannot be saved: {why} ({free:,.0f} MiB of space are left); "
                 f"{_last_checkpoint_of(self.args.output_dir)}, and the same command goes on when there is room."
             ) from error
 
@@ -502,15 +500,18 @@ def damage_of(checkpoint: str | Path) -> str | None:
     """What is wrong with the files of a checkpoint, by the digests that stand beside them; None if nothing is."""
     try:
         digests = read_json(Path(checkpoint, DIGESTS_FILE))
-        for name, digest in digests.items():
-            if not (path := Path(checkpoint, name)).is_file():
-                return f"its file {name} is missing"
-            if _digest(path) != digest:
-                return f"its file {name} is damaged or cut off"
-    except OSError as error:
-        return f"its files cannot be read ({error})"
-    except (JRMError, AttributeError, TypeError):
+    except JRMError:
+        digests = None
+    if not isinstance(digests, dict):
         return f"its {DIGESTS_FILE} is missing or damaged"
+    for name, digest in digests.items():
+        if not (path := Path(checkpoint, name)).is_file():
+            return f"its file {name} is missing"
+        try:
+            if content_digest(path).hex() != digest:
+                return f"its file {name} is damaged or cut off"
+        except JRMError as error:
+            return str(error).rstrip(".")
     return None
 
 
@@ -530,12 +531,8 @@ def _last_checkpoint_of(run_folder: str | Path) -> str:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): content_digest(path).hex() for path in files}
 
 
 # --- small things -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jrm_plugin.cli.common import quiet
-from jrm_plugin.configs import check_config, read_config, shortened
+from jrm_plugin.configs import check_config, read_config
 from jrm_plugin.correction.editing import Editor
 from jrm_plugin.correction.loop import self_correct
 from jrm_plugin.correction.rounds import SETTINGS_FILE, CorrectionRound
@@ -19,7 +19,7 @@ from jrm_plugin.correction.table import correction_table, initial_quantiles, tab
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.data.samples import read_samples
 from jrm_plugin.dotted_path import import_function
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, shortened
 from jrm_plugin.files import check_writable, write_json, write_text
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.loading import load_scorer

@@ -18,7 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, logging
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, as_jrm_error, shortened
 from jrm_plugin.files import read_json
 from jrm_plugin.model import backbone
 
@@ -127,29 +127,17 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     if path.stat().st_size > _MOST_BYTES:
         raise JRMError(f"{path} is larger than {_MOST_BYTES // 2**20} MiB, which no file of its kind is.")
-    try:
-        content = read_json(path)
-    except (RecursionError, ValueError) as error:
-        if isinstance(error, JRMError):
-            raise
-        raise JRMError(f"{path} is no JSON file that can be read ({reason(error)}).") from None
+    content = read_json(path)
     if not isinstance(content, dict):
-        raise JRMError(f"{path} must hold keys and values, not {shown(content)}.")
+        raise JRMError(f"{path} must hold keys and values, not {shortened(content)}.")
     return content
 
 
 @contextmanager
 def reading(folder: str | Path, what: str) -> Iterator[None]:
     """Whatever is raised while a checkpoint's files are used becomes a [`JRMError`] that names folder and file."""
-    try:
+    with as_jrm_error(f"{what} of {folder} cannot be used"):
         yield
-    except JRMError:
-        raise
-    except BaseException as error:
-        # A panic inside tokenizers is no `Exception`; an interrupt is none either, and goes on.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise JRMError(f"{what} of {folder} cannot be used: {reason(error)}.") from error
 
 
 @contextmanager
@@ -161,20 +149,6 @@ def in_file(path: Path) -> Iterator[None]:
         if str(path.parent) in str(error):
             raise
         raise JRMError(f"{path}: {error}") from error
-
-
-def reason(error: BaseException) -> str:
-    """The error in one line, with its type where the message alone would not be understood."""
-    line = " ".join(str(error).split())[:300].rstrip(". ")
-    if isinstance(error, (OSError, ValueError)) and line:
-        return line
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
-
-
-def shown(value: Any) -> str:
-    """A value as it stands in an error message: never long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -206,7 +180,7 @@ def load_config(folder: str | Path, **hub: Any) -> PreTrainedConfig:
         config_class = CONFIG_MAPPING[backbone.check_backbone_family(content.get("model_type"))]
     elif not isinstance(content.get("backbone_config"), dict):
         raise JRMError(
-            f"{file}: backbone_config must hold keys and values, not {shown(content.get('backbone_config'))}."
+            f"{file}: backbone_config must hold keys and values, not {shortened(content.get('backbone_config'))}."
         )
     _check_keys(content, config_class, str(file))
     with in_file(file), reading(folder, CONFIG_FILE):
@@ -221,7 +195,7 @@ def _check_numbers(value: Any, where: str, depth: int = 0) -> None:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _check_numbers(item, f"{where}, {str(key)[:60]}", depth + 1)
     elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_NUMBER:
-        raise JRMError(f"{where} must be a number of at most {_LARGEST_NUMBER}, not {shown(value)}.")
+        raise JRMError(f"{where} must be a number of at most {_LARGEST_NUMBER}, not {shortened(value)}.")
 
 
 def _check_keys(content: dict[str, Any], config_class: type[PreTrainedConfig], where: str) -> None:
@@ -235,15 +209,15 @@ def _check_keys(content: dict[str, Any], config_class: type[PreTrainedConfig], w
                 part = CONFIG_MAPPING[backbone.check_backbone_family(value.get("model_type"))]
             _check_keys(value, part, place)
         elif key in config_class.sub_configs and value is not None:
-            raise JRMError(f"{place} must hold keys and values, not {shown(value)}.")
+            raise JRMError(f"{place} must hold keys and values, not {shortened(value)}.")
         elif key in _ONLY and value not in _ONLY[key]:
-            raise JRMError(f"{place} must not be {shown(value)} in a checkpoint; leave it out.")
+            raise JRMError(f"{place} must not be {shortened(value)} in a checkpoint; leave it out.")
         elif key in _BOUNDS and value is not None:
             _check_between(value, *_BOUNDS[key], place)
         elif key == "hidden_act" and (not isinstance(value, str) or value not in ACT2FN):
-            raise JRMError(f"{place} must be the name of an activation, such as silu, not {shown(value)}.")
+            raise JRMError(f"{place} must be the name of an activation, such as silu, not {shortened(value)}.")
         elif key in ("dtype", "torch_dtype") and not _is_dtype(value):
-            raise JRMError(f"{place} must be float32, bfloat16 or float16, not {shown(value)}.")
+            raise JRMError(f"{place} must be float32, bfloat16 or float16, not {shortened(value)}.")
         elif key not in fields and callable(getattr(config_class, key, None)):
             raise JRMError(f"{place} is not a key of a config; leave it out.")
 
@@ -254,7 +228,7 @@ def _is_dtype(value: Any) -> bool:
 
 def _check_between(value: Any, smallest: float, largest: float, place: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
-        raise JRMError(f"{place} must be a whole number between {smallest} and {largest}, not {shown(value)}.")
+        raise JRMError(f"{place} must be a whole number between {smallest} and {largest}, not {shortened(value)}.")
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -327,7 +301,7 @@ def load_tokenizer(folder: str | Path, **hub: Any) -> PreTrainedTokenizerBase:
     content = {} if file is None else read_object(file)
     name = content.get("tokenizer_class")
     if name not in (None, *_TOKENIZERS):
-        raise JRMError(f"{file}, tokenizer_class must be one of {', '.join(_TOKENIZERS)}, not {shown(name)}.")
+        raise JRMError(f"{file}, tokenizer_class must be one of {', '.join(_TOKENIZERS)}, not {shortened(name)}.")
     for key in ("vocab_file", "merges_file", "tokenizer_file"):
         if content.get(key) is not None:
             raise JRMError(f"{file}, {key} names a file of its own; leave it out.")
@@ -355,11 +329,11 @@ def load_image_processor(folder: str | Path, **hub: Any) -> backbone.ImageProces
         elif key in ("image_mean", "image_std"):
             _check_colours(value, place, zero=key == "image_mean")
         elif key == "rescale_factor" and not (_is_number(value) and 0 < value <= 1):
-            raise JRMError(f"{place} must be a number above 0 and at most 1, not {shown(value)}.")
+            raise JRMError(f"{place} must be a number above 0 and at most 1, not {shortened(value)}.")
         elif key == "do_resize" and value is not True:
             raise JRMError(f"{place} must be true: images must fit whole patches.")
         elif key in ("do_rescale", "do_normalize", "do_convert_rgb") and not isinstance(value, bool):
-            raise JRMError(f"{place} must be true or false, not {shown(value)}.")
+            raise JRMError(f"{place} must be true or false, not {shortened(value)}.")
         elif key == "resample":
             _check_between(value, 0, 5, place)
     with reading(folder, "the image processor"):
@@ -373,7 +347,7 @@ def load_image_processor(folder: str | Path, **hub: Any) -> backbone.ImageProces
 
 def _check_colours(value: Any, place: str, *, zero: bool) -> None:
     if not (isinstance(value, list) and len(value) == 3 and all(_is_number(x) and (x or zero) for x in value)):
-        raise JRMError(f"{place} must be three numbers, not {shown(value)}.")
+        raise JRMError(f"{place} must be three numbers, not {shortened(value)}.")
 
 
 def _is_number(value: Any) -> bool:

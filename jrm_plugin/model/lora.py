@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, shortened
 from jrm_plugin.model.backbone import LINEAR_MAPS
 from jrm_plugin.model.checkpoint import (
     BUILT_IN_MODELS,
@@ -19,7 +19,6 @@ from jrm_plugin.model.checkpoint import (
     load_config,
     read_object,
     reading,
-    shown,
 )
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
 from jrm_plugin.model.modeling import JRMForRewardModeling
@@ -198,7 +197,7 @@ def _adapter_config(folder: str | Path, content: dict[str, Any], shapes: dict[st
     from peft import LoraConfig
 
     def refuse(key: str, rule: str) -> None:
-        raise JRMError(f"{Path(folder, ADAPTER_FILE)}, {key} must {rule}, not {shown(content.get(key))}.")
+        raise JRMError(f"{Path(folder, ADAPTER_FILE)}, {key} must {rule}, not {shortened(content.get(key))}.")
 
     if content.get("peft_type") != "LORA":
         refuse("peft_type", "be LORA")

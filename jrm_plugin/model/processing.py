@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, shortened
 from jrm_plugin.model import backbone, chat_template
 from jrm_plugin.model.checkpoint import (
     built_in_folder,
@@ -30,7 +30,6 @@ from jrm_plugin.model.checkpoint import (
     load_tokenizer,
     read_object,
     reading,
-    shown,
 )
 from jrm_plugin.model.configuration import check_dimensions
 from jrm_plugin.model.rubrics import default_rubrics
@@ -127,7 +126,7 @@ class JRMProcessor:
     ):
         if order not in ORDERS or sequences not in SEQUENCES:
             raise JRMError(
-                f"unknown layout order={shown(order)}, sequences={shown(sequences)}; "
+                f"unknown layout order={shortened(order)}, sequences={shortened(sequences)}; "
                 f"order is one of {', '.join(ORDERS)}, sequences one of {', '.join(SEQUENCES)}."
             )
         if not tokenizer.is_fast or not tokenizer.chat_template:
@@ -135,7 +134,7 @@ class JRMProcessor:
         if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
             raise JRMError("the tokenizer must have a padding token and an end token (pad_token, eos_token).")
         if not isinstance(image_token, str) or image_token not in tokenizer.get_vocab():
-            raise JRMError(f"image_token must be a token of the tokenizer, not {shown(image_token)}.")
+            raise JRMError(f"image_token must be a token of the tokenizer, not {shortened(image_token)}.")
         self.dimensions = check_dimensions(dimensions)
         self.rubrics = _check_rubrics(default_rubrics() if rubrics is None else rubrics, self.dimensions)
         self.image_token, self.order, self.sequences = image_token, order, sequences
@@ -196,7 +195,9 @@ class JRMProcessor:
         layout = read_object(path)
         # All of them: a default of this version in place of what the checkpoint was trained with would move its scores.
         if layout.keys() != set(_LAYOUT):
-            raise JRMError(f"{path} must hold {', '.join(_LAYOUT)}, and holds {shown(', '.join(layout) or 'nothing')}.")
+            raise JRMError(
+                f"{path} must hold {', '.join(_LAYOUT)}, and holds {shortened(', '.join(layout) or 'nothing')}."
+            )
         with in_file(path), reading(folder, "the processor"):
             return cls(tokenizer, image_processor, max_pixels=max_pixels, **layout)
 
@@ -224,7 +225,7 @@ class JRMProcessor:
     def max_pixels(self, value: int) -> None:
         smallest = backbone.pixels_per_token(self.image_processor)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise JRMError(f"max_pixels must be a whole number, not {shown(value)}.")
+            raise JRMError(f"max_pixels must be a whole number, not {shortened(value)}.")
         if value < smallest:
             raise JRMError(f"max_pixels={value} is less than one image token's {smallest} pixels.")
         backbone.set_max_pixels(self.image_processor, value)
@@ -458,12 +459,12 @@ class JRMProcessor:
 
 def _check_rubrics(rubrics: Any, dimensions: Sequence[str]) -> dict[str, dict[str, str]]:
     if not isinstance(rubrics, Mapping) or not rubrics:
-        raise JRMError(f"rubrics must be texts by task and dimension, not {shown(rubrics)}.")
+        raise JRMError(f"rubrics must be texts by task and dimension, not {shortened(rubrics)}.")
     for task, texts in rubrics.items():
         if task not in TASKS:
-            raise JRMError(f"the rubrics are for an unknown task {shown(task)}; tasks are {', '.join(TASKS)}.")
+            raise JRMError(f"the rubrics are for an unknown task {shortened(task)}; tasks are {', '.join(TASKS)}.")
         if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
-            raise JRMError(f"the rubrics for task {task!r} must be texts by dimension, not {shown(texts)}.")
+            raise JRMError(f"the rubrics for task {task!r} must be texts by dimension, not {shortened(texts)}.")
         if missing := [d for d in dimensions if d not in texts]:
             raise JRMError(f"the rubrics for task {task!r} have no text for dimension {', '.join(missing)}.")
     return {task: dict(texts) for task, texts in rubrics.items()}

@@ -10,7 +10,7 @@ import pytest
 from pictures import encode
 from PIL import Image
 
-from jrm_plugin import RewardScore, Sample
+from jrm_plugin import Ranked, RewardScore, Sample
 from jrm_plugin.records.images import load_image
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
@@ -39,8 +39,9 @@ class Brightness:
         images = [np.asarray(load_image(sample.response_images[0])) for sample in samples]
         return [RewardScore({"brightness": image.mean()}, {"brightness": 1.0}) for image in images]
 
-    def rank(self, samples):
-        raise NotImplementedError
+    def rank(self, samples) -> list[Ranked]:
+        ranked = [Ranked(position, score) for position, score in enumerate(self.score(samples))]
+        return sorted(ranked, key=lambda place: -place.score.mu["overall"])
 
 
 @pytest.fixture

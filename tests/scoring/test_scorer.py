@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.records.critiques import UnparsedCritique
 from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
@@ -181,7 +181,7 @@ def test_whatever_one_sample_raises_is_its_error(scorer_of, make_samples, monkey
     monkeypatch.setattr(scorer.processor, "encode", fails)
     first, second, third = scorer.score(samples, on_error="return")
     assert np.abs(table([first, third]) - table(expected)).max() < TOLERANCE
-    assert str(second).startswith(f"it cannot be read ({type(error).__name__}")
+    assert str(second) == f"it cannot be read: {reason(error)}."
     with pytest.raises(JRMError, match="sample 1 cannot be scored"):
         scorer.score(samples)
 
