@@ -6,7 +6,6 @@ Shape suffixes: N pairs, B sequences, L length, D dimensions, C = D + 1 (the dim
 import json
 import os
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,12 @@ from trl import RewardTrainer
 
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation.metrics import preference_calibration
-from jrm_plugin.files import content_digest, read_json, write_json
+from jrm_plugin.integrations.trl.checkpoints import (
+    damage_of,
+    last_checkpoint_in_words,
+    last_whole_checkpoint,
+    write_digests,
+)
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
@@ -57,8 +61,6 @@ Example = PreferencePair | CritiqueExample
 # The one column of a training dataset: an example as JSON text. Images stay paths until the collator opens them.
 COLUMN = "example"
 STAGING_DIR = ".saving"
-# Digests of a checkpoint's files, beside them: a damaged file, or a missing one, is noticed before training goes on.
-DIGESTS_FILE = "digests.json"
 
 
 def to_dataset(examples: Sequence[Example]) -> Dataset:
@@ -289,8 +291,8 @@ class JointRewardTrainer(RewardTrainer):
             return
         half = next((name for name in ("fp16", "bf16") if getattr(self.args, name)), None)
         raise JRMError(
-            f"training diverged: {what} not finite in step {step}; {_last_checkpoint_of(self.args.output_dir)}; start "
-            f"again in another output_dir with a lower learning_rate (it is {self.args.learning_rate:g}) or a longer "
+            f"training diverged: {what} not finite in step {step}; {last_checkpoint_in_words(self.args.output_dir)}; "
+            f"start again in another output_dir with a lower learning_rate (it is {self.args.learning_rate:g}) or a longer "
             f"warm-up{f', or without {half}' if half else ''}."
         )
 
@@ -417,7 +419,7 @@ class JointRewardTrainer(RewardTrainer):
             free = shutil.disk_usage(self.args.output_dir).free / 2**20
             raise JRMError(
                 f"{folder} cannot be saved: {why} ({free:,.0f} MiB of space are left); "
-                f"{_last_checkpoint_of(self.args.output_dir)}, and the same command goes on when there is room."
+                f"{last_checkpoint_in_words(self.args.output_dir)}, and the same command goes on when there is room."
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
@@ -465,74 +467,13 @@ class JointRewardTrainer(RewardTrainer):
         if best == name or (run_folder / best).is_dir():
             self.state.best_model_checkpoint = str(run_folder / best)
             self.state.save_to_json(str(staging / name / "trainer_state.json"))
-        write_json(staging / name / DIGESTS_FILE, _digests(staging / name))
+        write_digests(staging / name)
         shutil.rmtree(run_folder / name, ignore_errors=True)
         os.replace(staging / name, run_folder / name)
         shutil.rmtree(staging, ignore_errors=True)
         rotate_checkpoints(
             str(run_folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
         )
-
-
-# --- whole checkpoints ------------------------------------------------------------------------------------------------
-
-
-def last_whole_checkpoint(run_folder: str | Path) -> str | None:
-    """The last checkpoint of a run; a damaged one is named on stderr and passed over. None where there is none at all.
-
-    Raises:
-        JRMError: there are checkpoints, and all of them are damaged.
-    """
-    checkpoints = _checkpoints(run_folder)
-    for checkpoint in reversed(checkpoints):
-        if (damage := damage_of(checkpoint)) is None:
-            return str(checkpoint)
-        print(f"jrm: {checkpoint} is passed over: {damage}.", file=sys.stderr)
-    if checkpoints:
-        raise JRMError(
-            f"{run_folder} holds no whole checkpoint (in {checkpoints[-1].name}, {damage_of(checkpoints[-1])}); "
-            "remove its checkpoints to begin anew."
-        )
-    return None
-
-
-def damage_of(checkpoint: str | Path) -> str | None:
-    """What is wrong with the files of a checkpoint, by the digests that stand beside them; None if nothing is."""
-    try:
-        digests = read_json(Path(checkpoint, DIGESTS_FILE))
-    except JRMError:
-        digests = None
-    if not isinstance(digests, dict):
-        return f"its {DIGESTS_FILE} is missing or damaged"
-    for name, digest in digests.items():
-        if not (path := Path(checkpoint, name)).is_file():
-            return f"its file {name} is missing"
-        try:
-            if content_digest(path).hex() != digest:
-                return f"its file {name} is damaged or cut off"
-        except JRMError as error:
-            return str(error).rstrip(".")
-    return None
-
-
-def _checkpoints(run_folder: str | Path) -> list[Path]:
-    """In the order of their steps."""
-    steps = {
-        int(path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")): path
-        for path in Path(run_folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.is_dir() and path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
-    }
-    return [steps[step] for step in sorted(steps)]
-
-
-def _last_checkpoint_of(run_folder: str | Path) -> str:
-    checkpoints = _checkpoints(run_folder)
-    return f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): content_digest(path).hex() for path in files}
 
 
 # --- small things -----------------------------------------------------------------------------------------------------

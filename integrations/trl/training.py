@@ -24,9 +24,10 @@ from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.extras import require
 from jrm_plugin.files import check_writable, content_digest, read_json, write_json
+from jrm_plugin.integrations.trl.checkpoints import last_whole_checkpoint
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
-from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer, last_whole_checkpoint
+from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.model.checkpoint import built_in_folder, load_config, named
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
 from jrm_plugin.model.loading import load
