@@ -292,8 +292,8 @@ class JointRewardTrainer(RewardTrainer):
         half = next((name for name in ("fp16", "bf16") if getattr(self.args, name)), None)
         raise JRMError(
             f"training diverged: {what} not finite in step {step}; {last_checkpoint_in_words(self.args.output_dir)}; "
-            f"start again in another output_dir with a lower learning_rate (it is {self.args.learning_rate:g}) or a longer "
-            f"warm-up{f', or without {half}' if half else ''}."
+            f"start again in another output_dir with a lower learning_rate (it is {self.args.learning_rate:g}) or a "
+            f"longer warm-up{f', or without {half}' if half else ''}."
         )
 
     # -- what is logged
