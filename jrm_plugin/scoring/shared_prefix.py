@@ -307,7 +307,7 @@ class SharedPrefixEngine:
         id_NS = np.where(is_image_NS, self._parts.image_token_id, symbol_NS)
         hidden_NSH = self._parts.embed(torch.from_numpy(id_NS).to(device))
         is_padding_NS = np.arange(S) >= np.array(lengths)[:, None]
-        id_NS = torch.from_numpy(np.where(is_padding_NS, 0, id_NS)).to(device)  # it may repeat a reward token
+        id_NS = torch.from_numpy(np.where(is_padding_NS, -1, id_NS)).to(device)  # it may repeat a reward token
         if len(row_F):
             hidden_NSH = hidden_NSH.index_put((image_n_F, image_s_F), features[row_F, 0].to(hidden_NSH))
 
