@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
 WORKERS ?= 2
+# A test that ends its process ends the run: a process in its place would wait for ever (pytest-xdist with loadgroup).
+PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadgroup --max-worker-restart 0
 PIP := $(VENV)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
@@ -26,11 +28,11 @@ demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
 
 test: $(VENV)/.installed-dev lint
-	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	$(VENV)/bin/$(PYTEST)
 
 test-newest:
 	$(NEWEST) .venv-newest/.installed-test
-	.venv-newest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(NEWEST_TESTS)
+	.venv-newest/bin/$(PYTEST) $(NEWEST_TESTS)
 
 # Takes the newest versions of the day, whatever pyproject.toml allows, and writes them down.
 bump-newest:

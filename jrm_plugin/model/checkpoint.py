@@ -253,7 +253,18 @@ def load_checked(
             _check_weights(folder, info)
         model, info = load(folder, ignore_mismatched_sizes=True, **options)
     _check_weights(folder, info)
+    _own_memory(model)
     return model, info
+
+
+def _own_memory(model: PreTrainedModel) -> None:
+    """Copies weights that are views of their file, in which a later write to it would change scores or end the process.
+
+    transformers maps a file of weights into memory, and leaves those there that need no other device or dtype.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.numel():  # DeepSpeed's parts of a weight leave an empty one
+            tensor.data = tensor.data.clone()
 
 
 @contextmanager

@@ -144,6 +144,18 @@ def test_a_weight_that_is_not_in_the_backbone_folder_is_named(backbone_folder, s
         JRMForRewardModeling.from_backbone(tmp_path, processor=scorer_of("qwen2_5_vl").processor)
 
 
+def test_a_file_that_is_written_over_changes_no_loaded_model(checkpoint, make_samples):
+    scorer, samples = RewardScorer.from_pretrained(checkpoint, device="cpu"), make_samples(2)
+    scores = scorer.score(samples)
+    file = checkpoint / "model.safetensors"
+    with file.open("r+b") as stream:  # in place, as `cp` writes
+        stream.write(bytes(file.stat().st_size))
+    assert scorer.score(samples) == scores
+    with file.open("r+b") as stream:
+        stream.truncate(100)
+    assert scorer.score(samples) == scores
+
+
 def test_a_truncated_file_is_one_sentence(checkpoint):
     data = (checkpoint / "model.safetensors").read_bytes()
     (checkpoint / "model.safetensors").write_bytes(data[: len(data) // 2])
