@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Flow-GRPO on Boogu-Image-0.1-Edit with a JRM as the reward: of the editors that verl-omni trains the nearest to the
-# paper's OmniGen2. MODEL is the checkpoint's folder; further arguments are overrides of verl-omni's config.
+# Flow-GRPO on Boogu-Image-0.1-Edit with a JRM as the reward. Further arguments are overrides of verl-omni's config.
+# Of the editors that verl-omni trains it is the nearest to the paper's OmniGen2. MODEL is the checkpoint's folder.
 #   MODEL=/models/boogu JRM_MODEL=/models/jrm DATA=/data/edits bash examples/verl_omni/boogu_image_edit.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,0 +1,65 @@
+"""The commands of the README and of the docs run as they stand, or say why they do not run here."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from documentation import ROOT, Block, commands
+from PIL import Image
+
+from jrm_plugin.integrations.trl.training import parse
+
+# By the beginning of a command: why it does not run here.
+NOT_RUN = {
+    "pip install": "it installs packages; tests/test_package.py installs the wheel",
+    "make demo": "nine minutes",
+    "make test": "it runs these tests",
+    "jrm train --config examples/edit_reward": "a model of 8 billion parameters; its config is read below",
+    "accelerate launch": "several GPUs",
+    "jrm grpo --config grpo.yaml": "a policy from the hub; tests/cli/test_grpo.py runs such a config",
+    "jrm self-correct --config examples/self_correction": "half a minute; tests/cli/test_self_correct.py runs its parts",
+    "python3 -m verl.trainer": "GPUs; tests/integrations/verl runs its reward path",
+    "python examples/trl/shape_commands.py": "two minutes; tests/integrations/trl/test_shape_commands.py runs its parts",
+    "python examples/verl/reward_path_on_cpu.py": "tests/integrations/verl/test_example.py runs it",
+    "JRM_MODEL=/models/jrm": "GPUs",
+}
+
+
+def documented() -> list:
+    rows = []
+    for block, command in commands():
+        reason = next((why for start, why in NOT_RUN.items() if command.startswith(start)), None)
+        marks = pytest.mark.skip(reason=f"not run here: {reason}") if reason else ()
+        rows.append(pytest.param(block, command, marks=marks, id=f"{block.name} {command[:40]}"))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def readers_folder(tmp_path_factory, images) -> Path:
+    """What a reader has: a source image, edits of it, and lines that name them."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name, path in zip("abc", images, strict=True):
+        Image.open(path).save(folder / f"{name}.png")
+    line = {"source": "a.png", "instruction": "make the red circle blue", "edited": "b.png"}
+    (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(("block", "command"), documented())
+def test_a_command_runs(block: Block, command: str, jrm, readers_folder):
+    program, *arguments = shlex.split(command, comments=True)
+    assert program == "jrm", f"{block.name}: run it, or say in NOT_RUN why not"
+    finished = jrm(*arguments, folder=readers_folder)
+    assert finished.code == 0, finished.err
+
+
+def test_no_reason_is_given_for_a_command_that_is_not_there():
+    texts = [command for _, command in commands()]
+    assert [start for start in NOT_RUN if not any(text.startswith(start) for text in texts)] == []
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_8b", "qwen3_vl_8b_lora"])
+def test_a_config_that_cannot_run_here_is_read(name):
+    arguments, training = parse(ROOT / "examples" / "edit_reward" / f"{name}.yaml")
+    assert arguments.model == "Qwen/Qwen3-VL-8B-Instruct" and training.output_dir.startswith("outputs/")
