@@ -18,9 +18,9 @@ NOT_RUN = {
     "jrm train --config examples/edit_reward": "a model of 8 billion parameters; its config is read below",
     "accelerate launch": "several GPUs",
     "jrm grpo --config grpo.yaml": "a policy from the hub; tests/cli/test_grpo.py runs such a config",
-    "jrm self-correct --config examples/self_correction": "half a minute; tests/cli/test_self_correct.py runs its parts",
+    "jrm self-correct --config examples/self_correction": "half a minute; tests/cli/test_self_correct.py has parts",
     "python3 -m verl.trainer": "GPUs; tests/integrations/verl runs its reward path",
-    "python examples/trl/shape_commands.py": "two minutes; tests/integrations/trl/test_shape_commands.py runs its parts",
+    "python examples/trl/shape_commands.py": "two minutes; tests/integrations/trl/test_shape_commands.py has parts",
     "python examples/verl/reward_path_on_cpu.py": "tests/integrations/verl/test_example.py runs it",
     "JRM_MODEL=/models/jrm": "GPUs",
 }

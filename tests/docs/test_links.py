@@ -2,17 +2,23 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from documentation import PAGES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
+
+
+def links_of(page: Path) -> list[str]:
+    return LINK.findall(FENCED.sub("", page.read_text()))
 
 
 def test_the_readme_points_into_the_repository_by_whole_addresses():
     """An index of packages shows the README without the repository around it."""
-    links = LINK.findall((ROOT / "README.md").read_text())
+    links = links_of(ROOT / "README.md")
     repository = PROJECT["urls"]["Repository"]
     places = (f"{repository}/blob/main/", f"{repository.replace('//github.com', '//raw.githubusercontent.com')}/main/")
     assert len(links) > 5
@@ -25,7 +31,7 @@ def test_the_readme_points_into_the_repository_by_whole_addresses():
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_links_between_files_lead_somewhere(page):
-    for link in LINK.findall(page.read_text()):
+    for link in links_of(page):
         assert "://" in link or (page.parent / link).exists(), link
 
 
