@@ -30,6 +30,7 @@ from jrm_plugin.integrations.trl.checkpoints import (
     write_digests,
 )
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
+from jrm_plugin.integrations.trl.model_card import write_model_card
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
@@ -38,23 +39,6 @@ from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, exam
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
 from jrm_plugin.training.optimization import MuonWithAdamW, muon_groups
-
-_MODEL_CARD = """---
-library_name: jrm-plugin
-tags: [jrm, reward-model, trl]
----
-
-# {name}
-
-A visual reward model, trained with Joint Reward Modeling by jrm-plugin.
-
-```python
-from jrm_plugin import RewardScorer, Sample
-
-scorer = RewardScorer.from_pretrained("{name}")
-print(scorer.score([Sample.edit("source.png", "make the cat blue", "edited.png")]))
-```
-"""
 
 Example = PreferencePair | CritiqueExample
 
@@ -333,6 +317,8 @@ class JointRewardTrainer(RewardTrainer):
                 decided = np.abs(label_NC[:, c]) == 1
                 if decided.any():
                     metrics[f"accuracy/{name}"] = float((label_NC[decided, c] * margin_NC[decided, c] > 0).mean())
+                    if mode == "eval":
+                        metrics[f"pairs/{name}"] = int(decided.sum())
                     p = probability_NC[decided, c]
                     fit = preference_calibration(np.where(label_NC[decided, c] > 0, p, 1 - p))
                     metrics[f"brier/{name}"] = fit["brier"]
@@ -427,12 +413,12 @@ class JointRewardTrainer(RewardTrainer):
         folder = output_dir or self.args.output_dir
         self.processor.save_pretrained(folder)
         self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
+        write_model_card(self, folder)
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> None:
-        """A README with the code that scores; TRL's own is for models of text."""
+        """The README of the run's folder; TRL's own is for models of text."""
         if self.is_world_process_zero():
-            name = model_name or Path(self.args.output_dir).name
-            Path(self.args.output_dir, "README.md").write_text(_MODEL_CARD.format(name=name))
+            write_model_card(self, self.args.output_dir)
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)

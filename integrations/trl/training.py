@@ -28,6 +28,7 @@ from jrm_plugin.integrations.trl.checkpoints import last_whole_checkpoint
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
+from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
 from jrm_plugin.model.checkpoint import built_in_folder, load_config, named
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
 from jrm_plugin.model.loading import load
@@ -39,7 +40,6 @@ from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_to_record
 from jrm_plugin.runs import check_settings, locked
 
-SETTINGS_FILE = "jrm_train.json"
 LOCK_FILE = ".jrm_train.lock"
 # What a run leaves, beside its checkpoints.
 _RESULTS = ("config.json", "adapter_config.json", "model.safetensors")

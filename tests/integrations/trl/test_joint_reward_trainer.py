@@ -339,7 +339,7 @@ def test_checkpoints_are_whole_limited_and_keep_the_best(make_trainer, pairs, he
     assert not (tmp_path / "run" / ".saving").exists()
     state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(best)
-    assert 'RewardScorer.from_pretrained("run")' in (tmp_path / "run" / "README.md").read_text()
+    assert f'RewardScorer.from_pretrained("{tmp_path / "run"}")' in (tmp_path / "run" / "README.md").read_text()
     for folder in (best, tmp_path / "run" / "checkpoint-4"):
         RewardScorer.from_pretrained(folder, device="cpu")
     saved = load_file(best / "model.safetensors")
