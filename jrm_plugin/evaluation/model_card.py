@@ -94,8 +94,8 @@ def _table(titles: Sequence[str], rows: Any) -> str:
     )
 
 
-_METRICS = """The share of pairs put in the order of their labels, ties left out, with its 95 % interval (Wilson); a coin
-has 0.5. Measured at step {step}.
+_METRICS = """The share of pairs put in the order of their labels, ties left out, with its 95 % interval (Wilson).
+A coin has 0.5. Measured at step {step}.
 
 """
 _NO_METRICS = "No evaluation set was given, so nothing was measured."

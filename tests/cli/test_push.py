@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+import yaml
 from PIL import Image
 
 from jrm_plugin.evaluation.model_card import Accuracy, ModelCard
@@ -27,7 +28,10 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/api/repos/create":
-            self._answer({"url": f"http://hub/{NAME}"})
+            self._answer({"url": f"http://{self.headers['Host']}/{NAME}"})
+        elif self.path == "/api/validate-yaml":  # of a card
+            content = yaml.safe_load(json.loads(body)["content"].split("---")[1])
+            self._answer({"errors": [], "warnings": []} if content["library_name"] else {}, 200)
         elif self.path == f"/api/models/{NAME}/preupload/main":
             paths = [file["path"] for file in json.loads(body)["files"]]
             self._answer({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
@@ -35,7 +39,7 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer({"commitUrl": f"http://hub/{NAME}/commit/{COMMIT}", "commitOid": COMMIT})
+            self._answer({"commitUrl": f"http://{self.headers['Host']}/{NAME}/commit/{COMMIT}", "commitOid": COMMIT})
         else:
             self._answer({}, 404)
 
@@ -43,7 +47,9 @@ class Hub(BaseHTTPRequestHandler):
         content = self.files.get(
             self.path.removeprefix(f"/{NAME}/resolve/main/").removeprefix(f"/{NAME}/resolve/{COMMIT}/")
         )
-        if self.path.startswith("/api/"):
+        if "/tree/" in self.path:  # of folders, of which there are none
+            self._answer([])
+        elif self.path.startswith("/api/"):
             self._answer({"sha": COMMIT, "id": NAME, "siblings": [{"rfilename": name} for name in self.files]})
         elif content is None:
             self._answer({}, 404, {"X-Error-Code": "EntryNotFound"})
