@@ -1,4 +1,5 @@
-# Commands: `make demo`, `make test`, and `make test-newest`. Each makes what it needs, in .venv or .venv-newest.
+# Commands: `make demo`, `make test`, `make test-newest` and `make docs`. Each makes what it needs, in .venv or
+# .venv-newest.
 PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
@@ -18,11 +19,15 @@ DEMO_EXTRA := $(if $(PHOTOS),photos,demo)
 DEMO_OUTPUT := demo-output$(if $(PHOTOS),-photos)
 DEMO_FLAGS := --output $(DEMO_OUTPUT) $(if $(PHOTOS),--photos) $(if $(COMPARE),--compare) $(if $(SEED),--seed $(SEED))
 
+# What mypy lets pass in the docs' Python, which is written as a reader writes it.
+AS_READERS_WRITE := --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --allow-any-generics \
+                    --no-warn-return-any --no-warn-unused-configs --implicit-reexport --ignore-missing-imports
+
 TINY := jrm_plugin/resources/jrm-tiny
 TINY_FILES := config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja \
               preprocessor_config.json jrm_processor.json summary.json
 
-.PHONY: demo test test-newest bump-newest lint jrm-tiny clean
+.PHONY: demo test test-newest bump-newest lint docs jrm-tiny clean
 
 demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
@@ -49,6 +54,14 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python tests/documentation.py .documentation
+	cd .documentation && ../$(VENV)/bin/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache $(AS_READERS_WRITE) *.py
+
+# The site, in build/site; a warning is an error. The reference is read from the package as it is installed.
+docs: $(VENV)/.installed-docs
+	rm -rf build
+	$(VENV)/bin/python -m pip install --quiet --no-deps --target build/package .
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 # Makes the built-in model anew: the demo with more steps; takes about 25 minutes on 2 cores.
 jrm-tiny: $(VENV)/.installed-demo

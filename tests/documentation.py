@@ -1,9 +1,11 @@
 """The Python and the commands that stand in the README and the docs: what their tests run, and what mypy checks.
 
-`python tests/documentation.py FOLDER` writes the Python of each page into a file of that folder, for mypy.
+`python tests/documentation.py FOLDER` writes the Python of each page into a file of that folder, beside the package as it
+is installed, for mypy.
 """
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,9 +78,12 @@ def commands() -> Iterator[tuple[Block, str]]:
 
 
 def main(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob("*.py"):
-        file.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "jrm_plugin").mkdir(parents=True)
+    rooms = {path.name: path for path in (ROOT / "jrm_plugin").iterdir()}
+    rooms |= {"kernels": ROOT / "kernels" / "operators", "integrations": ROOT / "integrations"}
+    for name, path in rooms.items():
+        (folder / "jrm_plugin" / name).symlink_to(path)
     for block in python_blocks():
         file = folder / (re.sub(r"\W", "_", str(block.page.relative_to(ROOT).with_suffix("")).lower()) + ".py")
         start = "" if file.exists() else READERS_OWN

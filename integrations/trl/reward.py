@@ -78,7 +78,7 @@ class JRMReward:
         log_extra: Callable[[str, list], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
-    ) -> list[float]:
+    ) -> list[float | None]:
         """The reward of each completion; the arguments are those with which TRL calls a reward function."""
         self.rollouts.check_columns(columns)
         samples: list[Sample | None] = []

@@ -1,0 +1,14 @@
+"""The site's reference has every public name."""
+
+import re
+
+from documentation import ROOT
+
+import jrm_plugin
+import jrm_plugin.integrations.trl as trl
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    documented = {name.rpartition(".")[2] for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)}
+    assert {*jrm_plugin.__all__, *trl.__all__} - {"__version__"} <= documented
