@@ -1,7 +1,7 @@
 """The Python and the commands that stand in the README and the docs: what their tests run, and what mypy checks.
 
-`python tests/documentation.py FOLDER` writes the Python of each page into a file of that folder, beside the package as it
-is installed, for mypy.
+`python tests/documentation.py FOLDER` writes the Python of each page into a file of that folder, beside the package as
+it is installed, for mypy.
 """
 
 import re

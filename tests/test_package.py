@@ -4,11 +4,13 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 
 import pytest
+import yaml
 
 import jrm_plugin
 
@@ -24,6 +26,12 @@ def run(code: str, *, folder: Path = ROOT, **environment: str) -> str:
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    versions = {jrm_plugin.__version__, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]}
+    versions.add(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"])
+    assert len(versions) == 1
 
 
 def test_import_is_lazy():
