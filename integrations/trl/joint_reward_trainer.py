@@ -413,12 +413,12 @@ class JointRewardTrainer(RewardTrainer):
         folder = output_dir or self.args.output_dir
         self.processor.save_pretrained(folder)
         self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
-        write_model_card(self, folder)
+        write_model_card(self, self.processor, folder)
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> None:
         """The README of the run's folder; TRL's own is for models of text."""
         if self.is_world_process_zero():
-            write_model_card(self, self.args.output_dir)
+            write_model_card(self, self.processor, self.args.output_dir)
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)

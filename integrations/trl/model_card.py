@@ -4,25 +4,25 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from trl import RewardTrainer
 
 from jrm_plugin.evaluation.model_card import Accuracy, ModelCard
 from jrm_plugin.files import read_json, write_text
-
-if TYPE_CHECKING:
-    from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
+from jrm_plugin.model.processing import JRMProcessor
 
 SETTINGS_FILE = "jrm_train.json"  # of `jrm train`, which knows the names of the files
 _ACCURACY = re.compile(r"eval_(?:(?P<data>.+)_)?accuracy/(?P<dimension>.+)")
 
 
-def write_model_card(trainer: "JointRewardTrainer", folder: str | Path) -> None:
+def write_model_card(trainer: RewardTrainer, processor: JRMProcessor, folder: str | Path) -> None:
     """Writes `README.md` into a folder of the trainer's model."""
-    write_text(Path(folder, "README.md"), str(_card(trainer)))
+    write_text(Path(folder, "README.md"), str(_card(trainer, processor)))
 
 
-def _card(trainer: "JointRewardTrainer") -> ModelCard:
-    arguments, processor = trainer.args, trainer.processor
+def _card(trainer: RewardTrainer, processor: JRMProcessor) -> ModelCard:
+    arguments = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
     start = model.name_or_path
     is_folder = Path(start).is_dir()
@@ -62,7 +62,7 @@ def _card(trainer: "JointRewardTrainer") -> ModelCard:
     )
 
 
-def _data(trainer: "JointRewardTrainer") -> dict[str, Any]:
+def _data(trainer: RewardTrainer) -> dict[str, Any]:
     """The names of the sets and how much is in each."""
     settings_file = Path(trainer.args.output_dir, SETTINGS_FILE)
     settings = read_json(settings_file) if settings_file.exists() else {}
@@ -80,7 +80,7 @@ def _count(examples: Any) -> str:
     return f"{len(examples):,} examples" if hasattr(examples, "__len__") else "a stream"
 
 
-def _metrics(trainer: "JointRewardTrainer") -> dict[str, Any]:
+def _metrics(trainer: RewardTrainer) -> dict[str, Any]:
     """The accuracies of the last evaluation, or of the best one where its weights were loaded at the end."""
     state = trainer.state
     rows = [row for row in state.log_history if any(_ACCURACY.fullmatch(name) for name in row)]
