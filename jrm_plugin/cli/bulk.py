@@ -81,7 +81,9 @@ def bulk_rows(
     items = read_samples(options.input, instruction=options.instruction, sources=options.source)
     for name in {name for item in items for name in item.record}:
         if name in {*ROW_COLUMNS, *columns} or name.partition("_")[0] in SCORE_COLUMNS:
-            raise JRMError(f"the input {options.input} has the key {name!r}, which is a column of the output; rename it.")
+            raise JRMError(
+                f"the input {options.input} has the key {name!r}, which is a column of the output; rename it."
+            )
     check_writable(output.parent)
     with locked(output.with_name(f".{output.name}.lock")):
         if output != rows and output.suffix in TABLES and output.exists():
@@ -202,10 +204,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The candidates of one prompt, best first; `failed` are those that could not be scored."""
+    """The candidates of one prompt, by their scores in a dimension; `failed` are those that could not be scored."""
 
     candidates: list[Candidate]
     failed: list[Candidate]
+    dimension: str
 
     @property
     def instruction(self) -> str:
@@ -214,12 +217,13 @@ class Ranking:
     def top(self, count: int | None) -> "Ranking":
         return replace(self, candidates=self.candidates[:count])
 
-    def win_over_second(self, dimension: str = OVERALL) -> float | None:
+    @property
+    def win_over_second(self) -> float | None:
         """P(the first is better than the second), where there are two."""
         if len(self.candidates) < 2:
             return None
         first, second = (candidate.score for candidate in self.candidates[:2])
-        return first.reward("win_probability", against=second, dimension=dimension)
+        return first.reward("win_probability", against=second, dimension=self.dimension)
 
 
 def rankings(items: list[BulkItem], rows: list[dict], dimension: str = OVERALL) -> list[Ranking]:
@@ -233,7 +237,7 @@ def rankings(items: list[BulkItem], rows: list[dict], dimension: str = OVERALL) 
         scored = [candidate for candidate in group if candidate.score is not None]
         places = ranked([candidate.score for candidate in scored], dimension)
         failed = [candidate for candidate in group if candidate.score is None]
-        result.append(Ranking([scored[place.position] for place in places], failed))
+        result.append(Ranking([scored[place.position] for place in places], failed, dimension))
     return result
 
 
@@ -249,18 +253,19 @@ def write_gallery(path: Path, ranked: list[Ranking]) -> None:
                 "instruction": ranking.instruction,
                 "sources": list((ranking.candidates or ranking.failed)[0].item.sample.prompt_images),
                 "candidates": scored,
-                "win_over_second": ranking.win_over_second(),
+                "win_over_second": ranking.win_over_second,
                 "failed": [{"name": failed.name, "error": failed.row["error"]} for failed in ranking.failed],
             }
         )
-    gallery.write_gallery(path, groups)
+    by = "" if ranked[0].dimension == OVERALL else f", by {ranked[0].dimension.replace('_', ' ')}"
+    gallery.write_gallery(path, groups, title=f"Candidates, best first{by}")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
-    """Writes rows as JSONL, CSV or Parquet; in the last two each has all columns, and those without a value are empty."""
+    """Writes rows as JSONL, CSV or Parquet; in the last two each row has all columns, some of them empty."""
     if path.suffix == ".jsonl":
         write_jsonl(path, rows)
         return

@@ -46,8 +46,8 @@ def named_model(options: argparse.Namespace) -> str:
     if options.model is None:
         options.model = DEFAULT_MODEL
         print(
-            f"jrm: no --model is named: {DEFAULT_MODEL} scores, which knows coloured shapes on plain ground (ShapeEdits) "
-            "and nothing else.",
+            f"jrm: no --model is named: {DEFAULT_MODEL} scores, which knows coloured shapes "
+            "(ShapeEdits) and nothing else.",
             file=sys.stderr,
         )
     return options.model
@@ -127,6 +127,14 @@ def without_middle(text: str, room: int) -> str:
     end = room * 2 // 3
     tail = next(text[k:] for k in range(len(text)) if cell_len(text[k:]) <= end)
     return set_cell_size(text, room - 1 - cell_len(tail)) + "…" + tail
+
+
+def without_end(text: str, room: int) -> str:
+    """A text of one line without its end if it needs more than `room` columns of a terminal."""
+    from rich.cells import cell_len, set_cell_size
+
+    text = " ".join(text.split())
+    return text if cell_len(text) <= room else set_cell_size(text, room - 1) + "…"
 
 
 def print_json(content: Any) -> None:

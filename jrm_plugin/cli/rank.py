@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jrm_plugin.cli.bulk import (
     Ranking,
@@ -19,6 +20,7 @@ from jrm_plugin.cli.bulk import (
     write_table,
 )
 from jrm_plugin.cli.common import (
+    SHORT_NAME,
     WIDE,
     add_model_arguments,
     add_sample_arguments,
@@ -29,7 +31,9 @@ from jrm_plugin.cli.common import (
     print_json,
     print_scores,
     print_table,
+    table_width,
     terminal,
+    without_end,
     without_middle,
 )
 from jrm_plugin.data.samples import BulkItem
@@ -37,6 +41,9 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.files import check_image_writable, check_new_folder, new_folder, write_image
 from jrm_plugin.records.images import is_data_url, load_image
 from jrm_plugin.records.samples import OVERALL
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PLACE_COLUMNS = ("group", "place", "win_over_second")
 ROWS_SHOWN = 20  # on the terminal, of one instruction or of many; the output has all of them
@@ -52,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--best",
         type=Path,
         metavar="PATH",
-        help="write the best image to this file; with --input a folder, for the best, or the --top K, of each instruction",
+        help="write the best image to this file; with --input, those of each instruction (--top K) to this folder",
     )
     add_model_arguments(parser)
     add_table_arguments(parser)
@@ -111,7 +118,7 @@ def _rows(options: argparse.Namespace, ranked: list[Ranking]) -> list[dict]:
     rows = []
     for group, ranking in enumerate(ranked, 1):
         for place, candidate in enumerate(ranking.candidates[: options.top], 1):
-            win = ranking.win_over_second(options.dimension) if place == 1 else None
+            win = ranking.win_over_second if place == 1 else None
             rows.append({"group": group, "place": place, "win_over_second": win, **candidate.row})
         rows += [{"group": group, "place": None, "win_over_second": None, **failed.row} for failed in ranking.failed]
     return rows
@@ -145,7 +152,7 @@ def _print(options: argparse.Namespace, ranked: list[Ranking]) -> None:
             title += f", by {options.dimension.replace('_', ' ')}"
         scores = [(candidate.name, candidate.score) for candidate in candidates[:ROWS_SHOWN]]
         print_scores(title, scores, wide=options.wide, places=True)
-        if (win := ranked[0].win_over_second(options.dimension)) is not None:
+        if (win := ranked[0].win_over_second) is not None:
             print(f"P(the first is better than the second) = {win:.2f}")
         _print_rest(options, len(candidates), "candidates")
 
@@ -155,23 +162,27 @@ def _scores(options: argparse.Namespace, ranking: Ranking) -> list[dict]:
     rows = []
     for place, candidate in enumerate(ranking.candidates[: options.top], 1):
         rows.append({"place": place, "edited": candidate.name, **candidate.score.to_dict()})
-    if (win := ranking.win_over_second(options.dimension)) is not None:
+    if (win := ranking.win_over_second) is not None:
         rows[0]["win_over_second"] = win
     return rows
 
 
 def _print_instructions(options: argparse.Namespace, ranked: list[Ranking]) -> None:
-    """The best of each instruction, a line each."""
-    room = WIDE if options.wide else (terminal().width - 38) // 2
-    table = make_table("The best of each instruction", "", "instruction", "images", "best", "overall", "beats next")
-    for number, ranking in enumerate(ranked[:ROWS_SHOWN], 1):
-        cells = [str(number), without_middle(ranking.instruction, room), str(len(ranking.candidates))]
-        if ranking.candidates:
-            best, win = ranking.candidates[0], ranking.win_over_second(options.dimension)
-            cells += [without_middle(best.name, room), f"{best.score.mu[OVERALL]:+.3f}"]
-            cells += ["" if win is None else f"{win:.2f}"]
-        table.add_row(*cells)
-    print_table(table, wide=options.wide)
+    """The best of each instruction, a line each; instruction and name share what room the numbers leave."""
+
+    def table(room: int) -> "Table":
+        table = make_table("The best of each instruction", "", "instruction", "images", "best", "overall", "beats next")
+        for number, ranking in enumerate(ranked[:ROWS_SHOWN], 1):
+            cells = [str(number), without_end(ranking.instruction, room), str(len(ranking.candidates))]
+            for best in ranking.candidates[:1]:
+                cells += [without_middle(best.name, room), f"{best.score.mu[OVERALL]:+.3f}"]
+            if ranking.win_over_second is not None:
+                cells.append(f"{ranking.win_over_second:.2f}")
+            table.add_row(*cells)
+        return table
+
+    room = SHORT_NAME + max(0, terminal().width - table_width(table(SHORT_NAME))) // 2
+    print_table(table(WIDE if options.wide else room), wide=options.wide)
     _print_rest(options, len(ranked), "instructions")
 
 

@@ -81,7 +81,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class EncodedSequence:
-    """One sequence before it is padded: token ids of both turns, its images, and the dimension it scores.
+    """One sequence before it is padded: token ids of both turns, its images, the dimension it scores, and its task.
 
     `dimension` is `None` where a sequence scores every dimension (or none: a text to learn).
     """
@@ -90,6 +90,7 @@ class EncodedSequence:
     critique: list[int]
     images: list[EncodedImage]
     dimension: int | None
+    task: str
 
 
 class JRMProcessor:
@@ -419,6 +420,7 @@ class JRMProcessor:
                     critique=self._critique_ids(critiques, dimensions),
                     images=images,
                     dimension=k if len(dimensions) == 1 < len(self.dimensions) else None,
+                    task=sample.task,
                 )
             )
         return sequences

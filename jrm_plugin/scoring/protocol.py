@@ -67,7 +67,7 @@ def ranked(scores: Sequence[RewardScore], dimension: str = OVERALL) -> list[Rank
 
 
 def check_one_prompt(samples: Sequence[Sample]) -> None:
-    """Raises a [`JRMError`] that names the first sample whose prompt is not that of the others: nothing compares them."""
+    """Raises a [`JRMError`] that names the first sample whose prompt is not that of the others."""
     keys = [sample.prompt_key() for sample in samples]
     other = next((position for position, key in enumerate(keys) if key != keys[0]), None)
     if other is not None:

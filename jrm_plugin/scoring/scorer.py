@@ -17,6 +17,7 @@ from jrm_plugin.model.backbone import BackboneParts
 from jrm_plugin.model.loading import check_belong_together, load, try_out
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
+from jrm_plugin.model.trained_on import NotTrainedOn
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.samples import OVERALL, SampleLike, is_sample, to_sample
 from jrm_plugin.records.scores import RewardScore
@@ -73,6 +74,7 @@ class RewardScorer:
             )
         self.model, self.processor = model.eval(), processor
         self.engine = _engine(engine, model, processor, memory_budget, cache_bytes)
+        self._not_trained_on = NotTrainedOn(model.config, processor)
         self._decoding = DecodingBudget(memory_budget // 2)  # images are decoded on CPU, beside what is computed
         logger.info("Scoring with %s.", self)
 
@@ -313,6 +315,8 @@ class RewardScorer:
                     errors[position] = encoded
                     bar.update()
                     continue
+                for sentence in self._not_trained_on.notice(encoded):
+                    logger.warning("%s: %s", self.model.name_or_path or "a model in memory", sentence)
                 size = self.engine.sequence_bytes(encoded)
                 if positions and (taken + size > self.engine.memory_budget // 2 or len(positions) == SAMPLES_AT_ONCE):
                     yield positions, sequences
