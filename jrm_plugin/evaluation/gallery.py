@@ -71,7 +71,8 @@ def write_gallery(path: str | Path, groups: Sequence[RankedGroup], *, title: str
         ]
         shown = [_shown(groups[part.number - 1], part, scales[part.number - 1], at) for part in pages[number - 1]]
         links = [(k, k and _url(files[k - 1], at)) for k in _near(number, len(pages))]
-        return render(**shared, page=number, links=links, contents=contents if number == 1 else [], groups=shown)
+        text = render(**shared, page=number, links=links, contents=contents if number == 1 else [], groups=shown)
+        return text.encode(errors="replace").decode()  # names of files may hold what is no Unicode
 
     numbers = tqdm(range(len(pages), 0, -1), desc="Gallery", unit="page", disable=len(pages) < 3)  # the first one last
     if len(pages) > 1:

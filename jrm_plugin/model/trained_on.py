@@ -9,7 +9,7 @@ from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.records.samples import Sample
 
 FIELDS = ("trained_tasks", "trained_pixels")  # of the config
-TOLERANCE = 2  # an image of half or of twice the trained pixels is no other size yet
+TOLERANCE = 1.5  # times more or fewer pixels than the trained ones are no other size yet
 
 
 class TrainedOn:

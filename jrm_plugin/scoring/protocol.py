@@ -72,6 +72,6 @@ def check_one_prompt(samples: Sequence[Sample]) -> None:
     other = next((position for position, key in enumerate(keys) if key != keys[0]), None)
     if other is not None:
         raise JRMError(
-            f"sample {other} has another prompt than sample 0 ({samples[other]!r}, {samples[0]!r}), and only scores "
-            "of one prompt compare: rank the samples of each prompt by themselves, or pass different_prompts=True."
+            f"sample {other} has another instruction or source than sample 0, and only scores of one prompt compare: "
+            "rank the samples of each prompt by themselves, or pass different_prompts=True."
         )
