@@ -51,7 +51,7 @@ def add_bulk_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSONL, CSV, TSV or Parquet; a folder of edits; with --instruction, a folder or glob of images",
     )
     group.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet; the same command goes on")
-    group.add_argument("--gallery", type=Path, metavar="HTML", help="page with the candidates, best first, to look at")
+    group.add_argument("--gallery", type=Path, metavar="HTML", help="page to look at: candidates, best first")
 
 
 @contextmanager
@@ -110,10 +110,19 @@ def checked_output(output: Path) -> Path:
     return output
 
 
+def checked_gallery(path: Path | None) -> Path | None:
+    """The page that a gallery is written to, if it can be."""
+    if path is not None:
+        from jrm_plugin.evaluation.gallery import check_gallery
+
+        check_gallery(path)
+    return path
+
+
 def end(rows: list[dict], made: list[Path]) -> int:
     """Says what was scored and where it is; the exit code, which is 2 where a sample could not be scored."""
     failed = sum("error" in row for row in rows)
-    where = "".join(f", in {path}" for path in made)
+    where = f": {', '.join(map(str, made))}" if made else ""
     print(f"jrm: {len(rows) - failed} samples scored{where}.", file=sys.stderr)
     if failed:
         print(f"jrm: {failed} samples could not be scored; the column `error` says why.", file=sys.stderr)

@@ -13,6 +13,7 @@ from jrm_plugin.cli.bulk import (
     add_bulk_arguments,
     bulk_rows,
     check_dimension,
+    checked_gallery,
     checked_output,
     end,
     rankings,
@@ -80,14 +81,15 @@ def run(options: argparse.Namespace) -> int:
     samples = named_samples(options)
     if options.best:
         check_image_writable(options.best)
+    gallery = checked_gallery(options.gallery)
     scorer = make_scorer(options)
     check_dimension(options.dimension, scorer)
     items = [BulkItem(sample, {"edited": path}) for sample, path in zip(samples, options.edited, strict=True)]
     (ranking,) = rankings(items, [score.to_columns() for score in scorer.score(samples)], options.dimension)
     if options.best:
         write_image(options.best, load_image(ranking.candidates[0].name))
-    if options.gallery:
-        write_gallery(options.gallery, [ranking.top(options.top)])
+    if gallery:
+        write_gallery(gallery, [ranking.top(options.top)])
     _print(options, [ranking])
     return 0
 
@@ -96,21 +98,22 @@ def _rank_in_bulk(options: argparse.Namespace) -> int:
     output = checked_output(options.output) if options.output else None
     if options.best:
         check_new_folder(options.best)
+    gallery = checked_gallery(options.gallery)
     with ExitStack() as stack:
-        place = output or options.gallery and Path(os.path.realpath(options.gallery))
+        place = output or gallery and Path(os.path.realpath(gallery))
         if place is None:  # nothing to go on in
             place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ranking"
         run = bulk_rows(options, place, in_place=False, columns=PLACE_COLUMNS, dimension=options.dimension)
         items, rows = stack.enter_context(run)
         ranked = rankings(items, rows, options.dimension)
-        if options.gallery:
-            write_gallery(options.gallery, [ranking.top(options.top) for ranking in ranked])
+        if gallery:
+            write_gallery(gallery, [ranking.top(options.top) for ranking in ranked])
         if options.best:
             _write_best(options, ranked)
         if output:
             write_table(output, _rows(options, ranked))
     _print(options, ranked)
-    return end(rows, [path for path in (output, options.best, options.gallery) if path])
+    return end(rows, [path for path in (output, options.best, gallery) if path])
 
 
 def _rows(options: argparse.Namespace, ranked: list[Ranking]) -> list[dict]:

@@ -2,7 +2,16 @@
 
 import argparse
 
-from jrm_plugin.cli.bulk import add_bulk_arguments, bulk_rows, checked_output, end, rankings, write_gallery, write_table
+from jrm_plugin.cli.bulk import (
+    add_bulk_arguments,
+    bulk_rows,
+    checked_gallery,
+    checked_output,
+    end,
+    rankings,
+    write_gallery,
+    write_table,
+)
 from jrm_plugin.cli.common import (
     add_model_arguments,
     add_sample_arguments,
@@ -12,6 +21,7 @@ from jrm_plugin.cli.common import (
     print_json,
     print_scores,
 )
+from jrm_plugin.data.samples import BulkItem
 from jrm_plugin.errors import JRMError
 
 
@@ -30,7 +40,12 @@ def run(options: argparse.Namespace) -> int:
         return _score_in_bulk(options)
     if not options.edited or options.instruction is None:
         raise JRMError("jrm score needs --instruction and --edited, or --input and --output; see jrm score --help.")
-    scores = make_scorer(options).score(named_samples(options))
+    samples = named_samples(options)
+    gallery = checked_gallery(options.gallery)
+    scores = make_scorer(options).score(samples)
+    if gallery:
+        items = [BulkItem(sample, {"edited": path}) for sample, path in zip(samples, options.edited, strict=True)]
+        write_gallery(gallery, rankings(items, [score.to_columns() for score in scores]))
     if options.json:
         print_json([{"edited": path, **s.to_dict()} for path, s in zip(options.edited, scores, strict=True)])
     else:
@@ -40,10 +55,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _score_in_bulk(options: argparse.Namespace) -> int:
     output = checked_output(options.output)
+    gallery = checked_gallery(options.gallery)
     in_place = output.suffix == ".jsonl"
     with bulk_rows(options, output, in_place=in_place) as (items, rows):
-        if options.gallery:
-            write_gallery(options.gallery, rankings(items, rows))
+        if gallery:
+            write_gallery(gallery, rankings(items, rows))
         if not in_place:
             write_table(output, rows)
-    return end(rows, [output, *filter(None, [options.gallery])])
+    return end(rows, [output, *filter(None, [gallery])])

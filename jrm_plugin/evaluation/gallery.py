@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.report import Scale, ShownGroup, template
-from jrm_plugin.files import new_folder, write_text
+from jrm_plugin.files import check_writable, new_folder, write_text
 from jrm_plugin.records.images import ImageLike, is_data_url, load_image
 
 PER_PAGE = 210  # candidates: 30 rows of 7, at most some megabytes
@@ -47,6 +47,22 @@ class Part:
     stop: int
 
 
+def check_gallery(path: Path) -> None:
+    """A [`JRMError`] if `path` is no name of a page, or the page or its folder cannot be written."""
+    folder = _folder(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise JRMError(f"the gallery {path} must have a name that ends in .html.")
+    check_writable(path.parent)
+    if path.is_dir() or folder.is_file():
+        raise JRMError(f"the gallery {path} cannot be written, nor its folder {folder}; choose another name.")
+    if folder.exists() and (others := [name for name in os.listdir(folder) if not re.fullmatch(r"\d+\.html", name)]):
+        raise JRMError(f"{folder} is for the gallery's pages and holds {others[0]}; choose another name.")
+
+
+def _folder(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_pages")
+
+
 def write_gallery(path: str | Path, groups: Sequence[RankedGroup], *, title: str = "Candidates, best first") -> Path:
     """Writes the gallery of `groups`; an older one of this name is replaced.
 
@@ -54,10 +70,10 @@ def write_gallery(path: str | Path, groups: Sequence[RankedGroup], *, title: str
         JRMError: a file cannot be written, an image cannot be read, or the folder of pages holds other files.
     """
     path = Path(path)
-    folder = path.with_name(f"{path.stem}_pages")
+    folder = _folder(path)
     pages = list(_pages([len(group["candidates"]) for group in groups]))
     files = [path, *(folder / f"{number}.html" for number in range(2, len(pages) + 1))]
-    _remove_old_pages(folder)
+    check_gallery(path)
     page_of = {part.number: number for number, parts in reversed([*enumerate(pages, 1)]) for part in parts}
     render = template("gallery.html.j2").render
     shared = {"title": title, "lead": _lead(groups)}
@@ -75,6 +91,7 @@ def write_gallery(path: str | Path, groups: Sequence[RankedGroup], *, title: str
         return text.encode(errors="replace").decode()  # names of files may hold what is no Unicode
 
     numbers = tqdm(range(len(pages), 0, -1), desc="Gallery", unit="page", disable=len(pages) < 3)  # the first one last
+    shutil.rmtree(folder, ignore_errors=True)  # an older gallery's pages
     if len(pages) > 1:
         with new_folder(folder) as staging:
             for number in numbers:
@@ -111,17 +128,6 @@ def _near(number: int, count: int) -> list[int]:
             result.append(0)
         result.append(k)
     return result
-
-
-def _remove_old_pages(folder: Path) -> None:
-    if os.path.lexists(folder):
-        try:
-            other = next((name for name in os.listdir(folder) if not re.fullmatch(r"\d+\.html", name)), None)
-            if other is not None:
-                raise JRMError(f"{folder} is for the gallery's pages and holds {other}; choose another name.")
-            shutil.rmtree(folder)
-        except OSError as error:
-            raise JRMError(f"{folder} cannot be replaced: {error.strerror}; choose another name.") from error
 
 
 # --- what a page shows ------------------------------------------------------------------------------------------------

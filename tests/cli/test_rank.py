@@ -117,17 +117,15 @@ def test_images_of_a_folder_or_a_glob_are_candidates_for_one_instruction(rank, i
         assert row["mu_overall"] == pytest.approx(same["mu"]["overall"], abs=1e-5)
 
 
-def test_it_goes_on_after_a_stop_and_keeps_what_fails(rank, table, records, tmp_path):
+def test_it_goes_on_after_a_stop_and_keeps_what_fails(jrm, rank, table, records, model_folder, tmp_path):
     table.write_text(table.read_text() + f"{records[0]['source']},{records[0]['instruction']},nowhere.png\n")
     output = tmp_path / "ranked.jsonl"
     assert rank("--input", table, "--output", tmp_path / "whole.jsonl").code == 2
-    rank_again = ("--input", table, "--output", output, "--gallery", tmp_path / "new" / "gallery.html")
-    assert "new" in rank(*rank_again).err  # there is no such folder: it ends after scoring
     partial = tmp_path / "ranked.jsonl.partial.jsonl"
+    assert jrm("score", "--model", model_folder, "--input", table, "--output", partial).code == 2  # the same rows
     lines = partial.read_text().splitlines(keepends=True)
     partial.write_text("".join(lines[:5]) + lines[5][:30])
-    (tmp_path / "new").mkdir()
-    finished = rank(*rank_again)
+    finished = rank("--input", table, "--output", output, "--gallery", tmp_path / "new" / "gallery.html")
     assert finished.code == 2 and "5 of 13 samples are in" in finished.err
     assert "1 samples could not be scored" in finished.err
     rows, whole = ([json.loads(line) for line in path.open()] for path in (output, tmp_path / "whole.jsonl"))
@@ -147,6 +145,7 @@ def test_mistakes_are_said_before_anything_is_scored(refused, table, images, mod
         (("--input", table, "--best", tmp_path / "full"), "is no empty folder"),
         (("--input", table, "--output", tmp_path / "there.csv"), "is there already"),
         (("--input", table, "--output", tmp_path / "x.xlsx"), "must end in"),
+        (("--input", table, "--gallery", tmp_path / "x.pdf"), "must have a name that ends in .html"),
         (("--input", table, "--top", 0), "--top must be at least 1"),
         (("--input", table, "--dimension", "beauty"), "has no dimension 'beauty'"),
         (("--input", table, "--edited", *images), "not both"),
