@@ -164,7 +164,7 @@ class JointRewardTrainer(RewardTrainer):
         # Sums over what was seen since the last log, by mode; see `_record`.
         self._outcomes: dict[str, defaultdict[str, list]] = {m: defaultdict(list) for m in ("train", "eval")}
         self._staging = False
-        self._trained_on = TrainedOn(processor)
+        self._trained_on = TrainedOn()
         self._alpha = args.alpha  # `self.args` is not there yet when the examples are checked
         super().__init__(
             model=model,

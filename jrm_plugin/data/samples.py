@@ -185,11 +185,10 @@ class SampleDigests:
 
 def _read_images(path: Path, instruction: str, sources: list[str]) -> list[BulkItem]:
     """Each image of a folder, its sub-folders included, or of a glob; the sources are no candidates."""
-    if not path.is_dir():
-        root, files = Path(), _matches(path)
-    else:
-        root, files = path, [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-        files = sorted(file for file in files if not any(map(_is_companion, file.relative_to(root).parts)))
+    files = _matches(path)
+    if path.is_dir():
+        files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        files = sorted(file for file in files if not any(map(_is_companion, file.relative_to(path).parts)))
         if texts := [file for file in files if file.name.lower() == _INSTRUCTION]:
             raise JRMError(f"{texts[0]} is an instruction already; leave --instruction out, or remove that file.")
     endings = Image.registered_extensions()
@@ -200,11 +199,12 @@ def _read_images(path: Path, instruction: str, sources: list[str]) -> list[BulkI
     edited = [file for file in images if os.path.realpath(file) not in given]
     _refuse_likely_source(edited, sources)
     _say_others([file for file in files if file not in {*images}], path)
-    records = [{"source": sources, "instruction": instruction, "edited": str(f.relative_to(root))} for f in edited]
-    return [
-        BulkItem(to_edit(instruction, sources, str(file), Path()), record)
-        for file, record in zip(edited, records, strict=True)
-    ]
+    items = []
+    for file in edited:
+        name = str(file.relative_to(path) if path.is_dir() else file)
+        record = {"source": sources, "instruction": instruction, "edited": name}
+        items.append(BulkItem(to_edit(instruction, sources, str(file), Path()), record))
+    return items
 
 
 def _refuse_likely_source(edited: list[Path], sources: Sequence[object]) -> None:

@@ -54,7 +54,7 @@ class JRMConfig(PreTrainedConfig):
         rope_positions: rotary positions of image tokens: `mrope`, the backbone's own in three dimensions, or `1d`, one
             after another like text, as some published reward models were trained.
         trained_tasks: tasks of the samples it was trained on; None where that was not recorded.
-        trained_pixels: `[smallest, largest]` of the images it was trained on, as the backbone saw them; likewise.
+        trained_pixels: `[smallest, largest]` of the images it was trained on, before they were scaled; likewise.
     """
 
     model_type = "jrm"

@@ -65,11 +65,15 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An image as the backbone takes it: its patches `[patches, C * T * P * P]`, their grid `[3]`, and its tokens."""
+    """An image as the backbone takes it: its patches `[patches, C * T * P * P]`, their grid `[3]`, and its tokens.
+
+    `pixels` is how many the image had before it was scaled.
+    """
 
     pixel_values: torch.Tensor
     grid_thw: torch.Tensor
     tokens: int
+    pixels: int
 
     @cached_property
     def digest(self) -> bytes:
@@ -309,7 +313,8 @@ class JRMProcessor:
         Raises:
             JRMError: it cannot be opened.
         """
-        return EncodedImage(*backbone.patches_of(self.image_processor, load_image(image)))
+        picture = load_image(image)
+        return EncodedImage(*backbone.patches_of(self.image_processor, picture), picture.width * picture.height)
 
     def image_tokens(self, image: Any) -> int:
         """How many tokens an image takes; reads no more of a file than its header."""

@@ -4,27 +4,27 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
-from jrm_plugin.model.backbone import pixels_per_token
-from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
+from jrm_plugin.model.processing import EncodedSequence
+from jrm_plugin.records.images import image_size
 from jrm_plugin.records.samples import Sample
 
 FIELDS = ("trained_tasks", "trained_pixels")  # of the config
-TOLERANCE = 1.5  # times more or fewer pixels than the trained ones are no other size yet
+TOLERANCE = 4  # times more or fewer pixels, twice or half of each side, are no other size yet
 
 
 class TrainedOn:
-    """Gathers the tasks of examples and the sizes of their images as the backbone sees them: scaled, whole tokens."""
+    """Gathers the tasks of examples and the sizes of their images, as they are before they are scaled."""
 
-    def __init__(self, processor: JRMProcessor):
-        self._processor, self._tasks, self._pixels = processor, set[str](), set[int]()
+    def __init__(self) -> None:
+        self._tasks, self._pixels = set[str](), set[int]()
 
     def add(self, *samples: Sample) -> None:
         """Looks at samples that are trained on; reads no more of an image than its header."""
         for sample in samples:
             self._tasks.add(sample.task)
             for image in (*sample.prompt_images, *sample.response_images):
-                tokens = self._processor.image_tokens(image)
-                self._pixels.add(tokens * pixels_per_token(self._processor.image_processor))
+                width, height = image_size(image)
+                self._pixels.add(width * height)
 
     def record(self, config: PreTrainedConfig) -> None:
         """Adds what was gathered to what the config says already; with nothing gathered, it stays as it is."""
@@ -37,9 +37,8 @@ class TrainedOn:
 class NotTrainedOn:
     """Notices, once each, a task and an image size that a checkpoint was not trained on."""
 
-    def __init__(self, config: PreTrainedConfig, processor: JRMProcessor):
+    def __init__(self, config: PreTrainedConfig):
         self._tasks, self._pixels = (getattr(config, name, None) for name in FIELDS)
-        self._per_token = pixels_per_token(processor.image_processor)
 
     def notice(self, sequences: Sequence[EncodedSequence]) -> list[str]:
         """What is to be said of a sample that is about to be scored, of its sequences."""
@@ -52,13 +51,13 @@ class NotTrainedOn:
             self._tasks = None
         if self._pixels:
             low, high = self._pixels
-            sizes = [image.tokens * self._per_token for sequence in sequences for image in sequence.images]
+            sizes = [image.pixels for sequence in sequences for image in sequence.images]
             other = next((size for size in sizes if not low / TOLERANCE <= size <= high * TOLERANCE), None)
             if other is not None:
                 trained = f"{low:,}" if low == high else f"{low:,} to {high:,}"
                 sentences.append(
-                    f"this checkpoint was trained on images of {trained} pixels (scaled as the model takes them); an "
-                    f"image of {other:,} pixels is scored, and scores may mean little at that size."
+                    f"this checkpoint was trained on images of {trained} pixels; an image of {other:,} pixels is "
+                    "scored, and scores may mean little at that size."
                 )
                 self._pixels = None
         return sentences

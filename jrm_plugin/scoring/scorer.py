@@ -74,7 +74,7 @@ class RewardScorer:
             )
         self.model, self.processor = model.eval(), processor
         self.engine = _engine(engine, model, processor, memory_budget, cache_bytes)
-        self._not_trained_on = NotTrainedOn(model.config, processor)
+        self._not_trained_on = NotTrainedOn(model.config)
         self._decoding = DecodingBudget(memory_budget // 2)  # images are decoded on CPU, beside what is computed
         logger.info("Scoring with %s.", self)
 
