@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from jrm_plugin.cli.common import make_scorer, named_model
+from jrm_plugin.cli.common import make_scorer
 from jrm_plugin.data.samples import BulkItem, SampleDigests, read_samples
 from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
@@ -30,6 +30,7 @@ from jrm_plugin.records.names import value_of
 from jrm_plugin.records.samples import OVERALL, StoredImage
 from jrm_plugin.records.scores import SCORE_COLUMNS, RewardScore
 from jrm_plugin.runs import append_records, cut_off_line, locked, read_records
+from jrm_plugin.scoring.loading import named_model
 from jrm_plugin.scoring.protocol import Scorer, ranked
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def _score(options: argparse.Namespace, items: list[BulkItem], rows: Path, dimen
     """All rows, those of an earlier run included."""
     from jrm_plugin.model.checkpoint import checkpoint_digest  # slow to import
 
-    columns = _own_columns(items, options, checkpoint_digest(named_model(options)))
+    options.model = named_model(options.model)
+    columns = _own_columns(items, options, checkpoint_digest(options.model))
     done = _rows_done(rows, columns)
     if done:
         print(f"jrm: {done} of {len(items)} samples are in {rows} already; going on.", file=sys.stderr)

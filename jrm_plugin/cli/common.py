@@ -9,14 +9,13 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.files import to_json
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.loading import DEFAULT_MODEL, load_scorer
 from jrm_plugin.scoring.protocol import Scorer
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-DEFAULT_MODEL = "jrm-tiny"
 SHORT_NAME = 16  # columns of a terminal that an image's name has at least
 WIDE = 10_000  # more columns than any table has
 
@@ -41,18 +40,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-pixels", type=int, help="scale larger images down to this (default: the model's own)")
 
 
-def named_model(options: argparse.Namespace) -> str:
-    """The model that is named; where none is, the built-in one, and that is said."""
-    if options.model is None:
-        options.model = DEFAULT_MODEL
-        print(
-            f"jrm: no --model is named: {DEFAULT_MODEL} scores, which knows coloured shapes "
-            "(ShapeEdits) and nothing else.",
-            file=sys.stderr,
-        )
-    return options.model
-
-
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -68,7 +55,7 @@ def make_scorer(options: argparse.Namespace) -> Scorer:
     if options.memory is not None and not 0 < options.memory <= 2**20:  # 1 PiB: no number that overflows
         raise JRMError(f"--memory must be above 0 and at most {2**20} (GiB), got {options.memory}.")
     return load_scorer(
-        named_model(options),
+        options.model,
         device=options.device,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         max_pixels=options.max_pixels,

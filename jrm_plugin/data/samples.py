@@ -194,7 +194,9 @@ def _read_images(path: Path, instruction: str, sources: list[str]) -> list[BulkI
     endings = Image.registered_extensions()
     images = [file for file in files if file.suffix.lower() in endings]
     if not images:
-        raise JRMError(f"{path} holds no image to score for the instruction; check the path.")
+        raise JRMError(
+            f"{path} is no image to score for the instruction, and holds none; leave out what the input says itself."
+        )
     given = {os.path.realpath(source) for source in sources}
     edited = [file for file in images if os.path.realpath(file) not in given]
     _refuse_likely_source(edited, sources)

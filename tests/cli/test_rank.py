@@ -151,7 +151,7 @@ def test_mistakes_are_said_before_anything_is_scored(refused, table, images, mod
         (("--input", table, "--edited", *images), "not both"),
         (("--input", table, "--source", *images), "a source belongs to an instruction"),
         (("--input", tmp_path / "*.jpg", "--instruction", "x"), "no file matches"),
-        (("--input", tmp_path / "full", "--instruction", "x"), "holds no image"),
+        (("--input", tmp_path / "full", "--instruction", "x"), "is no image to score"),
         (("--instruction", "x"), "needs --instruction and --edited, or --input"),
         (("--edited", images[1], "--instruction", "x", "--output", "x.csv"), "--output belongs to --input"),
     ):

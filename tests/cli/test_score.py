@@ -48,7 +48,7 @@ def test_the_default_model_is_jrm_tiny(jrm, images):
     finished = jrm(*arguments, "--json")
     assert finished.code == 0
     assert finished.err == (
-        "jrm: no --model is named: jrm-tiny scores, which knows coloured shapes (ShapeEdits) and nothing else.\n"
+        "No model is named: jrm-tiny scores, which knows coloured shapes (ShapeEdits) and nothing else.\n"
     )
     named = jrm(*arguments, "--model", "jrm-tiny", "--json")
     assert named.err == "" and json.loads(finished.out) == json.loads(named.out)
