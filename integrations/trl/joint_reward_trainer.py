@@ -35,6 +35,7 @@ from jrm_plugin.kernels import win_probability
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.trained_on import TrainedOn
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
@@ -147,6 +148,7 @@ class JointRewardTrainer(RewardTrainer):
         # Sums over what was seen since the last log, by mode; see `_record`.
         self._outcomes: dict[str, defaultdict[str, list]] = {m: defaultdict(list) for m in ("train", "eval")}
         self._staging = False
+        self._trained_on = TrainedOn()
         self._alpha = args.alpha  # `self.args` is not there yet when the examples are checked
         super().__init__(
             model=model,
@@ -157,6 +159,7 @@ class JointRewardTrainer(RewardTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        self._trained_on.record(model.config)
 
     # -- data
 
@@ -181,6 +184,8 @@ class JointRewardTrainer(RewardTrainer):
                 length = self._length(example)
             except JRMError as error:
                 raise JRMError(f"{_origin(example) or name}: {error}") from error
+            if dataset_name == "train" and isinstance(example, PreferencePair):
+                self._trained_on.add(example.chosen, example.rejected)
             if length > self._longest:
                 too_long.append((number, length))
         if too_long:

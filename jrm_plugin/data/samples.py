@@ -1,25 +1,36 @@
-"""Samples to score in bulk: a JSONL file, or a folder of edits.
+"""Samples to score in bulk: a file of records, a folder of edits, or images that are candidates for one instruction.
 
 JSONL: one object a line, `{"source": path or list or null, "instruction": text, "edited": path}`, paths relative to the
-file's folder. `records.names` has the other names that are taken; further keys are carried along.
+file's folder. `records.names` has the other names that are taken; further keys are carried along. CSV, TSV and Parquet
+hold the same in columns; an empty cell is null, and a list is written as JSON.
 
 Folder: each sub-folder with images is one edit with `instruction.txt`, `source.*` (or `source_1.*`, `source_2.*`, …;
 none for a generation), and the images to score under any other name. Capital letters make no difference. Hidden files
 and what systems leave beside images (`._x.png`, `__MACOSX`, `Thumbs.db`) are no part of it.
+
+A glob (`shards/*.jsonl`) stands for all files it matches, in order of their names.
 """
 
+import csv
+import glob
 import hashlib
+import io
+import json
 import logging
+import os
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from jrm_plugin.data.reading import BadRecord, need, read_json_lines, to_edit
-from jrm_plugin.errors import JRMError
-from jrm_plugin.files import content_digest, read_text
+from jrm_plugin.errors import JRMError, as_jrm_error
+from jrm_plugin.extras import require
+from jrm_plugin.files import content_digest, parse_json, read_text
 from jrm_plugin.records.checks import checked_text
 from jrm_plugin.records.images import digest, is_data_url
 from jrm_plugin.records.names import names_in, refuse_hidden_source, refuse_near_names, value_of
@@ -42,17 +53,29 @@ class BulkItem:
     record: dict
 
 
-def read_samples(path: Path) -> list[BulkItem]:
-    """All samples of a JSONL file or a folder of edits.
+def read_samples(path: Path, *, instruction: str | None = None, sources: Sequence[str] = ()) -> list[BulkItem]:
+    """All samples of a file, a folder of edits or a glob; or the images of a folder or a glob, for one instruction.
 
     Says, by a warning, how many samples are of which task where they are of several, and what files of a folder are no
     images.
+
+    Args:
+        path: the file, folder or glob.
+        instruction: what all images of `path` were made for; None where `path` itself says it.
+        sources: the images that they were made from, beside an instruction.
 
     Raises:
         JRMError: a line is no such object, an image may be a source and is not named as one, or there is nothing to
             score; names the file and line.
     """
-    items = _read_folder(path) if path.is_dir() else _read_lines(path)
+    if instruction is not None:
+        items = _read_images(path, instruction, list(sources))
+    elif sources:
+        raise JRMError("a source belongs to an instruction; give both, or neither where the input has them.")
+    elif path.is_dir():
+        items = _read_folder(path)
+    else:
+        items = [item for file in _matches(path) for item in _read_records(file)]
     tasks = Counter(item.sample.task for item in items)
     if len(tasks) > 1:
         counts = " and ".join(f"{count} as {task}s" for task, count in tasks.most_common())
@@ -60,10 +83,20 @@ def read_samples(path: Path) -> list[BulkItem]:
     return items
 
 
-def _read_lines(path: Path) -> list[BulkItem]:
+def _matches(path: Path) -> list[Path]:
+    """The files of a glob; a path that is there, or is no glob, itself."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+    if not files:
+        raise JRMError(f"no file matches {path}: check the pattern.")
+    return files
+
+
+def _read_records(path: Path) -> list[BulkItem]:
     items: list[BulkItem] = []
     bad: list[BadRecord] = []
-    for row, record in read_json_lines(path, bad, progress=False):
+    for row, record in _records(path, bad):
         try:
             items.append(_to_item(record, path.parent))
         except JRMError as error:
@@ -73,6 +106,36 @@ def _read_lines(path: Path) -> list[BulkItem]:
     if not items:
         raise JRMError(f"{path} holds no sample.")
     return items
+
+
+def _records(path: Path, bad: list[BadRecord]) -> Iterator[tuple[int, dict]]:
+    """Row number (from 1) and record."""
+    ending = path.suffix.lower()
+    if ending in (".csv", ".tsv"):
+        with as_jrm_error(f"{path} cannot be read as a table"):
+            lines = [*csv.reader(io.StringIO(read_text(path)), delimiter="," if ending == ".csv" else "\t")]
+        for row, cells in enumerate(lines[1:], 2):
+            if len(cells) == len(lines[0]):
+                yield row, dict(zip(lines[0], map(_of_cell, cells), strict=True))
+            elif cells:
+                bad.append(BadRecord(str(path), row, f"it has {len(cells)} cells, and the first {len(lines[0])}"))
+    elif ending == ".parquet":
+        require("pyarrow", "a .parquet input", install="jrm-plugin[parquet]")
+        import pyarrow.parquet as pq
+
+        with as_jrm_error(f"{path} cannot be read as Parquet"):
+            records = pq.read_table(path).to_pylist()
+        yield from enumerate(records, 1)
+    else:
+        yield from read_json_lines(path, bad, progress=False)
+
+
+def _of_cell(cell: str) -> object:
+    """What a cell of CSV holds: text, a list as JSON, or nothing."""
+    if cell.startswith("["):
+        with suppress(JRMError, json.JSONDecodeError):
+            return parse_json(cell)
+    return cell or None
 
 
 def _to_item(record: dict, root: Path) -> BulkItem:
@@ -117,6 +180,49 @@ class SampleDigests:
         return self._of_files[image]
 
 
+# --- images for one instruction ---------------------------------------------------------------------------------------
+
+
+def _read_images(path: Path, instruction: str, sources: list[str]) -> list[BulkItem]:
+    """Each image of a folder, its sub-folders included, or of a glob; the sources are no candidates."""
+    files = _matches(path)
+    if path.is_dir():
+        files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        files = sorted(file for file in files if not any(map(_is_companion, file.relative_to(path).parts)))
+        if texts := [file for file in files if file.name.lower() == _INSTRUCTION]:
+            raise JRMError(f"{texts[0]} is an instruction already; leave --instruction out, or remove that file.")
+    endings = Image.registered_extensions()
+    images = [file for file in files if file.suffix.lower() in endings]
+    if not images:
+        raise JRMError(
+            f"{path} is no image to score for the instruction, and holds none; leave out what the input says itself."
+        )
+    given = {os.path.realpath(source) for source in sources}
+    edited = [file for file in images if os.path.realpath(file) not in given]
+    _refuse_likely_source(edited, sources)
+    _say_others([file for file in files if file not in {*images}], path)
+    items = []
+    for file in edited:
+        name = str(file.relative_to(path) if path.is_dir() else file)
+        record = {"source": sources, "instruction": instruction, "edited": name}
+        items.append(BulkItem(to_edit(instruction, sources, str(file), Path()), record))
+    return items
+
+
+def _refuse_likely_source(edited: list[Path], sources: Sequence[object]) -> None:
+    if near := [path for path in edited if not sources and _LIKE_A_SOURCE.fullmatch(path.stem)]:
+        raise JRMError(
+            f"{near[0]} may be the source of the edits beside it; call it source{near[0].suffix}, or rename it."
+        )
+
+
+def _say_others(others: list[Path], root: Path) -> None:
+    if others:
+        logger.warning(
+            "%d files in %s are no images and are not scored; the first is %s.", len(others), root, others[0]
+        )
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -139,10 +245,7 @@ def _read_folder(root: Path) -> list[BulkItem]:
             raise JRMError(f"the folder {folder} must hold one {_INSTRUCTION} beside its images, not {len(texts)}.")
     if not items:
         raise JRMError(f"the folder {root} holds no edit: a sub-folder with {_INSTRUCTION} and images to score.")
-    if others:
-        logger.warning(
-            "%d files in %s are no images and are not scored; the first is %s.", len(others), root, others[0]
-        )
+    _say_others(others, root)
     return items
 
 
@@ -155,10 +258,7 @@ def _read_edit(root: Path, text: Path, images: list[Path]) -> list[BulkItem]:
         raise JRMError(f"{text.parent} has the sources {names}; keep one of each number.")
     if not edited:
         raise JRMError(f"{text.parent} has no image to score.")
-    if near := [path for path in edited if not sources and _LIKE_A_SOURCE.fullmatch(path.stem)]:
-        raise JRMError(
-            f"{near[0]} may be the source of the edits beside it; call it source{near[0].suffix}, or rename it."
-        )
+    _refuse_likely_source(edited, sources)
     instruction = read_text(text).strip()
     items = []
     for path in edited:

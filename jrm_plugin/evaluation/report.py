@@ -8,10 +8,10 @@ import base64
 import html
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jinja2
 from markupsafe import Markup
@@ -104,7 +104,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         page = _Page(folder)
-        text = _template().render(_content(page, report))
+        text = template("report.html.j2").render(_content(page, report))
         path = folder / "report.html"
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -231,28 +231,19 @@ def _ranked(page: _Page, number: int, group: ShownGroup) -> dict:
     verdicts = _verdicts(best_first)
     strip = charts.ranked_strip(charts.LIGHT, {**group, "candidates": best_first}, verdicts)
     (page.folder / f"ranked_{number}.png").write_bytes(charts.png(strip))
-    scores = [candidate["score"] for candidate in best_first]
-    names = [OVERALL, *(name for name in scores[0].mu if name != OVERALL)] if scores else []
-    low, high = _scale([s.mu[name] + side * s.sigma[name] for s in scores for name in names for side in (-1, 1)])
-
-    def place(value: float) -> float:
-        return round(100 * (value - low) / (high - low), 2)
-
+    scale = Scale.of([candidate["score"] for candidate in best_first])
     candidates = []
     for candidate, verdict in zip(best_first, verdicts, strict=True):
-        rows = []
-        for name in names:
-            mu, sigma = candidate["score"].mu[name], candidate["score"].sigma[name]
-            left, right = place(mu - sigma), place(mu + sigma)
-            rows.append({"name": name, "mu": mu, "sigma": sigma, "at": place(mu), "left": left, "width": right - left})
         image = page.picture(enlarged(candidate["image"]))
-        candidates.append({"image": image, "rows": rows, "note": candidate.get("note", ""), "verdict": verdict})
+        rows = scale.rows(candidate["score"])
+        note = candidate.get("note", "")
+        candidates.append({"image": image, "rows": rows, "note": note, "verdict": verdict, "link": None})
     return {
         "instruction": group["instruction"],
         "sources": [page.picture(enlarged(source)) for source in group["sources"]],
         "candidates": candidates,
         "agreeing": sum(bool(verdict and verdict["agrees"]) for verdict in verdicts),
-        "scale": {"low": low, "high": high, "zero": place(0)},
+        "scale": scale,
     }
 
 
@@ -271,10 +262,38 @@ def _verdicts(best_first: list[ShownCandidate]) -> list[dict | None]:
     return verdicts
 
 
-def _scale(values: list[float]) -> tuple[int, int]:
-    """Whole numbers below and above all values and zero; where zero is not an end, room for its label beside theirs."""
-    low, high = min(0, math.floor(min(values, default=0))), max(1, math.ceil(max(values, default=1)))
-    return (min(low, -math.ceil(high / 5)), max(high, math.ceil(-low / 5))) if low else (low, high)
+class Scale(NamedTuple):
+    """Of the bars of an instruction's scores: whole numbers below and above all values and zero."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, scores: Sequence[RewardScore]) -> "Scale":
+        values = [s.mu[name] + side * s.sigma[name] for s in scores for name in s.mu for side in (-1, 1)]
+        low, high = min(0, math.floor(min(values, default=0))), max(1, math.ceil(max(values, default=1)))
+        if not low:
+            return cls(low, high)
+        return cls(min(low, -math.ceil(high / 5)), max(high, math.ceil(-low / 5)))  # room for zero's label
+
+    def place(self, value: float) -> float:
+        """Per cent of the way from low to high."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+    @property
+    def zero(self) -> float:
+        return self.place(0)
+
+    def rows(self, score: RewardScore) -> list[dict]:
+        """What is drawn of a score: a bar for each name, overall first."""
+        rows = []
+        for name in score.names:
+            mu, sigma = score.mu[name], score.sigma[name]
+            left, right = self.place(mu - sigma), self.place(mu + sigma)
+            rows.append(
+                {"name": name, "mu": mu, "sigma": sigma, "at": self.place(mu), "left": left, "width": right - left}
+            )
+        return rows
 
 
 def _critiques(page: _Page, number: int, shown: ShownCritiques) -> dict:
@@ -388,9 +407,15 @@ def reasoning_html(reasoning: str) -> Markup:
     return Markup(html.escape(first) + "".join(tagged))
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of this folder."""
+    folder = files("jrm_plugin.evaluation")
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
     )
     environment.filters |= {
         "words": charts.words,
@@ -400,6 +425,4 @@ def _template() -> jinja2.Template:
         "points": points,
         "duration": duration,
     }
-    return environment.from_string(
-        files("jrm_plugin.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
+    return environment.get_template(name)

@@ -4,9 +4,11 @@ import json
 import shlex
 from pathlib import Path
 
+import pyarrow
 import pytest
 from documentation import ROOT, Block, commands
 from PIL import Image
+from pyarrow import csv, parquet
 
 from jrm_plugin.integrations.trl.training import parse
 
@@ -42,8 +44,14 @@ def readers_folder(tmp_path_factory, images) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     for name, path in zip("abc", images, strict=True):
         Image.open(path).save(folder / f"{name}.png")
-    line = {"source": "a.png", "instruction": "make the red circle blue", "edited": "b.png"}
-    (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    for name in ("candidates/1", "candidates/2", "out/x_a", "out/x_b"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.open(images[1]).save(folder / f"{name}.png")
+    samples = [{"source": "a.png", "instruction": "make the red circle blue", "edited": f"{name}.png"} for name in "bc"]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    table = pyarrow.Table.from_pylist(samples)
+    csv.write_csv(table, folder / "samples.csv")
+    parquet.write_table(table, folder / "samples.parquet")
     return folder
 
 
