@@ -2,7 +2,10 @@
 
 import json
 import shlex
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from shutil import copytree
 
 import pyarrow
 import pytest
@@ -39,8 +42,8 @@ def documented() -> list:
 
 
 @pytest.fixture(scope="module")
-def readers_folder(tmp_path_factory, images) -> Path:
-    """What a reader has: a source image, edits of it, and lines that name them."""
+def readers_folder(tmp_path_factory, images) -> Callable[[Block], Path]:
+    """`readers_folder(block)`: images, edits of them and lines that name them, where the commands of a block run."""
     folder = tmp_path_factory.mktemp("reader")
     for name, path in zip("abc", images, strict=True):
         Image.open(path).save(folder / f"{name}.png")
@@ -52,14 +55,14 @@ def readers_folder(tmp_path_factory, images) -> Path:
     table = pyarrow.Table.from_pylist(samples)
     csv.write_csv(table, folder / "samples.csv")
     parquet.write_table(table, folder / "samples.parquet")
-    return folder
+    return cache(lambda block: copytree(folder, tmp_path_factory.mktemp("block"), dirs_exist_ok=True))
 
 
 @pytest.mark.parametrize(("block", "command"), documented())
 def test_a_command_runs(block: Block, command: str, jrm, readers_folder):
     program, *arguments = shlex.split(command, comments=True)
     assert program == "jrm", f"{block.name}: run it, or say in NOT_RUN why not"
-    finished = jrm(*arguments, folder=readers_folder)
+    finished = jrm(*arguments, folder=readers_folder(block))
     assert finished.code == 0, finished.err
 
 
