@@ -208,18 +208,24 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What the input calls its image; its digest, where it has no name."""
+        """What the input calls its image; its digest, where that is no name."""
         edited = value_of(self.item.record, "edited")
-        return edited if isinstance(edited, str) and not is_data_url(edited) else self.row["digest"]
+        if isinstance(edited, str) and not is_data_url(edited):
+            return edited
+        return self.row.get("digest") or self.item.sample.key()[-16:]
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The candidates of one prompt, by their scores in a dimension; `failed` are those that could not be scored."""
+    """The candidates of one prompt, by their scores in a dimension; `failed` are those that could not be scored.
+
+    `win_over_second` is P(the first is better than the second), where there are two.
+    """
 
     candidates: list[Candidate]
     failed: list[Candidate]
     dimension: str
+    win_over_second: float | None
 
     @property
     def instruction(self) -> str:
@@ -227,14 +233,6 @@ class Ranking:
 
     def top(self, count: int | None) -> "Ranking":
         return replace(self, candidates=self.candidates[:count])
-
-    @property
-    def win_over_second(self) -> float | None:
-        """P(the first is better than the second), where there are two."""
-        if len(self.candidates) < 2:
-            return None
-        first, second = (candidate.score for candidate in self.candidates[:2])
-        return first.reward("win_probability", against=second, dimension=self.dimension)
 
 
 def rankings(items: list[BulkItem], rows: list[dict], dimension: str = OVERALL) -> list[Ranking]:
@@ -247,8 +245,11 @@ def rankings(items: list[BulkItem], rows: list[dict], dimension: str = OVERALL) 
     for group in groups.values():
         scored = [candidate for candidate in group if candidate.score is not None]
         places = ranked([candidate.score for candidate in scored], dimension)
+        win = None
+        if len(places) > 1:
+            win = places[0].score.reward("win_probability", against=places[1].score, dimension=dimension)
         failed = [candidate for candidate in group if candidate.score is None]
-        result.append(Ranking([scored[place.position] for place in places], failed, dimension))
+        result.append(Ranking([scored[place.position] for place in places], failed, dimension, win))
     return result
 
 

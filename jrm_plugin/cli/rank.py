@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     items = [BulkItem(sample, {"edited": path}) for sample, path in zip(samples, options.edited, strict=True)]
     (ranking,) = rankings(items, [score.to_columns() for score in scorer.score(samples)], options.dimension)
     if options.best:
-        write_image(options.best, load_image(ranking.candidates[0].name))
+        write_image(options.best, load_image(ranking.candidates[0].image))
     if gallery:
         write_gallery(gallery, [ranking.top(options.top)])
     _print(options, [ranking])
@@ -164,7 +164,7 @@ def _scores(options: argparse.Namespace, ranking: Ranking) -> list[dict]:
     """What `--json` prints of candidates that are named on the command line."""
     rows = []
     for place, candidate in enumerate(ranking.candidates[: options.top], 1):
-        rows.append({"place": place, "edited": candidate.name, **candidate.score.to_dict()})
+        rows.append({"place": place, **candidate.item.record, **candidate.score.to_dict()})
     if (win := ranking.win_over_second) is not None:
         rows[0]["win_over_second"] = win
     return rows

@@ -146,7 +146,7 @@ class RewardScore:
         values: dict[str, dict[str, float]] = {kind: {} for kind in SCORE_COLUMNS}
         for column, value in record.items():
             kind, _, name = column.partition("_")
-            if kind in values and name and value is not None:
+            if kind in values and name and value not in (None, ""):  # CSV's nothing
                 try:
                     values[kind][name] = float(value)
                 except (TypeError, ValueError):

@@ -95,6 +95,7 @@ def test_the_best_of_each_by_a_dimension(rank, table, tmp_path):
     finished = rank("--input", table, "--output", tmp_path / "ranked.parquet", *top)
     rows = pq.read_table(tmp_path / "ranked.parquet").to_pylist()
     assert finished.code == 0 and rows == json.loads(finished.out) and [row["place"] for row in rows] == [1] * 6
+    assert all(0 < row["win_over_second"] < 1 for row in rows)
     every = json.loads(rank("--input", table, "--json").out)
     for row in rows:
         candidates = [other["mu_visual_quality"] for other in every if other["group"] == row["group"]]

@@ -1,5 +1,6 @@
 """Scoring in bulk: every row once, in order, whatever interrupts it."""
 
+import csv
 import json
 import os
 import shutil
@@ -65,8 +66,8 @@ def test_jsonl_holds_every_record_in_order(score, write, records, edits, model_f
     for row, record, one in zip(rows, [*records, awkward], scores, strict=True):
         assert {name: row[name] for name in record} == record
         assert row["model"] == str(model_folder)
-        score = RewardScore.from_columns(row)
-        assert score.mu == pytest.approx(one.mu, abs=1e-5) and score.sigma == pytest.approx(one.sigma, abs=1e-5)
+        read = RewardScore.from_columns(row)
+        assert read.mu == pytest.approx(one.mu, abs=1e-5) and read.sigma == pytest.approx(one.sigma, abs=1e-5)
     again = score(source, tmp_path / "new" / "scores.jsonl")
     assert again.code == 0 and _read(tmp_path / "new" / "scores.jsonl") == rows
 
@@ -196,6 +197,18 @@ def test_it_does_not_go_on_with_other_options_or_in_what_is_no_file(
     assert "is the input" in refused(*bulk, tmp_path / "x.parquet")
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "is no file" in refused(*bulk, tmp_path / "pipe.jsonl")
+
+
+def test_csv_has_a_cell_for_each_value(score, write, records, tmp_path):
+    several = {**records[1], "source": [records[1]["source"]] * 2, "instruction": 'two\n"lines", and more'}
+    broken = {**records[2], "edited": "images/nowhere.png", "note": {"a": 1}}
+    finished = score(write([records[0], several, broken]), tmp_path / "scores.csv")
+    assert finished.code == 2 and [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open(newline="")))
+    assert [row["instruction"] for row in rows] == [r["instruction"] for r in (records[0], several, broken)]
+    assert json.loads(rows[1]["source"]) == several["source"] and json.loads(rows[2]["note"]) == {"a": 1}
+    assert (rows[0]["note"], rows[0]["error"], rows[2]["mu_overall"]) == ("", "", "")
+    assert RewardScore.from_columns(rows[1]).names == ["overall", "instruction_following", "visual_quality"]
 
 
 def test_objects_of_any_kind_fit_into_parquet(score, write, records, tmp_path):
