@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,23 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Records:
-    """What a file holds: the examples, in the order of the file, and the records that were left out."""
+    """What a file holds: the examples, in the order of the file, and the records that were left out.
 
-    examples: list
+    `understood` says in a line how its columns were read, where that was found out from their names.
+    """
+
+    examples: Sequence
     bad: list[BadRecord]
+    understood: str = ""
 
 
-def checked_records(examples: list, bad: list[BadRecord], strict: bool) -> Records:
+def checked_records(examples: Sequence, bad: list[BadRecord], strict: bool, understood: str = "") -> Records:
     """The records of a file; a [`JRMError`] with the first bad one if there is one and `strict`."""
     if strict and bad:
         count = "1 bad record" if len(bad) == 1 else f"{len(bad)} bad records"
         first = str(bad[0]).rstrip(".")
         raise JRMError(f"{first} ({count} in all; mend the file, or leave bad records out with strict=False).")
-    return Records(examples, bad)
+    return Records(examples, bad, understood)
 
 
 # --- a file's records -------------------------------------------------------------------------------------------------
