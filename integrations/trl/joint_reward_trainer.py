@@ -283,7 +283,7 @@ class JointRewardTrainer(RewardTrainer):
         )
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = [COLUMN]
+        self._signature_columns = [COLUMN, "error"]  # of rows that are dicts
 
     # -- the loss
 
