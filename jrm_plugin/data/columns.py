@@ -233,15 +233,16 @@ class Layout:
 
     def understood(self, examples: int) -> str:
         """A line that says how the table was read."""
+        counts = ", ".join(f"{label} {count}" for label, count in sorted(self.labels.items()))
+        after = {"label": f" ({counts})" if counts else ""}
+        order = sorted(self.fields, key=lambda name: (FIELDS.index(name) if name in FIELDS else len(FIELDS), name))
         fields = ", ".join(
-            f"{name}={column if isinstance(column, str) else '+'.join(column)}" for name, column in self.fields.items()
-        )
-        labels = (
-            f" ({', '.join(f'{name} {count}' for name, count in sorted(self.labels.items()))})" if self.labels else ""
+            f"{name}={column if isinstance(column := self.fields[name], str) else '+'.join(column)}{after.get(name, '')}"
+            for name in order
         )
         what = "texts to learn" if self._kind == "text" else "pairs"
         answers = f" of {self._answers}" if self._answers else ""
-        return f"{self.table.name}: {self.table.kind}, {examples} {what}{answers}; {fields}{labels}."
+        return f"{self.table.name}: {self.table.kind}, {examples} {what}{answers}; {fields}."
 
     # -- a row's values
 

@@ -119,7 +119,9 @@ def test_rows_keep_their_number_and_what_else_they_say(folder):
         {"by": "me", "file": str(path), "row": 2},
         {"file": str(path), "row": 3},
     ]
-    assert records.understood.startswith(f"{path}: CSV, 2 pairs of images; chosen=chosen, rejected=rejected")
+    assert (
+        records.understood == f"{path}: CSV, 2 pairs of images; instruction=prompt, chosen=chosen, rejected=rejected."
+    )
 
 
 # --- names and mappings -----------------------------------------------------------------------------------------------

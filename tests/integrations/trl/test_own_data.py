@@ -173,6 +173,7 @@ def test_critiques_of_an_unknown_dimension_are_refused(images, config):
 
 MEMORY = """
 import ctypes, gc, io, sys
+import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pillow
 from jrm_plugin import PreferencePair, Sample
