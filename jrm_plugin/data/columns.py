@@ -236,10 +236,8 @@ class Layout:
         counts = ", ".join(f"{label} {count}" for label, count in sorted(self.labels.items()))
         after = {"label": f" ({counts})" if counts else ""}
         order = sorted(self.fields, key=lambda name: (FIELDS.index(name) if name in FIELDS else len(FIELDS), name))
-        fields = ", ".join(
-            f"{name}={column if isinstance(column := self.fields[name], str) else '+'.join(column)}{after.get(name, '')}"
-            for name in order
-        )
+        columns = {n: column if isinstance(column, str) else "+".join(column) for n, column in self.fields.items()}
+        fields = ", ".join(f"{name}={columns[name]}{after.get(name, '')}" for name in order)
         what = "texts to learn" if self._kind == "text" else "pairs"
         answers = f" of {self._answers}" if self._answers else ""
         return f"{self.table.name}: {self.table.kind}, {examples} {what}{answers}; {fields}."
