@@ -19,7 +19,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -69,7 +69,7 @@ class Layout:
 
     def __init__(self, table: Table, columns: Columns | None = None):
         self.table, self._given = table, dict(columns or {})
-        self._check_mapping()
+        check_columns(table, self._given, FIELDS)
         self.fields: dict[str, str | list[str]] = {
             name: column if isinstance(column, str) else [*column]
             for name, column in self._given.items()
@@ -83,21 +83,6 @@ class Layout:
         self._answers: str | None = None  # images or texts, as the first row has them
 
     # -- what is where
-
-    def _check_mapping(self) -> None:
-        names = self.table.names
-        for name, column in self._given.items():
-            if name not in FIELDS and not _dimension_of(name):
-                raise JRMError(f"columns has the field {name!r}, which is none of {', '.join(FIELDS)}.")
-            parts = [] if column is None else column if isinstance(column, (list, tuple)) else [column]
-            for part in parts:
-                if not isinstance(part, str):
-                    raise JRMError(f"columns says {name}: {shortened(part)}, which is no text; put it in quotes.")
-                if part not in names:
-                    raise JRMError(
-                        f"columns says {name}: {part}, and {self.table.name} ({self.table.kind}) has the columns "
-                        f"{', '.join(names)}."
-                    )
 
     def _find(self) -> None:
         used = {c for column in self.fields.values() for c in ([column] if isinstance(column, str) else column)}
@@ -424,6 +409,22 @@ class Layout:
     def _info(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What else the row says, as far as it is plain."""
         return {name: row[name] for name in self._free if name in row and _is_plain(row[name])}
+
+
+def check_columns(table: Table, columns: Columns, fields: Collection[str]) -> None:
+    """Raises a [`JRMError`] where a mapping names a field that is none of `fields`, or a column that is not there."""
+    for name, column in columns.items():
+        if name not in fields and not (fields is FIELDS and _dimension_of(name)):
+            raise JRMError(f"columns has the field {name!r}, which is none of {', '.join(fields)}.")
+        parts = [] if column is None else column if isinstance(column, (list, tuple)) else [column]
+        for part in parts:
+            if not isinstance(part, str):
+                raise JRMError(f"columns says {name}: {shortened(part)}, which is no text; put it in quotes.")
+            if part not in table.names:
+                raise JRMError(
+                    f"columns says {name}: {part}, and {table.name} ({table.kind}) has the columns "
+                    f"{', '.join(table.names)}."
+                )
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

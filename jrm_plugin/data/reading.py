@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import parse_json, read_json, read_text
-from jrm_plugin.records.images import check_image, digest, is_data_url, load_image
+from jrm_plugin.records.images import check_image, digest, is_data_url, load_image, plain_image
 from jrm_plugin.records.samples import Sample
 
 
@@ -100,13 +100,16 @@ def is_number(value: Any) -> bool:
 def to_edit(instruction: Any, sources: Any, edited: Any, root: Path) -> Sample:
     """The sample in a record's fields; `sources` is a path, a list of paths, or None for a generation.
 
-    Paths are relative to `root`; `data:` URLs stay as they are.
+    Paths are relative to `root`; `data:` URLs and bytes stay as they are.
     """
     sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
     return Sample.edit([_located(source, root) for source in sources], instruction, _located(edited, root))
 
 
-def _located(path: Any, root: Path) -> str:
+def _located(path: Any, root: Path) -> str | bytes:
+    path = plain_image(path)
+    if isinstance(path, bytes) and path:
+        return path
     if not isinstance(path, str) or not path:
         raise JRMError(f"an image must be given as a path, not {path!r}")
     return path if is_data_url(path) or "://" in path else os.path.join(root, path)

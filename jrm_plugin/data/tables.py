@@ -241,11 +241,16 @@ def _from_folder(path: Path, split: str | None) -> Table:
     import datasets
 
     with as_jrm_error(f"the folder {path} cannot be read as a data set; give {ACCEPTED_KINDS}"):
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if is_dataset_folder(path):
             content = datasets.load_from_disk(path)
         else:
             content = datasets.load_dataset(str(path), split=split)
     return of_dataset(_one_split(content, str(path), split), str(path))
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether `datasets.save_to_disk` wrote this folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def _from_hub(name: str, split: str | None) -> Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encode
 from PIL import Image
@@ -356,3 +356,52 @@ def test_images_of_a_data_set_are_read_when_they_are_asked_for_and_not_decoded(f
     )
     (pair,) = read_preferences(pictures).examples
     assert isinstance(pair.chosen.response_images[0], bytes)
+
+
+# --- whatever a table holds -------------------------------------------------------------------------------------------
+
+WORDS = ["one.png", "two.png", "A", "tie", "A>B", "", " ", "1", "words", "data:image/png;base64,", "\ud800"]
+KEYS = st.sampled_from(["bytes", "path", "role", "content"])
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 10**30) | st.floats() | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner),
+    max_leaves=4,
+)
+FORMS = [
+    {"prompt": "x", "source": "source.png", "chosen": "one.png", "rejected": "two.png", "tie": False},
+    {"prompt": "x", "chosen": "yes", "rejected": "no", "images": ["one.png"], "chosen_critique_visual_quality": "x"},
+    {"prompt": "x", "a": "one.png", "b": "two.png", "label": "A", "label_visual_quality": "B", "chosen_score": 1},
+    {"prompt": "x", "ranked": ["one.png", "two.png"]},
+    {"prompt": "x", "candidates": ["one.png", "two.png"], "ranking": "A>B"},
+    {"prompt": "x", "candidates": ["one.png", "two.png"], "scores": [1, 2], "scores_visual_quality": [1, 1]},
+    {"prompt": "x", "edited": "one.png", "score": 3},
+    {"prompt": "x", "edited": "one.png", "text": "done"},
+]
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(FORMS), st.data())
+def test_any_values_are_read_or_refused_in_a_sentence(folder, form, data):
+    changes = st.dictionaries(st.sampled_from([*form, "source", "other"]), VALUE, max_size=2)
+    rows = [form, form | data.draw(changes), form | data.draw(changes)]
+    as_file = data.draw(st.booleans())
+    if as_file:
+        (folder / "any").write_text("\n".join(map(json.dumps, rows)))
+    try:
+        records = read_preferences(folder / "any" if as_file else rows, strict=False)
+    except JRMError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len([*records.examples]) == len(records.examples)
+        assert all("\n" not in bad.reason for bad in records.bad)
+
+
+BEGINNINGS = [b"", b"[", b'{"a": 1}\n', b"a,b\n1,2\n", b"PAR1", b"prompt\tchosen\trejected\n"]
+
+
+@given(st.binary(max_size=60), st.sampled_from(BEGINNINGS))
+def test_any_bytes_are_refused_in_a_sentence(folder, content, begin):
+    (folder / "any").write_bytes(begin + content)
+    with pytest.raises(JRMError) as error:
+        read_preferences(folder / "any")
+    assert "\n" not in str(error.value)
