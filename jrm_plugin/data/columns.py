@@ -236,10 +236,7 @@ class Layout:
         return row.get(column) if isinstance(column, str) else [row.get(name) for name in column]
 
     def _list(self, row: Mapping[str, Any], field: str) -> list:
-        values = self.value(row, field)
-        if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
-            raise JRMError(f"{field} must be a list, not {shortened(values)}")
-        return [*values]
+        return _as_list(self.value(row, field), field)
 
     # -- rows to examples
 
@@ -332,24 +329,26 @@ class Layout:
             values = self._list(row, "ranked" if self._kind == "ranked" else "candidates")
             scores = {
                 name: [_score(value) for value in of_all]
-                for name, of_all in self._by_dimension(row, "scores", lambda v: v).items()
+                for name, of_all in self._by_dimension(row, "scores", lambda v: _as_list(v, "scores")).items()
             }
         places = [*range(len(values))] if self._kind == "ranked" else self._places(row, len(values))
-        for what, length in (
-            *((f"scores of {name}", len(s)) for name, s in scores.items()),
-            ("places", len(places or values)),
-        ):
-            if length != len(values):
-                raise JRMError(f"it has {len(values)} candidates and {length} {what}")
+        if places is None and not scores:
+            raise JRMError("it has neither scores nor a ranking of its candidates")
+        counts = {f"scores of {name}": len(of_name) for name, of_name in scores.items()}
+        if places is not None:
+            counts["places"] = len(places)
+        for what, count in counts.items():
+            if count != len(values):
+                raise JRMError(f"it has {len(values)} candidates and {count} {what}")
         if len(values) < 2 and self._kind != "scored rows":
             raise JRMError(f"it has {len(values)} candidates, and two are compared")
         samples = [self._sample(row, value) for value in values]
-        order = places or [-score for score in scores.get(OVERALL, next(iter(scores.values())))]
+        order = places if places is not None else [-score for score in scores.get(OVERALL, next(iter(scores.values())))]
         for i, j in combinations(range(len(values)), 2):
             if order[i] > order[j]:
                 i, j = j, i
             of_pair = [{name: s[k] for name, s in scores.items()} or None for k in (i, j)]
-            labels = {OVERALL: int(order[i] < order[j])} if places or OVERALL in scores else {}
+            labels = {OVERALL: int(order[i] < order[j])} if places is not None or OVERALL in scores else {}
             yield PreferencePair(
                 samples[i],
                 samples[j],
@@ -440,6 +439,12 @@ def _dimension_of(name: str) -> str | None:
     """The dimension in the name of a field such as `label_visual_quality`."""
     matches = [re.fullmatch(rf"{field}_(\w+)", name) for field in BY_DIMENSION]
     return next((match[1] for match in matches if match), None)
+
+
+def _as_list(values: Any, what: str) -> list:
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise JRMError(f"{what} must be a list, not {shortened(values)}")
+    return [*values]
 
 
 def _is_plain(value: Any) -> bool:
