@@ -1,7 +1,8 @@
-"""Samples to score in bulk: a JSONL file, or a folder of edits.
+"""Samples to score in bulk: a table, or a folder of edits.
 
-JSONL: one object a line, `{"source": path or list or null, "instruction": text, "edited": path}`, paths relative to the
-file's folder. `records.names` has the other names that are taken; further keys are carried along.
+A table is JSONL, one object a line, `{"source": path or list or null, "instruction": text, "edited": path}`, paths
+relative to the file's folder; or the same as any other kind that `tables.py` reads. `records.names` has the other names
+that are taken; further keys are carried along.
 
 Folder: each sub-folder with images is one edit with `instruction.txt`, `source.*` (or `source_1.*`, `source_2.*`, …;
 none for a generation), and the images to score under any other name. Capital letters make no difference. Hidden files
@@ -12,17 +13,21 @@ import hashlib
 import logging
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from jrm_plugin.data.reading import BadRecord, need, read_json_lines, to_edit
+from jrm_plugin.data.columns import Columns, check_columns
+from jrm_plugin.data.reading import BadRecord, need, to_edit
+from jrm_plugin.data.tables import is_dataset_folder, read_table
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import content_digest, read_text
 from jrm_plugin.records.checks import checked_text
 from jrm_plugin.records.images import digest, is_data_url
-from jrm_plugin.records.names import names_in, refuse_hidden_source, refuse_near_names, value_of
+from jrm_plugin.records.names import ACCEPTED, names_in, refuse_hidden_source, refuse_near_names, value_of
 from jrm_plugin.records.samples import Sample, StoredImage
 
 logger = logging.getLogger(__name__)
@@ -42,17 +47,22 @@ class BulkItem:
     record: dict
 
 
-def read_samples(path: Path) -> list[BulkItem]:
-    """All samples of a JSONL file or a folder of edits.
+def read_samples(path: Path, *, columns: Columns | None = None) -> list[BulkItem]:
+    """All samples of a table of any kind that `read_table` reads, or of a folder of edits.
 
     Says, by a warning, how many samples are of which task where they are of several, and what files of a folder are no
     images.
+
+    Args:
+        path: the file or folder, or a hub name.
+        columns: which columns are `source`, `instruction` and `edited`, where names differ from the usual ones.
 
     Raises:
         JRMError: a line is no such object, an image may be a source and is not named as one, or there is nothing to
             score; names the file and line.
     """
-    items = _read_folder(path) if path.is_dir() else _read_lines(path)
+    is_edits = path.is_dir() and not is_dataset_folder(path)
+    items = _read_folder(path) if is_edits else _read_records(path, columns)
     tasks = Counter(item.sample.task for item in items)
     if len(tasks) > 1:
         counts = " and ".join(f"{count} as {task}s" for task, count in tasks.most_common())
@@ -60,22 +70,37 @@ def read_samples(path: Path) -> list[BulkItem]:
     return items
 
 
-def _read_lines(path: Path) -> list[BulkItem]:
-    items: list[BulkItem] = []
-    bad: list[BadRecord] = []
-    for row, record in read_json_lines(path, bad, progress=False):
+def _read_records(path: Path, columns: Columns | None) -> list[BulkItem]:
+    table = read_table(path, progress=False)
+    check_columns(table, columns or {}, ACCEPTED)
+    items, bad = [], [*table.bad]
+    for position in range(len(table.rows)):
         try:
-            items.append(_to_item(record, path.parent))
+            row, number = table.rows[position], table.number(position)
+            items.append(_to_item(_by_our_names(row, columns), table.root or Path(), f"{path.name}#{number}"))
         except JRMError as error:
-            bad.append(BadRecord(str(path), row, str(error)))
+            bad.append(BadRecord(str(path), table.number(position), str(error)))
     if bad:
-        raise JRMError(f"{str(bad[0]).rstrip('.')}; mend or remove that line.")
+        first = min(bad, key=lambda record: record.row)
+        raise JRMError(f"{str(first).rstrip('.')}; mend or remove that line.")
     if not items:
         raise JRMError(f"{path} holds no sample.")
     return items
 
 
-def _to_item(record: dict, root: Path) -> BulkItem:
+def _by_our_names(row: Mapping[str, Any], columns: Columns | None) -> dict[str, Any]:
+    """The row with the fields of a mapping under their own names, the other columns behind them."""
+    fields: dict[str, Any] = {}
+    used = set()
+    for field, column in (columns or {}).items():
+        parts = [] if column is None else [column] if isinstance(column, str) else column
+        values = [row.get(part) for part in parts]
+        fields[field] = None if column is None else values[0] if isinstance(column, str) else values
+        used.update(parts)
+    return fields | {name: value for name, value in row.items() if name not in used}
+
+
+def _to_item(record: dict, root: Path, where: str = "") -> BulkItem:
     for name in record:
         checked_text(name or "(empty)", "name of a key")
     refuse_near_names(record)
@@ -85,7 +110,16 @@ def _to_item(record: dict, root: Path) -> BulkItem:
     if not names_in(record, "source"):
         refuse_hidden_source(record)
     sample = to_edit(value_of(record, "instruction"), value_of(record, "source"), value_of(record, "edited"), root)
-    return BulkItem(sample, record)
+    return BulkItem(sample, {name: _in_words(value, where) for name, value in record.items()})
+
+
+def _in_words(value: Any, where: str) -> Any:
+    """What stands for an image in memory in the output: the name of its file, or its place in the input."""
+    if isinstance(value, list):
+        return [_in_words(item, where) for item in value]
+    if isinstance(value, Mapping) and value and {*value} <= {"bytes", "path"}:
+        return value.get("path") or where
+    return where if isinstance(value, bytes) else value
 
 
 class SampleDigests:
