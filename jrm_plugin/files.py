@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -168,6 +169,26 @@ def write_image(path: Path, image: Image.Image) -> Path:
     return path
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path` to write to, which is then called `path`.
+
+    Raises:
+        JRMError: it cannot be written, or `path` holds files.
+    """
+    staging = path.with_name(f".unfinished.{path.name}")
+    try:
+        try:
+            shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+            staging.mkdir(parents=True)
+            yield staging
+            os.replace(staging, path)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise JRMError(f"the folder {path} cannot be written: {error.strerror or error}.") from error
+
+
 # --- asked before the work, not after it ------------------------------------------------------------------------------
 
 
@@ -179,6 +200,16 @@ def check_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise JRMError(f"the output folder {folder} cannot be written: {error.strerror}; choose another.") from error
+
+
+def check_new_folder(path: Path) -> None:
+    """A [`JRMError`] if `path` is no empty folder, or cannot be made one."""
+    check_writable(path.parent)
+    try:
+        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+            raise JRMError(f"{path} is there already and is no empty folder; remove it or choose another.")
+    except OSError as error:
+        raise JRMError(f"the folder {path} cannot be read: {error.strerror}; choose another.") from error
 
 
 def check_image_writable(path: Path) -> None:

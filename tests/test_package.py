@@ -77,7 +77,7 @@ def wheel(tmp_path_factory) -> Path:
     tree, dist = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         copy(ROOT / name, tree)
-    for name in ("jrm_plugin", "kernels", "integrations"):
+    for name in ("jrm_plugin", "kernels", "integrations", "examples"):
         copytree(ROOT / name, tree / name, ignore=ignore_patterns("__pycache__"))
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", dist, tree)
     (built,) = dist.iterdir()
@@ -98,6 +98,7 @@ def test_wheel_holds_every_module_and_resource(wheel):
             ("jrm_plugin", "jrm_plugin/"),
             ("kernels/operators", "jrm_plugin/kernels/"),
             ("integrations", "jrm_plugin/integrations/"),
+            ("examples", "jrm_plugin/examples/"),
         )
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and file.suffix != ".pyc"
@@ -135,8 +136,10 @@ print(jrm_plugin.__file__, jrm_plugin.kernels.__file__, jrm_plugin.integrations.
     *files, mu = printed.split()
     assert all(Path(file).is_relative_to(site) for file in files)
     assert abs(float(mu)) < 100
-    command = [sys.executable, site / "bin" / "jrm", "--version"]
-    finished = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
-    )
-    assert finished.stdout == f"jrm-plugin {jrm_plugin.__version__}\n"
+    for arguments, said in (("--version",), "jrm-plugin"), (("examples", "--copy"), "files were copied to examples"):
+        command = [sys.executable, site / "bin" / "jrm", *arguments]
+        finished = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
+        )
+        assert said in finished.stdout
+    assert (tmp_path / "examples" / "edit_reward" / "qwen3_vl_8b.yaml").is_file()

@@ -46,7 +46,8 @@ from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
-from jrm_plugin.records.preferences import CritiqueExample
+from jrm_plugin.model.trained_on import TrainedOn
+from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
 from jrm_plugin.training.optimization import MuonWithAdamW, muon_groups
@@ -179,6 +180,7 @@ class JointRewardTrainer(RewardTrainer):
         # Sums over what was seen since the last log, by mode; see `_record`.
         self._outcomes: dict[str, defaultdict[str, list]] = {m: defaultdict(list) for m in ("train", "eval")}
         self._staging = False
+        self._trained_on = TrainedOn()
         self._alpha = args.alpha  # `self.args` is not there yet when the examples are checked
         self._columns = columns
         # TRL takes its own two types alone; `_prepare_dataset` makes examples of what was given.
@@ -195,6 +197,7 @@ class JointRewardTrainer(RewardTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        self._trained_on.record(model.config)
 
     # -- data
 
@@ -222,6 +225,8 @@ class JointRewardTrainer(RewardTrainer):
                 length = self._length(example)
             except JRMError as error:
                 raise JRMError(f"{origin(example) or f'example {number} of the {what}'}: {error}") from error
+            if dataset_name == "train" and isinstance(example, PreferencePair):
+                self._trained_on.add(example.chosen, example.rejected)
             if length > self._longest:
                 too_long.append((number, length))
             critiques += has_critique(example)

@@ -33,7 +33,8 @@ class JRMReward:
     - otherwise the column `edited_image`, as a rollout function adds it.
 
     Args:
-        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`Scorer`].
+        model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny` (the default, which knows
+            coloured shapes only, and says so), or a [`Scorer`].
         task: `edit`, `generation` (no source image) or `response` (with or without source images).
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row of the dataset (a dict, with `prompt`) and returns the image, or raises
@@ -55,7 +56,7 @@ class JRMReward:
 
     def __init__(
         self,
-        model: str | Path | Scorer = "jrm-tiny",
+        model: str | Path | Scorer | None = None,
         *,
         task: str = "edit",
         render: str | Callable[[str, dict], Any] | None = None,

@@ -23,6 +23,7 @@ COMMANDS = {
     "rank": "Rank edited images, best first.",
     "critique": "Let the model say what is right and wrong with edited images.",
     "self-correct": "Let critiques guide an editor, and score what it makes: jrm self-correct --config x.yaml.",
+    "examples": "List the configs and scripts that the docs name, or copy them: jrm examples --copy.",
     "env": "Show versions, the device, and which integrations are registered.",
 }
 

@@ -9,11 +9,15 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.files import to_json
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.loading import DEFAULT_MODEL, load_scorer
 from jrm_plugin.scoring.protocol import Scorer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+SHORT_NAME = 16  # columns of a terminal that an image's name has at least
+WIDE = 10_000  # more columns than any table has
 
 # --- samples and model ------------------------------------------------------------------------------------------------
 
@@ -27,7 +31,9 @@ def add_sample_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="jrm-tiny", help="folder or hub name (default: %(default)s)")
+    group.add_argument(
+        "--model", help=f"folder or hub name (default: {DEFAULT_MODEL}, which knows coloured shapes and nothing else)"
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the backbone")
     group.add_argument("--memory", type=float, metavar="GIB", help="memory for scoring beside the weights, in GiB")
@@ -71,17 +77,51 @@ def quiet() -> None:
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 
-def print_scores(options: argparse.Namespace, scores: list[tuple[str, RewardScore]], title: str) -> None:
-    """Edited images and their scores, in this order, as JSON or as a table."""
-    if options.json:
-        print_json([{"edited": path, **score.to_dict()} for path, score in scores])
-        return
-    between = "±" if (sys.stdout.encoding or "").lower().startswith("utf") else "+/-"
-    names = [f"{name.replace('_', ' ')} (mu {between} sigma)" for name in scores[0][1].mu]
-    table = make_table(title, "edited image", *names)
-    for path, score in scores:
-        table.add_row(path, *(f"{score.mu[d]:+.3f} {between} {score.sigma[d]:.3f}" for d in score.mu))
-    print_table(table)
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json_argument(parser)
+    parser.add_argument("--wide", action="store_true", help="print whole names and all dimensions, however wide")
+
+
+def print_scores(title: str, scores: list[tuple[str, RewardScore]], *, wide: bool, places: bool = False) -> None:
+    """Names and scores in this order: overall, then as many dimensions as the terminal has room for."""
+    sign = "±" if (sys.stdout.encoding or "").lower().startswith("utf") else "+/-"
+    names = scores[0][1].names
+
+    def table(count: int, room: int) -> "Table":
+        headings = [name.replace("_", "\n", 1).replace("_", " ") for name in names[:count]]
+        table = make_table(f"{title} (mu {sign} sigma)", *["place"] * places, "image", *headings)
+        for place, (path, score) in enumerate(scores, 1):
+            cells = [f"{score.mu[name]:+.3f} {sign} {score.sigma[name]:.3f}" for name in names[:count]]
+            table.add_row(*[str(place)] * places, without_middle(path, room), *cells)
+        return table
+
+    width, count, room = terminal().width, len(names), WIDE
+    if not wide:
+        while count > 1 and table_width(table(count, SHORT_NAME)) > width:
+            count -= 1
+        room = max(SHORT_NAME, SHORT_NAME + width - table_width(table(count, SHORT_NAME)))
+    print_table(table(count, room), wide=wide)
+    if count < len(names):
+        print(f"--wide shows {', '.join(names[count:])} as well.")
+
+
+def without_middle(text: str, room: int) -> str:
+    """A text without its middle if it needs more than `room` columns of a terminal; the end of a path says most."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= room:
+        return text
+    end = room * 2 // 3
+    tail = next(text[k:] for k in range(len(text)) if cell_len(text[k:]) <= end)
+    return set_cell_size(text, room - 1 - cell_len(tail)) + "…" + tail
+
+
+def without_end(text: str, room: int) -> str:
+    """A text of one line without its end if it needs more than `room` columns of a terminal."""
+    from rich.cells import cell_len, set_cell_size
+
+    text = " ".join(text.split())
+    return text if cell_len(text) <= room else set_cell_size(text, room - 1) + "…"
 
 
 def print_json(content: Any) -> None:
@@ -98,8 +138,18 @@ def make_table(title: str, *columns: str) -> "Table":
     return table
 
 
-def print_table(table: "Table") -> None:
+def print_table(table: "Table", *, wide: bool = False) -> None:
+    """Prints a table as wide as the terminal, or as wide as it is."""
+    terminal(WIDE if wide else None).print(table)
+
+
+def table_width(table: "Table") -> int:
+    """Columns of a terminal that a table takes if nothing is folded."""
+    return terminal(WIDE).measure(table).maximum
+
+
+def terminal(width: int | None = None) -> "Console":
     from rich.console import Console
 
     # File names and critiques are data: `[red]` in one is no colour and `:smile:` no face.
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    return Console(width=width, markup=False, emoji=False, highlight=False)

@@ -21,7 +21,7 @@ import numpy as np
 
 from jrm_plugin.cli.common import quiet
 from jrm_plugin.cli.env import versions
-from jrm_plugin.data.editreward import read_edit_reward
+from jrm_plugin.data.editreward import read_edit_reward, write_edit_reward
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import accuracy_difference
 from jrm_plugin.evaluation.report import write_report
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 HELDOUT_PAIRS = 1000
 CRITICISED_PAIRS = 100
+CURVE_PAIRS = 100  # of the held-out ones, which the joint training is evaluated on while it runs
 SHOWN_CRITIQUES = 6
 # The candidates of each group that is ranked and shown: what became of the instruction, and of the picture.
 GROUP = (
@@ -52,6 +53,10 @@ GROUP = (
     ("ignored", "heavy_noise"),
 )
 SHOWN_GROUPS = 3
+CRITIQUES_ARE_NEW = (
+    "The critique loss jumps where joint training starts: the warm start taught captions and lists of changes, and "
+    "critiques are texts of another kind."
+)
 # What the demo writes, beside its settings: in a folder without those, it is somebody else's.
 MADE = ("data", "backbone", "warm-start", "model", "baseline", "report.html", "summary.json", "timings.json")
 
@@ -159,10 +164,13 @@ def _train_all(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale:
             staging.rename(backbone)
     with steps.step("Language warm start"):
         train_stage(recipe, "warm_start", backbone, data / "language.jsonl", warm, scale, seed)
+    heldout = read_edit_reward(data / "heldout.json", progress=False).examples
+    curve = write_edit_reward(data / "curve.json", heldout[:CURVE_PAIRS])
     arms = {"model": 0.7, "baseline": 0.0} if compare else {"model": 0.7}
     for arm, alpha in arms.items():
         with steps.step(f"Joint training, alpha = {alpha}"):
-            train_stage(recipe, "joint", warm, data / "train.json", output / arm, scale, seed, ["--alpha", str(alpha)])
+            overrides = ["--alpha", str(alpha), "--eval_data", f"held_out={curve}"]
+            train_stage(recipe, "joint", warm, data / "train.json", output / arm, scale, seed, overrides)
 
 
 def training_texts(data: Path) -> list[str]:
@@ -233,7 +241,7 @@ def _evaluate(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: 
             "facts": facts,
             "stages": [
                 {"name": "Language warm start", "log": _log(output / "warm-start")},
-                {"name": "Joint training", "log": _log(output / "model")},
+                {"name": "Joint training", "log": _log(output / "model"), "note": CRITIQUES_ARE_NEW},
             ],
             "summary": summary["heldout"],
             "critique_quality": summary["critiques"],
@@ -312,11 +320,15 @@ def _ranked(scorer: "RewardScorer", edits: EditSet, seed: int) -> list[dict]:
             continue
         scores = scorer.score([Sample.edit(edit.source, edit.instruction, c.image) for c in edit.candidates])
         candidates = [
-            {"image": candidate.image, "score": score, "note": _note(candidate)}
+            {"image": candidate.image, "score": score, "note": _note(candidate), "data_score": _data_score(candidate)}
             for candidate, score in zip(edit.candidates, scores, strict=True)
         ]
         groups[edit.kind] = {"instruction": edit.instruction, "sources": [edit.source], "candidates": candidates}
     return list(groups.values())
+
+
+def _data_score(candidate: Candidate) -> int:
+    return sum(candidate.scores.values())
 
 
 def _note(candidate: Candidate) -> str:
@@ -347,7 +359,7 @@ def _say(output: Path, summary: dict) -> None:
     for column in ("what", "value", "95 % interval", "pairs"):
         table.add_column(column)
     rows = {f"accuracy, {name}": found for name, found in summary["heldout"]["accuracy"].items()}
-    rows["critiques that parse"] = summary["critiques"]["parsed"]
+    rows["critiques that are right"] = summary["critiques"]["right"]
     if "comparison" in summary:
         baseline = summary["comparison"]["arms"][1]
         rows |= {f"baseline (alpha = 0), {name}": found for name, found in baseline["summary"]["accuracy"].items()}

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich import box
@@ -22,7 +22,7 @@ from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError, shortened
 from jrm_plugin.files import check_writable, write_json, write_text
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.loading import load_scorer, named_model
 from jrm_plugin.synthetic.shape_reader import oracle_score
 
 MOST_SAMPLES = 100_000  # that are drawn; they are all in memory
@@ -38,7 +38,7 @@ class SelfCorrectConfig:
         editor: `shape_edits`, a dotted path to a callable (`package.module.name`, installed or in the current folder),
             or `{diffusers: {…}}` with the arguments of [`DiffusersEditor`].
         output: folder to write, or to go on in.
-        model: the reward model that judges and criticises.
+        model: the reward model that judges and criticises; by default jrm-tiny, which knows coloured shapes only.
         rounds: corrections per sample.
         thresholds: of the initial overall score: a list of values, or `{quantiles: […]}` of it.
         control: also run the editor without critiques.
@@ -49,7 +49,7 @@ class SelfCorrectConfig:
     data: str | dict
     editor: str | dict
     output: str
-    model: str = "jrm-tiny"
+    model: str | None = None
     rounds: int = 1
     thresholds: list | dict = field(default_factory=lambda: {"quantiles": [0.75, 0.5, 0.25]})
     control: bool = True
@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         raise JRMError(f"{tables[0]} is of no run in this folder; move it, or choose another output folder.")
     samples, is_shapes = _samples(config.data)
     editor = _editor(config.editor)
+    config = replace(config, model=named_model(config.model))
     rounds = self_correct(
         load_scorer(config.model),
         samples,

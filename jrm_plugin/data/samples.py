@@ -1,4 +1,4 @@
-"""Samples to score in bulk: a table, or a folder of edits.
+"""Samples to score in bulk: a table, a folder of edits, or images that are candidates for one instruction.
 
 A table is JSONL, one object a line, `{"source": path or list or null, "instruction": text, "edited": path}`, paths
 relative to the file's folder; or the same as any other kind that `tables.py` reads. `records.names` has the other names
@@ -7,13 +7,17 @@ that are taken; further keys are carried along.
 Folder: each sub-folder with images is one edit with `instruction.txt`, `source.*` (or `source_1.*`, `source_2.*`, …;
 none for a generation), and the images to score under any other name. Capital letters make no difference. Hidden files
 and what systems leave beside images (`._x.png`, `__MACOSX`, `Thumbs.db`) are no part of it.
+
+A glob (`shards/*.jsonl`) stands for all files it matches, in order of their names.
 """
 
+import glob
 import hashlib
 import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,27 +51,51 @@ class BulkItem:
     record: dict
 
 
-def read_samples(path: Path, *, columns: Columns | None = None) -> list[BulkItem]:
-    """All samples of a table of any kind that `read_table` reads, or of a folder of edits.
+def read_samples(
+    path: Path, *, columns: Columns | None = None, instruction: str | None = None, sources: Sequence[str] = ()
+) -> list[BulkItem]:
+    """All samples of a table of any kind that `read_table` reads, a folder of edits, or a glob of tables; or the images
+    of a folder or a glob, for one instruction.
 
     Says, by a warning, how many samples are of which task where they are of several, and what files of a folder are no
     images.
 
     Args:
-        path: the file or folder, or a hub name.
+        path: the file, folder, glob or hub name.
         columns: which columns are `source`, `instruction` and `edited`, where names differ from the usual ones.
+        instruction: what all images of `path` were made for; None where `path` itself says it.
+        sources: the images that they were made from, beside an instruction.
 
     Raises:
         JRMError: a line is no such object, an image may be a source and is not named as one, or there is nothing to
             score; names the file and line.
     """
-    is_edits = path.is_dir() and not is_dataset_folder(path)
-    items = _read_folder(path) if is_edits else _read_records(path, columns)
+    if instruction is not None:
+        if columns:
+            raise JRMError("columns are those of a table; leave them out beside an instruction.")
+        items = _read_images(path, instruction, list(sources))
+    elif sources:
+        raise JRMError("a source belongs to an instruction; give both, or neither where the input has them.")
+    elif path.is_dir() and not is_dataset_folder(path):
+        items = _read_folder(path)
+    else:
+        items = [item for file in _matches(path) for item in _read_records(file, columns)]
     tasks = Counter(item.sample.task for item in items)
     if len(tasks) > 1:
         counts = " and ".join(f"{count} as {task}s" for task, count in tasks.most_common())
         logger.warning("%s holds samples of several tasks: %s are scored.", path, counts)
     return items
+
+
+def _matches(path: Path) -> list[Path]:
+    """The files of a glob; a path that is there, or is no glob, itself."""
+    name = re.sub(r":\w+(\[[^]/]*\])?$", "", str(path))  # a split may be cut, as in folder:train[:10]
+    if path.exists() or not glob.has_magic(name):
+        return [path]
+    files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+    if not files:
+        raise JRMError(f"no file matches {path}: check the pattern.")
+    return files
 
 
 def _read_records(path: Path, columns: Columns | None) -> list[BulkItem]:
@@ -151,6 +179,49 @@ class SampleDigests:
         return self._of_files[image]
 
 
+# --- images for one instruction ---------------------------------------------------------------------------------------
+
+
+def _read_images(path: Path, instruction: str, sources: list[str]) -> list[BulkItem]:
+    """Each image of a folder, its sub-folders included, or of a glob; the sources are no candidates."""
+    files = _matches(path)
+    if path.is_dir():
+        files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        files = sorted(file for file in files if not any(map(_is_companion, file.relative_to(path).parts)))
+        if texts := [file for file in files if file.name.lower() == _INSTRUCTION]:
+            raise JRMError(f"{texts[0]} is an instruction already; leave --instruction out, or remove that file.")
+    endings = Image.registered_extensions()
+    images = [file for file in files if file.suffix.lower() in endings]
+    if not images:
+        raise JRMError(
+            f"{path} is no image to score for the instruction, and holds none; leave out what the input says itself."
+        )
+    given = {os.path.realpath(source) for source in sources}
+    edited = [file for file in images if os.path.realpath(file) not in given]
+    _refuse_likely_source(edited, sources)
+    _say_others([file for file in files if file not in {*images}], path)
+    items = []
+    for file in edited:
+        name = str(file.relative_to(path) if path.is_dir() else file)
+        record = {"source": sources, "instruction": instruction, "edited": name}
+        items.append(BulkItem(to_edit(instruction, sources, str(file), Path()), record))
+    return items
+
+
+def _refuse_likely_source(edited: list[Path], sources: Sequence[object]) -> None:
+    if near := [path for path in edited if not sources and _LIKE_A_SOURCE.fullmatch(path.stem)]:
+        raise JRMError(
+            f"{near[0]} may be the source of the edits beside it; call it source{near[0].suffix}, or rename it."
+        )
+
+
+def _say_others(others: list[Path], root: Path) -> None:
+    if others:
+        logger.warning(
+            "%d files in %s are no images and are not scored; the first is %s.", len(others), root, others[0]
+        )
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -173,10 +244,7 @@ def _read_folder(root: Path) -> list[BulkItem]:
             raise JRMError(f"the folder {folder} must hold one {_INSTRUCTION} beside its images, not {len(texts)}.")
     if not items:
         raise JRMError(f"the folder {root} holds no edit: a sub-folder with {_INSTRUCTION} and images to score.")
-    if others:
-        logger.warning(
-            "%d files in %s are no images and are not scored; the first is %s.", len(others), root, others[0]
-        )
+    _say_others(others, root)
     return items
 
 
@@ -189,10 +257,7 @@ def _read_edit(root: Path, text: Path, images: list[Path]) -> list[BulkItem]:
         raise JRMError(f"{text.parent} has the sources {names}; keep one of each number.")
     if not edited:
         raise JRMError(f"{text.parent} has no image to score.")
-    if near := [path for path in edited if not sources and _LIKE_A_SOURCE.fullmatch(path.stem)]:
-        raise JRMError(
-            f"{near[0]} may be the source of the edits beside it; call it source{near[0].suffix}, or rename it."
-        )
+    _refuse_likely_source(edited, sources)
     instruction = read_text(text).strip()
     items = []
     for path in edited:

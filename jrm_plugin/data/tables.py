@@ -139,12 +139,13 @@ def _from_cells(path: Path) -> Table:
         )
     with as_jrm_error(f"{path} cannot be read as {kind}"):
         csv.field_size_limit(2**30)  # an image may stand in a cell
-        lines = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if line]
-    names = [name.strip() for name in lines[0]]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = [(row, cells) for row, cells in enumerate(reader, 1) if cells]
+    names = [name.strip() for name in lines[0][1]]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise JRMError(f"{path} has two columns with the name {repeated[0]!r}; rename one.")
     records, numbers, bad = [], [], []
-    for number, cells in enumerate(lines[1:], 2):
+    for number, cells in lines[1:]:
         if len(cells) == len(names):
             records.append({name: _of_cell(cell) for name, cell in zip(names, cells, strict=True)})
             numbers.append(number)

@@ -255,10 +255,16 @@ def spectrum_plot(theme: Theme, ranks: dict[str, dict], kind: str) -> "Figure":
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def ranked_strip(theme: Theme, group: dict) -> "Figure":
-    """Source, then the candidates as given, each with mu ± sigma overall and per dimension below."""
+def ranked_strip(theme: Theme, group: dict, verdicts: list[dict | None]) -> "Figure":
+    """Source, then the candidates as given, each with mu ± sigma overall and per dimension below.
+
+    `verdicts`: for each candidate the `places` that the data give it and whether its own `agrees`, or None.
+    """
     pictures = [*group["sources"], *(candidate["image"] for candidate in group["candidates"])]
-    titles = ["source"] * len(group["sources"]) + [f"{k + 1}" for k in range(len(group["candidates"]))]
+    titles = ["source"] * len(group["sources"])
+    for place, verdict in enumerate(verdicts, 1):
+        mark = f"  (data: {verdict['places']} {'✓' if verdict['agrees'] else '✗'})" if verdict else ""
+        titles.append(f"{place}{mark}")
     lines = max((2 * len(candidate["score"].mu) for candidate in group["candidates"]), default=0)
     height = 2.5 + 0.14 * lines
     figure, all_axes = _figure(theme, height, columns=len(pictures), width=1.75 * len(pictures), squeeze=False)

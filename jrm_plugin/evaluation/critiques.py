@@ -26,6 +26,7 @@ def evaluate_critiques(
 
     Returns:
         - `parsed`: the share of all generated critiques that are valid `Critique`s, as a `metrics.proportion`;
+        - `right`: the share that say exactly what the pair's critique says, of those whose pair has one;
         - `by_dimension`: for each dimension `parsed`, and the shares `label`, `box`, `finding`, `global`, `whole` that
           say exactly what the pair's critique says: in the regions' labels, in their boxes, before `<|global|>`, after
           it, and altogether. Each is counted over the critiques whose counterpart in the pair has that part; one that
@@ -46,11 +47,16 @@ def evaluate_critiques(
         name: _agreement([critiques[name] for critiques in written], [critiques.get(name) for critiques in expected])
         for name in written[0]
     }
-    parsed = [agreement["parsed"] for agreement in by_dimension.values()]
     return {
-        "parsed": proportion(sum(share["correct"] for share in parsed), sum(share["n"] for share in parsed)),
+        "parsed": _over_dimensions(by_dimension, "parsed"),
+        "right": _over_dimensions(by_dimension, "whole"),
         "by_dimension": by_dimension,
     }
+
+
+def _over_dimensions(by_dimension: dict[str, dict], part: str) -> dict:
+    shares = [agreement[part] for agreement in by_dimension.values()]
+    return proportion(sum(share["correct"] for share in shares), sum(share["n"] for share in shares))
 
 
 def _agreement(written: list[Critique | UnparsedCritique], expected: list[Critique | None]) -> dict:

@@ -6,6 +6,7 @@ from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.images import load_image
 
 SHOWN_SIDE = 336  # pixels of the longer side below which an image is enlarged
+BOXES_SIDE = 672  # the same for one with boxes, so that their names stay smooth when a page makes it smaller
 
 # Region k has colour k (modulo their number); white text is readable on each of them.
 REGION_COLOURS = ("#BF5000", "#0072B2", "#9C4078", "#007A5A")
@@ -33,7 +34,7 @@ def draw_boxes(image, critique: Critique) -> Image.Image:
         image: anything `load_image` reads.
         critique: its boxes are x1, y1, x2, y2 in thousandths of the image's width and height.
     """
-    picture = enlarged(image)
+    picture = enlarged(image, BOXES_SIDE)
     draw = ImageDraw.Draw(picture)
     line = max(3, round(max(picture.size) / 150))
     font = ImageFont.load_default(size=max(14, round(max(picture.size) / 18)))

@@ -8,10 +8,10 @@ import base64
 import html
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jinja2
 from markupsafe import Markup
@@ -33,12 +33,14 @@ class Stage(TypedDict):
 
     name: str
     log: list[dict]
+    note: NotRequired[str]  # what a reader of its curves should know, as a sentence
 
 
 class ShownCandidate(TypedDict):
     image: Any
     score: RewardScore
     note: NotRequired[str]  # what is known of it, for example "wrong object, blurred"
+    data_score: NotRequired[float]  # what it is worth by the data, the larger the better; of all of a group or of none
 
 
 class ShownGroup(TypedDict):
@@ -102,7 +104,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         page = _Page(folder)
-        text = _template().render(_content(page, report))
+        text = template("report.html.j2").render(_content(page, report))
         path = folder / "report.html"
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -144,8 +146,12 @@ def _content(page: _Page, report: Report) -> dict:
     summary = report["summary"]
     groups = {name: group for name, group in summary["groups"].items() if group["accuracy"]}
     dimensions = [OVERALL, *(name for name in summary["dimensions"] if name != OVERALL)]
-    return {
+    content = {
         **report,
+        "with_verdicts": any("data_score" in c for group in report["ranked"] for c in group["candidates"]),
+        "with_dots": any(
+            name.startswith("eval_") for stage in report["stages"] for row in stage["log"] for name in row
+        ),
         "dimensions": dimensions,
         "tiles": _tiles(report, dimensions),
         "ranked": [_ranked(page, k, group) for k, group in enumerate(report["ranked"], 1)],
@@ -168,6 +174,29 @@ def _content(page: _Page, report: Report) -> dict:
         "spectrum_charts": _spectrum_charts(page, report),
         "total_seconds": sum(report["timings"].values()),
     }
+    return content | {"contents": _contents(content)}
+
+
+def _contents(content: dict) -> dict[str, str]:
+    """The sections that this page has, by their ids, and their titles."""
+    titles = {
+        "ranking": "Candidates, best to worst",
+        "critiques": "Critiques the model writes",
+        "accuracy": "Where it is right",
+        "calibration": "How sure it is, and how right",
+        "training": "How it learned",
+        "comparison": "What language supervision adds",
+        "representation": "How many directions it uses",
+        "making": "How this was made",
+    }
+    there = {
+        "ranking": content["ranked"],
+        "critiques": content["critiques"],
+        "training": content["training_charts"],
+        "comparison": "comparison" in content,
+        "representation": content["spectrum_charts"],
+    }
+    return {name: title for name, title in titles.items() if there.get(name, True)}
 
 
 def _tiles(report: Report, dimensions: list[str]) -> list[dict]:
@@ -179,8 +208,10 @@ def _tiles(report: Report, dimensions: list[str]) -> list[dict]:
             {"label": f"{charts.words(name)} accuracy", "value": percent(share["value"]), "note": among(share)}
         )
     if "critique_quality" in report:
-        share = report["critique_quality"]["parsed"]
-        tiles.append({"label": "critiques that parse", "value": percent(share["value"]), "note": among(share)})
+        parsed, right = report["critique_quality"]["parsed"], report["critique_quality"]["right"]
+        label, share = ("critiques that are right", right) if right["n"] else ("critiques that are valid", parsed)
+        note = f"{among(share)}; to the letter as the data say; {percent(parsed['value'])} are valid"
+        tiles.append({"label": label, "value": percent(share["value"]), "note": note if right["n"] else among(share)})
     overall = report["summary"]["calibration"][OVERALL]
     if overall["n"]:
         note = f"expected calibration error, overall; log-loss {overall['log_loss']:.3f}, a coin 0.693"
@@ -197,27 +228,72 @@ def _tiles(report: Report, dimensions: list[str]) -> list[dict]:
 
 def _ranked(page: _Page, number: int, group: ShownGroup) -> dict:
     best_first = sorted(group["candidates"], key=lambda candidate: -candidate["score"].mu[OVERALL])
-    strip = {**group, "candidates": best_first}
-    (page.folder / f"ranked_{number}.png").write_bytes(charts.png(charts.ranked_strip(charts.LIGHT, strip)))
-    scores = [candidate["score"] for candidate in best_first]
-    names = [OVERALL, *(name for name in scores[0].mu if name != OVERALL)] if scores else []
-    low = min((s.mu[name] - s.sigma[name] for s in scores for name in names), default=0.0)
-    high = max((s.mu[name] + s.sigma[name] for s in scores for name in names), default=1.0)
-
-    def place(value: float) -> float:
-        return round(100 * (value - low) / ((high - low) or 1), 2)
-
+    verdicts = _verdicts(best_first)
+    strip = charts.ranked_strip(charts.LIGHT, {**group, "candidates": best_first}, verdicts)
+    (page.folder / f"ranked_{number}.png").write_bytes(charts.png(strip))
+    scale = Scale.of([candidate["score"] for candidate in best_first])
     candidates = []
-    for candidate in best_first:
-        rows = []
-        for name in names:
-            mu, sigma = candidate["score"].mu[name], candidate["score"].sigma[name]
-            left, right = place(mu - sigma), place(mu + sigma)
-            rows.append({"name": name, "mu": mu, "sigma": sigma, "at": place(mu), "left": left, "width": right - left})
+    for candidate, verdict in zip(best_first, verdicts, strict=True):
         image = page.picture(enlarged(candidate["image"]))
-        candidates.append({"image": image, "rows": rows, "note": candidate.get("note", "")})
-    sources = [page.picture(enlarged(source)) for source in group["sources"]]
-    return {"instruction": group["instruction"], "sources": sources, "candidates": candidates}
+        rows = scale.rows(candidate["score"])
+        note = candidate.get("note", "")
+        candidates.append({"image": image, "rows": rows, "note": note, "verdict": verdict, "link": None})
+    return {
+        "instruction": group["instruction"],
+        "sources": [page.picture(enlarged(source)) for source in group["sources"]],
+        "candidates": candidates,
+        "agreeing": sum(bool(verdict and verdict["agrees"]) for verdict in verdicts),
+        "scale": scale,
+    }
+
+
+def _verdicts(best_first: list[ShownCandidate]) -> list[dict | None]:
+    """The places that the data give each candidate, several where they call some equal, and whether its own is one."""
+    if not all("data_score" in candidate for candidate in best_first):
+        return [None] * len(best_first)
+    scores = [candidate["data_score"] for candidate in best_first]
+    verdicts = []
+    for place, score in enumerate(scores, 1):
+        first = 1 + sum(other > score for other in scores)
+        last = sum(other >= score for other in scores)
+        verdicts.append(
+            {"places": f"{first}" if first == last else f"{first}–{last}", "agrees": first <= place <= last}
+        )
+    return verdicts
+
+
+class Scale(NamedTuple):
+    """Of the bars of an instruction's scores: whole numbers below and above all values and zero."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, scores: Sequence[RewardScore]) -> "Scale":
+        values = [s.mu[name] + side * s.sigma[name] for s in scores for name in s.mu for side in (-1, 1)]
+        low, high = min(0, math.floor(min(values, default=0))), max(1, math.ceil(max(values, default=1)))
+        if not low:
+            return cls(low, high)
+        return cls(min(low, -math.ceil(high / 5)), max(high, math.ceil(-low / 5)))  # room for zero's label
+
+    def place(self, value: float) -> float:
+        """Per cent of the way from low to high."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+    @property
+    def zero(self) -> float:
+        return self.place(0)
+
+    def rows(self, score: RewardScore) -> list[dict]:
+        """What is drawn of a score: a bar for each name, overall first."""
+        rows = []
+        for name in score.names:
+            mu, sigma = score.mu[name], score.sigma[name]
+            left, right = self.place(mu - sigma), self.place(mu + sigma)
+            rows.append(
+                {"name": name, "mu": mu, "sigma": sigma, "at": self.place(mu), "left": left, "width": right - left}
+            )
+        return rows
 
 
 def _critiques(page: _Page, number: int, shown: ShownCritiques) -> dict:
@@ -331,9 +407,15 @@ def reasoning_html(reasoning: str) -> Markup:
     return Markup(html.escape(first) + "".join(tagged))
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of this folder."""
+    folder = files("jrm_plugin.evaluation")
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
     )
     environment.filters |= {
         "words": charts.words,
@@ -343,6 +425,4 @@ def _template() -> jinja2.Template:
         "points": points,
         "duration": duration,
     }
-    return environment.from_string(
-        files("jrm_plugin.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
+    return environment.get_template(name)

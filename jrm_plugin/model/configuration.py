@@ -8,7 +8,7 @@ from transformers.activations import ACT2FN
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.backbone import ROPE_POSITIONS, check_backbone_family
-from jrm_plugin.records.samples import DIMENSIONS
+from jrm_plugin.records.samples import DIMENSIONS, TASKS
 
 # The fields of the config that shape the reward head.
 HEAD_FIELDS = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
@@ -53,6 +53,8 @@ class JRMConfig(PreTrainedConfig):
         log_sigma_bound: `None`, or `(centre, half_range)`: log sigma is `centre + half_range * tanh(.)`.
         rope_positions: rotary positions of image tokens: `mrope`, the backbone's own in three dimensions, or `1d`, one
             after another like text, as some published reward models were trained.
+        trained_tasks: tasks of the samples it was trained on; None where that was not recorded.
+        trained_pixels: `[smallest, largest]` of the images it was trained on, before they were scaled; likewise.
     """
 
     model_type = "jrm"
@@ -66,6 +68,8 @@ class JRMConfig(PreTrainedConfig):
     reward_head_activation: str = "relu"
     log_sigma_bound: list[float] | tuple[float, ...] | None = None
     rope_positions: str = "mrope"
+    trained_tasks: list[str] | tuple[str, ...] | None = None
+    trained_pixels: list[int] | tuple[int, ...] | None = None
     tie_word_embeddings: bool = False  # the backbone's, always; peft reads it here
 
     def __post_init__(self, **kwargs: Any):
@@ -109,6 +113,20 @@ class JRMConfig(PreTrainedConfig):
             "rope_positions in the model's config must be mrope or 1d",
             self.rope_positions,
         )
+        tasks, pixels = self.trained_tasks, self.trained_pixels
+        _check(
+            tasks is None or (isinstance(tasks, (list, tuple)) and {*map(str, tasks)} <= {*TASKS}),
+            f"trained_tasks must be a list of tasks ({', '.join(TASKS)})",
+            tasks,
+        )
+        _check(
+            pixels is None
+            or (isinstance(pixels, (list, tuple)) and len(pixels) == 2 and all(_is_whole(p, 1) for p in pixels)),
+            "trained_pixels must be [smallest, largest]",
+            pixels,
+        )
+        self.trained_tasks = None if tasks is None else list(tasks)
+        self.trained_pixels = None if pixels is None else list(pixels)
         self.tie_word_embeddings = self.backbone_config.tie_word_embeddings
         # Lists, so that a config equals what it was saved as.
         self.reward_head_widths = list(self.reward_head_widths)

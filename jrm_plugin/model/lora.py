@@ -16,6 +16,7 @@ from jrm_plugin.model.checkpoint import (
     BUILT_IN_MODELS,
     CONFIG_FILE,
     check_names,
+    find_file,
     load_config,
     read_object,
     reading,
@@ -23,6 +24,7 @@ from jrm_plugin.model.checkpoint import (
 from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.trained_on import copy_fields
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
@@ -172,6 +174,8 @@ def load_lora(folder: str | Path, *, _chain: int = 0, **kwargs: Any) -> JRMForRe
     for parameter in model.parameters():  # peft has frozen them; one plain model is trained whole
         parameter.requires_grad_(parameter.is_floating_point())
     model.name_or_path = str(Path(folder).resolve())
+    if find_file(folder, CONFIG_FILE) is not None:
+        copy_fields(load_config(folder), model.config)
     return model
 
 

@@ -65,11 +65,15 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An image as the backbone takes it: its patches `[patches, C * T * P * P]`, their grid `[3]`, and its tokens."""
+    """An image as the backbone takes it: its patches `[patches, C * T * P * P]`, their grid `[3]`, and its tokens.
+
+    `pixels` is how many the image had before it was scaled.
+    """
 
     pixel_values: torch.Tensor
     grid_thw: torch.Tensor
     tokens: int
+    pixels: int
 
     @cached_property
     def digest(self) -> bytes:
@@ -81,7 +85,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class EncodedSequence:
-    """One sequence before it is padded: token ids of both turns, its images, and the dimension it scores.
+    """One sequence before it is padded: token ids of both turns, its images, the dimension it scores, and its task.
 
     `dimension` is `None` where a sequence scores every dimension (or none: a text to learn).
     """
@@ -90,6 +94,7 @@ class EncodedSequence:
     critique: list[int]
     images: list[EncodedImage]
     dimension: int | None
+    task: str
 
 
 class JRMProcessor:
@@ -308,7 +313,8 @@ class JRMProcessor:
         Raises:
             JRMError: it cannot be opened.
         """
-        return EncodedImage(*backbone.patches_of(self.image_processor, load_image(image)))
+        picture = load_image(image)
+        return EncodedImage(*backbone.patches_of(self.image_processor, picture), picture.width * picture.height)
 
     def image_tokens(self, image: Any) -> int:
         """How many tokens an image takes; reads no more of a file than its header."""
@@ -419,6 +425,7 @@ class JRMProcessor:
                     critique=self._critique_ids(critiques, dimensions),
                     images=images,
                     dimension=k if len(dimensions) == 1 < len(self.dimensions) else None,
+                    task=sample.task,
                 )
             )
         return sequences

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeGuard, get_args
 
 import numpy as np
 from PIL import Image
@@ -159,6 +159,29 @@ class Sample:
     def __repr__(self) -> str:
         prompt, response = (", ".join(map(_in_short, blocks)) for blocks in (self.prompt, self.response))
         return f"Sample({self.task}, prompt=[{prompt}], response=[{response}])"
+
+
+# What a scorer takes for a sample: one, or the arguments of `Sample.edit`: (source, instruction, edited).
+PlainSample: TypeAlias = tuple[ImageLike | Sequence[ImageLike] | None, str, ImageLike]
+SampleLike: TypeAlias = Sample | PlainSample
+
+
+def is_sample(value: object) -> TypeGuard[SampleLike]:
+    """Whether this is one sample, and not several: a tuple of three is, if an instruction is in the middle."""
+    return isinstance(value, Sample) or (isinstance(value, tuple) and len(value) == 3 and isinstance(value[1], str))
+
+
+def to_sample(sample: SampleLike) -> Sample:
+    """The sample that is meant.
+
+    Raises:
+        JRMError: it is neither a sample nor such a tuple, or what `Sample.edit` raises.
+    """
+    if isinstance(sample, Sample):
+        return sample
+    if isinstance(sample, tuple) and len(sample) == 3:
+        return Sample.edit(*sample)
+    raise JRMError(f"a sample must be a Sample or a tuple (source, instruction, edited), not {kind_of(sample)}.")
 
 
 def _in_short(block: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import check_keys
 from jrm_plugin.records.samples import OVERALL
 
+SCORE_COLUMNS = ("mu", "sigma")  # beginnings of the names of a score's columns in a table
 RewardMode: TypeAlias = Literal["mean", "lower_confidence_bound", "win_probability"]
 
 
@@ -29,7 +30,7 @@ class RewardScore:
         >>> score.mu["overall"], score.sigma["overall"]
         (1.5, 2.5)
         >>> score
-        RewardScore(a=1±3, b=2±4, overall=1.5±2.5)
+        RewardScore(overall=1.5±2.5, a=1±3, b=2±4)
     """
 
     mu: Mapping[str, float]
@@ -63,7 +64,12 @@ class RewardScore:
         return hash((frozenset(self.mu.items()), frozenset(self.sigma.items())))
 
     def __repr__(self) -> str:
-        return f"RewardScore({', '.join(f'{name}={self.mu[name]:.4g}±{self.sigma[name]:.4g}' for name in self.mu)})"
+        return f"RewardScore({', '.join(f'{n}={self.mu[n]:.4g}±{self.sigma[n]:.2g}' for n in self.names)})"
+
+    @property
+    def names(self) -> list[str]:
+        """What is scored, in the order in which it is shown: overall, and then the dimensions."""
+        return [OVERALL, *(name for name in self.mu if name != OVERALL)]
 
     def reward(
         self,
@@ -121,6 +127,31 @@ class RewardScore:
         """The score of which `to_dict` made `record`; raises a `JRMError` as the class does, or for other keys."""
         check_keys(record, "a reward score's record", required={"mu", "sigma"})
         return cls(record["mu"], record["sigma"])
+
+    def to_columns(self) -> dict[str, float]:
+        """`{"mu_overall": …, "sigma_overall": …, "mu_<dimension>": …, …}`, for a table; `from_columns` reads it."""
+        return {f"{kind}_{name}": getattr(self, kind)[name] for name in self.names for kind in SCORE_COLUMNS}
+
+    @classmethod
+    def from_columns(cls, record: Mapping[str, Any]) -> "RewardScore":
+        """The score in a row of a table; other columns, and those that hold nothing, are no part of it.
+
+        Raises:
+            JRMError: the class does, as where the row has no score.
+
+        Example:
+            >>> RewardScore.from_columns({"edited": "b.png", "mu_a": 1.0, "sigma_a": 0.5})
+            RewardScore(overall=1±0.5, a=1±0.5)
+        """
+        values: dict[str, dict[str, float]] = {kind: {} for kind in SCORE_COLUMNS}
+        for column, value in record.items():
+            kind, _, name = column.partition("_")
+            if kind in values and name and value not in (None, ""):  # CSV's nothing
+                try:
+                    values[kind][name] = float(value)
+                except (TypeError, ValueError):
+                    raise JRMError(f"the column {column!r} of a score must hold a number, not {value!r}.") from None
+        return cls(values["mu"], values["sigma"])
 
 
 def group_rewards(

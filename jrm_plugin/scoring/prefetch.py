@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProcessor
 from jrm_plugin.records.images import ImageLike, digest, image_size
-from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.samples import SampleLike, to_sample
 from jrm_plugin.scoring.surroundings import usual_process
 
 WORKERS, SAMPLES_AHEAD = 4, 32
@@ -47,7 +47,7 @@ class DecodingBudget:
 
 
 def encode_ahead(
-    processor: JRMProcessor, samples: Iterable[Sample], budget: DecodingBudget
+    processor: JRMProcessor, samples: Iterable[SampleLike], budget: DecodingBudget
 ) -> Iterator[list[EncodedSequence] | JRMError]:
     """The sequences of each sample, or its error whatever was raised, in order; threads work while the caller computes.
 
@@ -55,10 +55,10 @@ def encode_ahead(
     """
     images = _RememberedImages(processor, budget)
 
-    def encode(sample: Sample) -> list[EncodedSequence] | JRMError:
+    def encode(sample: SampleLike) -> list[EncodedSequence] | JRMError:
         try:
             with usual_process(), as_jrm_error("it cannot be read"):
-                return processor.encode(sample, encode_image=images)
+                return processor.encode(to_sample(sample), encode_image=images)
         except JRMError as error:
             return error
 

@@ -5,7 +5,7 @@ Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,12 +17,13 @@ from jrm_plugin.model.backbone import BackboneParts
 from jrm_plugin.model.loading import check_belong_together, load, try_out
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
+from jrm_plugin.model.trained_on import NotTrainedOn
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
-from jrm_plugin.records.samples import OVERALL, Sample
+from jrm_plugin.records.samples import OVERALL, SampleLike, is_sample, to_sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.plain import PlainEngine
 from jrm_plugin.scoring.prefetch import DecodingBudget, encode_ahead
-from jrm_plugin.scoring.protocol import Ranked
+from jrm_plugin.scoring.protocol import Ranked, check_one_prompt, ranked
 from jrm_plugin.scoring.sampling import Sampling
 from jrm_plugin.scoring.shared_prefix import GIB, SharedPrefixEngine
 from jrm_plugin.scoring.surroundings import scoring_with
@@ -73,6 +74,7 @@ class RewardScorer:
             )
         self.model, self.processor = model.eval(), processor
         self.engine = _engine(engine, model, processor, memory_budget, cache_bytes)
+        self._not_trained_on = NotTrainedOn(model.config)
         self._decoding = DecodingBudget(memory_budget // 2)  # images are decoded on CPU, beside what is computed
         logger.info("Scoring with %s.", self)
 
@@ -143,21 +145,36 @@ class RewardScorer:
 
     @overload
     def score(
-        self, samples: Sequence[Sample], *, on_error: Literal["raise"] = "raise", progress: bool = False
+        self, samples: SampleLike, *, on_error: Literal["raise"] = "raise", progress: bool = False
+    ) -> RewardScore: ...
+
+    @overload
+    def score(
+        self, samples: SampleLike, *, on_error: Literal["return"], progress: bool = False
+    ) -> RewardScore | JRMError: ...
+
+    @overload
+    def score(
+        self, samples: Iterable[SampleLike], *, on_error: Literal["raise"] = "raise", progress: bool = False
     ) -> list[RewardScore]: ...
 
     @overload
     def score(
-        self, samples: Sequence[Sample], *, on_error: Literal["return"], progress: bool = False
+        self, samples: Iterable[SampleLike], *, on_error: Literal["return"], progress: bool = False
     ) -> list[RewardScore | JRMError]: ...
 
     def score(
-        self, samples: Sequence[Sample], *, on_error: Literal["raise", "return"] = "raise", progress: bool = False
-    ) -> list[RewardScore] | list[RewardScore | JRMError]:
+        self,
+        samples: SampleLike | Iterable[SampleLike],
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        progress: bool = False,
+    ) -> RewardScore | JRMError | list[RewardScore] | list[RewardScore | JRMError]:
         """The score of each sample, in their order; the same alone, in any batch, and from any number of threads.
 
         Args:
-            samples: what to score.
+            samples: what to score, a generator too, of which a few at a time are taken. A tuple
+                `(source, instruction, edited)` is a `Sample.edit`. One sample alone gives one score.
             on_error: `raise`: the first sample that cannot be read, or whose score is not a finite number, raises and
                 names its position; `return`: its error stands in its place and the others are scored. Running out of
                 memory is raised either way.
@@ -169,10 +186,13 @@ class RewardScorer:
         Example:
             >>> scores = scorer.score([Sample.edit("cat.png", "make the cat blue", path) for path in candidates])
             >>> [score.mu["overall"] for score in scores]
+            >>> scorer.score(("cat.png", "make the cat blue", "blue-cat.png")).mu["overall"]
         """
         if on_error not in ("raise", "return"):
             raise JRMError(f"on_error must be 'raise' or 'return', got {on_error!r}.")
-        results: list[Any] = [None] * len(samples)
+        if is_sample(samples):
+            return self.score([samples], on_error=on_error)[0]
+        results: dict[int, Any] = {}
         for positions, sequences in self._passes(samples, results if on_error == "return" else None, progress):
             scores = self._mu_and_sigma(sequences)
             for position, (mu_D, sigma_D) in zip(positions, scores, strict=True):
@@ -182,7 +202,7 @@ class RewardScorer:
                     if on_error == "raise":
                         raise JRMError(f"sample {position} cannot be scored: {error}") from error
                     results[position] = error
-        return results
+        return [results[position] for position in range(len(results))]
 
     def _mu_and_sigma(self, sequences: Sequence[EncodedSequence]) -> list[tuple[list[float], list[float]]]:
         """mu and sigma by dimension of each sample in one pass.
@@ -222,12 +242,31 @@ class RewardScorer:
         )
         return f"its {what}, computed in the precision {dtype}, is not a finite number: {advice}."
 
-    def rank(self, samples: Sequence[Sample]) -> list[Ranked]:
-        """The samples by their overall score, best first; equal scores keep the order given."""
-        ranked = [Ranked(position, score) for position, score in enumerate(self.score(samples))]
-        return sorted(ranked, key=lambda place: -place.score.mu[OVERALL])
+    def rank(
+        self, samples: Iterable[SampleLike], *, dimension: str = OVERALL, different_prompts: bool = False
+    ) -> list[Ranked]:
+        """The candidates of one prompt, best first; equal scores keep the order given.
 
-    def hidden_states(self, samples: Sequence[Sample], *, progress: bool = False) -> torch.Tensor:
+        Args:
+            samples: with one prompt, as in `score`: only their scores compare.
+            dimension: by whose mu; by default the overall one.
+            different_prompts: rank samples of several prompts all the same.
+
+        Raises:
+            JRMError: the prompts differ, the checkpoint has no such dimension, or a sample cannot be scored.
+        """
+        if dimension != OVERALL:
+            self._check_dimension(dimension)
+        candidates = [to_sample(sample) for sample in samples]
+        if not different_prompts:
+            check_one_prompt(candidates)
+        return ranked(self.score(candidates), dimension)
+
+    def _check_dimension(self, dimension: str) -> None:
+        if dimension not in self.dimensions:
+            raise JRMError(f"this checkpoint has no dimension {dimension!r}; it has {', '.join(self.dimensions)}.")
+
+    def hidden_states(self, samples: Iterable[SampleLike], *, progress: bool = False) -> torch.Tensor:
         """The reward token's hidden state of every sequence, the paper's representation h (eq. 1), float32 on CPU.
 
         `[S, H]` in the joint layout, `[S * D, H]` in `per_dimension`.
@@ -257,7 +296,7 @@ class RewardScorer:
         return torch.tensor([sequence.dimension for sequence in sequences], device=self.model.device)
 
     def _passes(
-        self, samples: Sequence[Sample], errors: list | None, progress: bool, description: str = "Scoring"
+        self, samples: Iterable[SampleLike], errors: dict[int, Any] | None, progress: bool, description: str = "Scoring"
     ) -> Iterator[tuple[list[int], list[EncodedSequence]]]:
         """Positions of samples and their sequences, as many at once as the memory budget allows.
 
@@ -266,7 +305,8 @@ class RewardScorer:
         positions: list[int] = []
         sequences: list[EncodedSequence] = []
         taken = 0
-        with tqdm(total=len(samples), desc=description, unit="sample", disable=not progress) as bar:
+        total = len(samples) if isinstance(samples, Sized) else None
+        with tqdm(total=total, desc=description, unit="sample", disable=not progress) as bar:
             for position, encoded in enumerate(encode_ahead(self.processor, samples, self._decoding)):
                 encoded = self._within_positions(encoded)
                 if isinstance(encoded, JRMError):
@@ -275,6 +315,8 @@ class RewardScorer:
                     errors[position] = encoded
                     bar.update()
                     continue
+                for sentence in self._not_trained_on.notice(encoded):
+                    logger.warning("%s: %s", self.model.name_or_path or "a model in memory", sentence)
                 size = self.engine.sequence_bytes(encoded)
                 if positions and (taken + size > self.engine.memory_budget // 2 or len(positions) == SAMPLES_AT_ONCE):
                     yield positions, sequences
@@ -305,7 +347,7 @@ class RewardScorer:
 
     def critique(
         self,
-        samples: Sequence[Sample],
+        samples: Iterable[SampleLike],
         dimension: str | None = None,
         *,
         max_new_tokens: int = 512,
@@ -331,8 +373,8 @@ class RewardScorer:
         Raises:
             JRMError: the checkpoint has no such dimension, or a sample cannot be read.
         """
-        if dimension is not None and dimension not in self.dimensions:
-            raise JRMError(f"this checkpoint has no dimension {dimension!r}; it has {', '.join(self.dimensions)}.")
+        if dimension is not None:
+            self._check_dimension(dimension)
         if temperature < 0 or not 0 < top_p <= 1:
             raise JRMError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
         wanted = self.dimensions if dimension is None else [dimension]

@@ -25,9 +25,9 @@ for arguments in [[], *([command] for command in COMMANDS)]:
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.stderr == ""
     first, *others = [line for line in finished.stdout.splitlines() if line.startswith("0 [")]
-    assert first == "0 []" and len(others) == 8
+    assert first == "0 []" and len(others) == len(app.COMMANDS)
     assert not any(name in line for line in others for name in HEAVY)
-    assert finished.stdout.count("usage: jrm") == 9
+    assert finished.stdout.count("usage: jrm") == 1 + len(app.COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [["score", "--unknown", "1"], ["paint"], [], ["train"]])

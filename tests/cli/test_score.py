@@ -46,9 +46,39 @@ def test_generation_needs_no_source(jrm, model_folder, images):
 def test_the_default_model_is_jrm_tiny(jrm, images):
     arguments = ("score", "--source", images[0], "--instruction", INSTRUCTION, "--edited", images[1])
     finished = jrm(*arguments, "--json")
-    assert (finished.code, finished.err) == (0, "")
+    assert finished.code == 0
+    assert finished.err == (
+        "No model is named: jrm-tiny scores, which knows coloured shapes (ShapeEdits) and nothing else.\n"
+    )
     named = jrm(*arguments, "--model", "jrm-tiny", "--json")
-    assert json.loads(finished.out) == json.loads(named.out)
+    assert named.err == "" and json.loads(finished.out) == json.loads(named.out)
+
+
+def test_what_the_model_was_not_trained_on_is_said_once(jrm, images, tmp_path):
+    Image.new("RGB", (400, 300)).save(tmp_path / "large.png")
+    made = [tmp_path / "large.png"] * 2 + images[1:]
+    finished = jrm("score", "--model", "jrm-tiny", "--instruction", INSTRUCTION, "--edited", *made, "--json")
+    assert finished.code == 0 and len(json.loads(finished.out)) == 4
+    task, size = finished.err.splitlines()
+    assert "trained on samples of the task edit; a sample of the task generation" in task
+    assert "trained on images of 2,304 pixels" in size
+
+
+def test_the_table_fits_a_terminal_of_80_columns(jrm, sample, images, tmp_path):
+    shutil.copy(images[1], long := tmp_path / ("a_folder_with_a_name_of_its_own_" + "x" * 60 + "_candidate_17.png"))
+    arguments = ("rank", *sample[:-2], images[1], long)
+    finished = jrm(*arguments, environment={"COLUMNS": "80"})
+    lines = finished.out.splitlines()
+    assert finished.code == 0 and max(map(len, lines)) <= 80
+    heading = next(line for line in lines if "place" in line)
+    assert heading.index("place") < heading.index("image") < heading.index("overall") < heading.index("following")
+    assert "…" in finished.out and "e_17.png" in finished.out and str(long) not in finished.out
+    assert "P(the first is better than the second) = 0." in finished.out
+    narrow = jrm(*arguments, environment={"COLUMNS": "50"}).out
+    assert "overall" in narrow and "quality │" not in narrow
+    assert "--wide shows" in narrow and "visual_quality as well" in narrow
+    wide = jrm(*arguments, "--wide", environment={"COLUMNS": "50"}).out
+    assert str(long) in wide and "quality" in wide
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

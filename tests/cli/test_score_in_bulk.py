@@ -1,5 +1,6 @@
 """Scoring in bulk: every row once, in order, whatever interrupts it."""
 
+import csv
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.scorer import RewardScorer
 
 
@@ -64,7 +66,8 @@ def test_jsonl_holds_every_record_in_order(score, write, records, edits, model_f
     for row, record, one in zip(rows, [*records, awkward], scores, strict=True):
         assert {name: row[name] for name in record} == record
         assert row["model"] == str(model_folder)
-        assert row["mu"] == pytest.approx(one.mu, abs=1e-5) and row["sigma"] == pytest.approx(one.sigma, abs=1e-5)
+        read = RewardScore.from_columns(row)
+        assert read.mu == pytest.approx(one.mu, abs=1e-5) and read.sigma == pytest.approx(one.sigma, abs=1e-5)
     again = score(source, tmp_path / "new" / "scores.jsonl")
     assert again.code == 0 and _read(tmp_path / "new" / "scores.jsonl") == rows
 
@@ -74,7 +77,7 @@ def test_broken_image_is_recorded_and_the_others_are_scored(score, write, record
     finished = score(write([records[0], broken, records[1]]), tmp_path / "scores.jsonl")
     assert finished.code == 2 and "1 samples could not be scored" in finished.err
     rows = _read(tmp_path / "scores.jsonl")
-    assert ["mu" in row for row in rows] == [True, False, True]
+    assert ["mu_overall" in row for row in rows] == [True, False, True]
     assert "nowhere.png" in rows[1]["error"]
 
 
@@ -86,7 +89,7 @@ def test_parquet_with_columns_of_several_types(score, write, records, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
     rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
     assert [json.loads(row["source"]) for row in rows] == [records[0]["source"], several["source"], broken["source"]]
-    assert [row["mu"] is None for row in rows] == [False, False, True]
+    assert [row["mu_overall"] is None for row in rows] == [False, False, True]
     assert rows[2]["error"] and rows[0]["error"] is None
     assert rows[0]["edited"] == records[0]["edited"]
 
@@ -102,7 +105,7 @@ def test_goes_on_after_a_line_that_was_cut_off(score, write, records, tmp_path):
     rows, expected = _read(output), [json.loads(line) for line in lines]
     assert [row["edited"] for row in rows] == [row["edited"] for row in expected]
     for row, one in zip(rows, expected, strict=True):  # batched otherwise, so equal but for rounding
-        assert row["mu"] == pytest.approx(one["mu"], abs=1e-5)
+        assert row["mu_overall"] == pytest.approx(one["mu_overall"], abs=1e-5)
 
 
 def test_goes_on_after_sigkill(start_jrm, score, write, records, model_folder, tmp_path):
@@ -196,6 +199,18 @@ def test_it_does_not_go_on_with_other_options_or_in_what_is_no_file(
     assert "is no file" in refused(*bulk, tmp_path / "pipe.jsonl")
 
 
+def test_csv_has_a_cell_for_each_value(score, write, records, tmp_path):
+    several = {**records[1], "source": [records[1]["source"]] * 2, "instruction": 'two\n"lines", and more'}
+    broken = {**records[2], "edited": "images/nowhere.png", "note": {"a": 1}}
+    finished = score(write([records[0], several, broken]), tmp_path / "scores.csv")
+    assert finished.code == 2 and [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open(newline="")))
+    assert [row["instruction"] for row in rows] == [r["instruction"] for r in (records[0], several, broken)]
+    assert json.loads(rows[1]["source"]) == several["source"] and json.loads(rows[2]["note"]) == {"a": 1}
+    assert (rows[0]["note"], rows[0]["error"], rows[2]["mu_overall"]) == ("", "", "")
+    assert RewardScore.from_columns(rows[1]).names == ["overall", "instruction_following", "visual_quality"]
+
+
 def test_objects_of_any_kind_fit_into_parquet(score, write, records, tmp_path):
     extra = {"nested": {"a": [{}]}, "empty": {}, "lists": [[], [1]], "mixed": [1, "a"], "big": 2**70}
     finished = score(write([{**records[0], **extra}, records[1]]), tmp_path / "scores.parquet")
@@ -267,6 +282,7 @@ GOOD = {"source": None, "instruction": "make it blue", "edited": "images/heldout
         ('{"instruction": "x", "edited": "a.png", "source": 3}', "row 2: an image must be given as a path"),
         ('{"instruction": " ", "edited": "a.png"}', "row 2: the"),
         ('{"instruction": "x", "edited": "a.png", "mu": 3}', "key 'mu'"),
+        ('{"instruction": "x", "edited": "a.png", "sigma_x": 3}', "key 'sigma_x'"),
     ],
 )
 def test_broken_line(refused, model_folder, tmp_path, record, said):
@@ -296,7 +312,7 @@ def test_output_that_cannot_be_written(refused, write, records, tmp_path):
     (tmp_path / "file").write_text("")
     source = write(records)
     assert "cannot be written" in refused("score", "--input", source, "--output", tmp_path / "file" / "x.jsonl")
-    assert "must end in" in refused("score", "--input", source, "--output", tmp_path / "x.csv")
+    assert "must end in" in refused("score", "--input", source, "--output", tmp_path / "x.xlsx")
     (tmp_path / "x.parquet").write_text("mine")
     assert "is there already" in refused("score", "--input", source, "--output", tmp_path / "x.parquet")
     assert (tmp_path / "x.parquet").read_text() == "mine"

@@ -1,5 +1,6 @@
 """Samples to score in bulk, named as people and their systems name them."""
 
+import csv
 import json
 import logging
 import shutil
@@ -149,3 +150,49 @@ def test_a_mapping_of_columns(folder):
     assert item.sample.task == "edit"
     with pytest.raises(JRMError, match="columns has the field 'chosen', which is none of source, instruction, edited"):
         read_samples(folder / "lines", columns={"chosen": "after"})
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_tables_give_the_samples_of_json_lines(folder, ending):
+    records = [
+        {"source": "source.png", "instruction": 'make it "blue", or\ngreen', "edited": "edited.png", "id": "007"},
+        {"source": ["source.png", "edited.png"], "instruction": "join them", "edited": "edited.png", "id": "x"},
+        {"source": None, "instruction": "[a cat]", "edited": "edited.png", "id": None},
+    ]
+    (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if ending == "parquet":
+        for record in records:
+            record["source"] = [record["source"]] if isinstance(record["source"], str) else record["source"]
+        pq.write_table(pa.Table.from_pylist(records), folder / "in.parquet")
+    else:
+        with (folder / f"in.{ending}").open("w", newline="") as file:
+            writer = csv.DictWriter(file, records[0], delimiter="\t" if ending == "tsv" else ",")
+            writer.writeheader()
+            for record in records:
+                source = record["source"]
+                writer.writerow(record | {"source": json.dumps(source) if isinstance(source, list) else source})
+    items, same = read_samples(folder / "in.jsonl"), read_samples(folder / f"in.{ending}")
+    assert [item.sample for item in items] == [item.sample for item in same]
+    assert [item.record["id"] for item in items] == [item.record["id"] for item in same]
+    assert len(read_samples(folder / f"i*.{ending}")) == 3
+
+
+def test_a_row_with_another_number_of_cells_is_refused(folder):
+    (folder / "in.csv").write_text("instruction,edited,source\nx,edited.png,\n\na cat, or a dog,edited.png,\n")
+    with pytest.raises(JRMError, match="row 4: it has 4 cells, and the first line 3"):
+        read_samples(folder / "in.csv")
+    (folder / "in.parquet").write_text("no table")
+    with pytest.raises(JRMError, match="in.parquet has one column|in.parquet is no table"):
+        read_samples(folder / "in.parquet")
+
+
+def test_images_for_an_instruction_that_is_given(folder, caplog):
+    (folder / "instruction.txt").rename(folder / "notes.md")
+    (item,) = read_samples(folder.parent, instruction="make it blue", sources=[str(folder / "source.png")])
+    assert item.sample.prompt_images == (str(folder / "source.png"),) and item.record["edited"] == "one/edited.png"
+    assert "notes.md" in caplog.text
+    with pytest.raises(JRMError, match="source.png may be the source"):
+        read_samples(folder.parent, instruction="make it blue")
+    (folder / "notes.md").rename(folder / "instruction.txt")
+    with pytest.raises(JRMError, match="is an instruction already"):
+        read_samples(folder, instruction="make it blue", sources=[str(folder / "source.png")])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.evaluation.drawing import draw_boxes, enlarged
+from jrm_plugin.evaluation.drawing import BOXES_SIDE, draw_boxes, enlarged
 from jrm_plugin.evaluation.metrics import accuracy_difference, effective_rank, proportion
 from jrm_plugin.evaluation.pairs import PairResult, summarize
 from jrm_plugin.evaluation.report import duration, reasoning_html, write_report
@@ -97,11 +97,12 @@ def made_up_report(compare: bool = True) -> dict:
                 "name": "language warm start",
                 "log": [{"step": s, "critique_loss": 4 / (1 + s / 40)} for s in range(10, 310, 10)],
             },
-            {"name": "joint", "log": made_up_log(1.2, 0.25)},
+            {"name": "joint", "log": made_up_log(1.2, 0.25), "note": "The loss jumps, for a reason."},
         ],
         "summary": summary,
         "critique_quality": {
             "parsed": share,
+            "right": proportion(123, 200),
             "by_dimension": {
                 name: {part: share for part in ("parsed", "label", "box", "finding", "global", "whole")}
                 | {"box_iou": 0.71}
@@ -114,10 +115,20 @@ def made_up_report(compare: bool = True) -> dict:
                 "instruction": "make the red circle green",
                 "sources": [scene()],
                 "candidates": [
-                    {"image": scene(), "score": score(-1.4, 1.2), "note": "ignored, clean"},
-                    {"image": scene("green"), "score": score(1.6, 1.3), "note": "no failure, clean"},
-                    {"image": scene("purple"), "score": score(-0.2, 1.1), "note": "wrong value, clean"},
-                    {"image": scene("green", 9), "score": score(0.6, -0.9), "note": "over-edit, blur"},
+                    {"image": scene(), "score": score(-1.4, 1.2), "note": "ignored, clean", "data_score": 5},
+                    {"image": scene("green"), "score": score(1.6, 1.3), "note": "no failure, clean", "data_score": 8},
+                    {
+                        "image": scene("purple"),
+                        "score": score(-0.2, 1.1),
+                        "note": "wrong value, clean",
+                        "data_score": 6,
+                    },
+                    {
+                        "image": scene("green", 9),
+                        "score": score(0.6, -0.9),
+                        "note": "over-edit, blur",
+                        "data_score": 5.5,
+                    },
                 ],
             }
         ],
@@ -195,8 +206,11 @@ def test_the_page_needs_nothing_else(written):
     _, text = written
     page = Page(text)
     assert not page.open, "every tag is closed"
-    assert len(page.references) > 20 and all(url.startswith("data:image/png;base64,") for url in page.references)
-    for reference in page.references:
+    within = {url.removeprefix("#") for url in page.references if url.startswith("#")}
+    assert within and within <= set(page.ids), "the contents lead to what is there"
+    pictures = [url for url in page.references if not url.startswith("#")]
+    assert len(pictures) > 20 and all(url.startswith("data:image/png;base64,") for url in pictures)
+    for reference in pictures:
         Image.open(io.BytesIO(base64.b64decode(reference.partition(",")[2]))).verify()
     assert not re.search(r"https?://|file:|@import|url\(", text)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
@@ -221,6 +235,36 @@ def test_every_section_is_there_with_its_numbers(written):
 def test_candidates_stand_best_first(written):
     notes = re.findall(r'<div class="note">(.*?)</div>', written[1])
     assert [note.split(",")[0] for note in notes] == ["no failure", "wrong value", "ignored", "over-edit"]
+
+
+def test_beside_the_models_order_stands_that_of_the_data(written):
+    places = re.findall(r'<div class="place">(\d)<span class="(yes|no)">data: (.*?) (.)</span>', written[1])
+    assert places == [("1", "yes", "1", "✓"), ("2", "yes", "2", "✓"), ("3", "no", "4", "✗"), ("4", "no", "3", "✗")]
+    assert "2 of 4 places are as the data say" in written[1]
+
+
+def test_bars_show_zero_and_the_ends_of_their_scale(written):
+    ends = re.search(r'<div class="ends".*?>(.*?)</div>', written[1])[1]
+    assert re.findall(r">([^<]+)</span>", ends) == ["−2", "0", "2"]
+    zeros = set(re.findall(r'<s style="left:(.*?)%"', written[1]))
+    assert zeros == {"50.0"}
+
+
+def test_captions_and_tiles_speak_of_what_is_there(written, tmp_path):
+    tile = r"critiques that are {}</span><b>{} %</b>"
+    assert "dots held-out pairs" in written[1] and "The loss jumps, for a reason." in written[1]
+    assert re.search(tile.format("right", "61.5"), written[1])
+    report = made_up_report(compare=False)
+    for row in report["stages"][1]["log"]:
+        for name in [name for name in row if name.startswith("eval_")]:
+            del row[name]
+    for candidate in report["ranked"][0]["candidates"]:
+        candidate["data_score"] = candidate["data_score"] // 1  # 5, 8, 6 and 5
+    report["critique_quality"]["right"] = proportion(0, 0)  # the pairs have no critiques to compare with
+    text = write_report(tmp_path, report).read_text(encoding="utf-8")
+    assert "Thin lines are training batches, dashed lines" in text, "there are no dots"
+    assert text.count("data: 3–4 ✓") == 2, "what the data call equal shares its places"
+    assert re.search(tile.format("valid", "90.0"), text)
 
 
 def test_what_users_and_models_write_is_text(written):
@@ -278,12 +322,12 @@ def test_durations_and_tags():
 
 def test_boxes_are_drawn_where_the_critique_says():
     critique = Critique("<|bbox_0|> x", (EditRegion(0, "red circle", (500, 500, 1000, 1000)),))
-    plain, drawn = enlarged(scene()), draw_boxes(scene(), critique)
-    assert drawn.size == plain.size == (336, 336)
+    plain, drawn = enlarged(scene(), BOXES_SIDE), draw_boxes(scene(), critique)
+    assert drawn.size == plain.size == (672, 672)
     changed = np.argwhere((np.asarray(drawn) != np.asarray(plain)).any(-1))
     # From the middle to the last pixel, and above the box its name.
-    assert changed.max(0).tolist() == [335, 335]
-    assert changed[:, 1].min() == 168 and 130 < changed[:, 0].min() < 168
+    assert changed.max(0).tolist() == [671, 671]
+    assert changed[:, 1].min() == 336 and 260 < changed[:, 0].min() < 336
     assert np.array_equal(np.asarray(draw_boxes(scene(), Critique("nothing to see"))), np.asarray(plain))
 
 

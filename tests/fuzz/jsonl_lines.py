@@ -53,9 +53,11 @@ def run(count: int, seed: int) -> list[str]:
             if rng.random() < 0.5:
                 content = odd_bytes(rng, content)
             (folder / "in.jsonl").write_bytes(content)
-            output = folder / rng.choice(("out.jsonl", "out.parquet"))
-            with patch("jrm_plugin.cli.score.make_scorer", lambda options: StubScorer()):
-                problem = ends_in_a_sentence(["score", "--input", folder / "in.jsonl", "--output", output])
+            output = folder / rng.choice(("out.jsonl", "out.parquet", "out.csv"))
+            with patch("jrm_plugin.cli.bulk.make_scorer", lambda options: StubScorer()):
+                problem = ends_in_a_sentence(
+                    ["score", "--model", "jrm-tiny", "--input", folder / "in.jsonl", "--output", output]
+                )
             if problem:
                 problems.append(f"{number}: {problem} for {content!r}")
             if rng.random() < 0.8:  # else the next run finds the output of this one

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jrm_plugin import Ranked, RewardScore, Sample
 from jrm_plugin.records.images import load_image
+from jrm_plugin.scoring.protocol import ranked
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 HERE = Path(__file__).parent
@@ -39,9 +40,8 @@ class Brightness:
         images = [np.asarray(load_image(sample.response_images[0])) for sample in samples]
         return [RewardScore({"brightness": image.mean()}, {"brightness": 1.0}) for image in images]
 
-    def rank(self, samples) -> list[Ranked]:
-        ranked = [Ranked(position, score) for position, score in enumerate(self.score(samples))]
-        return sorted(ranked, key=lambda place: -place.score.mu["overall"])
+    def rank(self, samples, *, dimension="overall", different_prompts=False) -> list[Ranked]:
+        return ranked(self.score(samples), dimension)
 
 
 @pytest.fixture

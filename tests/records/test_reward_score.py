@@ -58,7 +58,29 @@ def test_a_part_of_a_score_is_replaced():
 
 def test_a_score_shows_rounded_numbers():
     score = RewardScore({"a": 1 / 3, "b": -1234.56789}, {"a": 1e-9, "b": 2})
-    assert repr(score) == "RewardScore(a=0.3333±1e-09, b=-1235±2, overall=-617.1±1)"
+    assert repr(score) == "RewardScore(overall=-617.1±1, a=0.3333±1e-09, b=-1235±2)"
+
+
+def test_a_score_goes_through_the_columns_of_a_table():
+    score = RewardScore({"a": 1 / 3, "b_c": -2}, {"a": 0.5, "b_c": 2})
+    columns = score.to_columns()
+    assert list(columns) == ["mu_overall", "sigma_overall", "mu_a", "sigma_a", "mu_b_c", "sigma_b_c"]
+    assert RewardScore.from_columns({"edited": "b.png", "mu_d": None, "sigma_d": None, **columns}) == score
+    assert RewardScore.from_columns({name: str(value) for name, value in columns.items()}) == score  # as CSV has them
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"error": "no image"}, "needs mu and sigma"),
+        ({"mu_a": 1.0}, "needs mu and sigma of the same dimensions"),
+        ({"mu_a": "x", "sigma_a": 1}, "the column 'mu_a' of a score must hold a number, not 'x'"),
+        ({"mu_a": 1, "sigma_a": 1, "mu_overall": 2, "sigma_overall": 1}, "it is 1, not 2"),
+    ],
+)
+def test_a_row_without_a_score_is_refused(row, message):
+    with pytest.raises(JRMError, match=message):
+        RewardScore.from_columns(row)
 
 
 @pytest.mark.parametrize("record", [None, {}, {"mu": {"a": 1}}, {"mu": {"a": 1}, "sigma": {"a": 1}, "k": 1}])

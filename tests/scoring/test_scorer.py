@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.records.critiques import UnparsedCritique
@@ -99,6 +100,29 @@ def test_nothing_in_nothing_out(scorer_of):
     scorer = scorer_of("qwen2_vl")
     assert scorer.score([]) == scorer.rank([]) == scorer.critique([]) == []
     assert scorer.hidden_states([]).shape == (0, 32)
+
+
+def test_samples_are_taken_as_people_write_them(scorer_of, tmp_path):
+    scorer, paths = scorer_of("qwen2_vl"), [tmp_path / f"{k}.png" for k in range(3)]
+    for shade, path in enumerate(paths):
+        Image.new("RGB", (32, 32), (80 * shade, 0, 0)).save(path)
+    plain = [(paths[0], "make it blue", paths[1]), ([*paths[:2]], "join them", paths[2]), (None, "a cat", paths[0])]
+    expected = scorer.score([Sample.edit(*sample) for sample in plain])
+    assert scorer.score(plain) == scorer.score(sample for sample in plain) == scorer.score(tuple(plain)) == expected
+    assert scorer.score(plain[0]) == scorer.score(Sample.edit(*plain[0])) == scorer.score(plain[:1])[0]
+    assert len(scorer.hidden_states(iter(plain))) == scorer.processor.sequences_per_sample * 3
+    assert [*scorer.critique(iter(plain), max_new_tokens=1)[0]] == scorer.dimensions
+
+
+def test_what_is_no_sample_is_an_error_of_its_own(scorer_of, make_samples):
+    good = make_samples(1)[0]
+    first, *others = scorer_of("qwen2_vl").score([good, "a.png", (None, "", good), (1, 2)], on_error="return")
+    assert not isinstance(first, JRMError)
+    assert [str(error) for error in others] == [
+        "a sample must be a Sample or a tuple (source, instruction, edited), not a str.",
+        "the instruction is empty.",
+        "a sample must be a Sample or a tuple (source, instruction, edited), not a tuple.",
+    ]
 
 
 def test_hidden_states_are_one_a_sequence(scorer_of, make_samples, sequences):
@@ -208,7 +232,7 @@ def test_an_unknown_way_with_errors(scorer_of):
 
 def test_rank_is_best_first(scorer_of, make_samples):
     scorer, samples = scorer_of("qwen2_vl"), make_samples(8)
-    ranked, scores = scorer.rank(samples), scorer.score(samples)
+    ranked, scores = scorer.rank(samples, different_prompts=True), scorer.score(samples)
     places = [place.position for place in ranked]
     assert sorted(places) == list(range(8)) != places
     assert all(place.score == scores[place.position] for place in ranked)
@@ -221,7 +245,20 @@ def test_rank_keeps_the_order_of_equals(make_scorer, make_samples):
     with torch.no_grad():
         for head in scorer.model.reward_head.heads:
             head[-1].weight.zero_()
-    assert [place.position for place in scorer.rank(make_samples(8))] == list(range(8))
+    assert [place.position for place in scorer.rank(make_samples(8), different_prompts=True)] == list(range(8))
+
+
+def test_rank_compares_candidates_of_one_prompt(scorer_of):
+    scorer, images = scorer_of("qwen2_vl"), [Image.new("RGB", (32, 32), (80 * shade, 0, 0)) for shade in range(4)]
+    same = [(images[0], "make it blue", candidate) for candidate in images]
+    for other in ((images[0], "make it red", images[1]), (images[1], "make it blue", images[1])):
+        with pytest.raises(JRMError, match="sample 4 has another instruction or source than sample 0"):
+            scorer.rank([*same, other])
+    for dimension in scorer.dimensions:
+        mus = [place.score.mu[dimension] for place in scorer.rank(iter(same), dimension=dimension)]
+        assert mus == sorted(mus, reverse=True)
+    with pytest.raises(JRMError, match="has no dimension 'beauty'"):
+        scorer.rank(same, dimension="beauty")
 
 
 # --- critiques --------------------------------------------------------------------------------------------------------

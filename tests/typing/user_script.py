@@ -65,6 +65,14 @@ assert_type(scorer, RewardScorer)
 assert_type(scorer.score(samples), list[RewardScore])
 assert_type(scorer.score(samples, on_error="raise", progress=True)[0].mu["overall"], float)
 assert_type(scorer.score(samples, on_error="return"), list[RewardScore | JRMError])
+assert_type(scorer.score(samples[0]), RewardScore)
+assert_type(scorer.score(samples[0], on_error="return"), RewardScore | JRMError)
+assert_type(scorer.score(("cat.png", "make the cat blue", Path("blue-cat.png"))), RewardScore)
+assert_type(scorer.score((["a.png", "b.png"], "join them", images[0])), RewardScore)
+assert_type(scorer.score(sample for sample in samples), list[RewardScore])
+assert_type(scorer.score([("cat.png", "make the cat blue", "a.png"), (None, "a cat", images[0])]), list[RewardScore])
+assert_type(scorer.rank([("cat.png", "make the cat blue", "a.png")], dimension="visual_quality"), list[Ranked])
+scorer.score(["cat.png"])  # type: ignore[list-item]  # no sample
 assert_type(scorer.rank(samples), list[Ranked])
 assert_type(scorer.rank(samples)[0].position, int)
 assert_type(scorer.rank(samples)[0].score, RewardScore)
@@ -85,6 +93,8 @@ score = scorer.score(samples)[0]
 assert_type(score.reward("lower_confidence_bound", k=2), float)
 assert_type(score.reward("win_probability", against=[score]), float)
 assert_type(score.to_dict(), dict[str, dict[str, float]])
+assert_type(score.to_columns(), dict[str, float])
+assert_type(RewardScore.from_columns(score.to_columns()), RewardScore)
 assert_type(RewardScore.from_dict(score.to_dict()), RewardScore)
 assert_type(RewardScore(**score.to_dict()), RewardScore)
 assert_type(group_rewards([score, score], "win_rate"), list[float])
@@ -97,7 +107,7 @@ class LengthScorer:
 
     dimensions = ["length"]
 
-    def rank(self, samples: list[Sample]) -> list[Ranked]:
+    def rank(self, samples: list[Sample], dimension: str = "length") -> list[Ranked]:
         return []
 
 

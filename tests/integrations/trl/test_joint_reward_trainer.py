@@ -349,7 +349,8 @@ def test_checkpoints_are_whole_limited_and_keep_the_best(make_trainer, pairs, he
     assert state["best_model_checkpoint"] == str(best)
     assert 'RewardScorer.from_pretrained("run")' in (tmp_path / "run" / "README.md").read_text()
     for folder in (best, tmp_path / "run" / "checkpoint-4"):
-        RewardScorer.from_pretrained(folder, device="cpu")
+        config = RewardScorer.from_pretrained(folder, device="cpu").model.config
+        assert (config.trained_tasks, config.trained_pixels) == (["edit"], [48 * 48] * 2)  # what ShapeEdits are
     saved = load_file(best / "model.safetensors")
     assert all(torch.equal(trainer.model.state_dict()[name], saved[name]) for name in saved)
 
@@ -419,7 +420,9 @@ def test_lora_trains_adapters_head_and_new_tokens_and_resumes(make_trainer, pair
     assert all(any(part in name for name in changed) for part in parts)
 
     trainer.save_model(tmp_path / "saved")
-    scores = RewardScorer.from_pretrained(tmp_path / "saved", device="cpu").score([pair.chosen for pair in heldout])
+    scorer = RewardScorer.from_pretrained(tmp_path / "saved", device="cpu")
+    assert scorer.model.config.trained_tasks == ["edit"] and scorer.model.config.trained_pixels is not None
+    scores = scorer.score([pair.chosen for pair in heldout])
     trainer.model.eval()
     own = RewardScorer(trainer.model, trainer.processor).score([pair.chosen for pair in heldout])
     for one, other in zip(scores, own, strict=True):

@@ -1,0 +1,71 @@
+"""What a checkpoint was trained on, recorded in its config, and noticed where something else is scored."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedConfig
+
+from jrm_plugin.model.processing import EncodedSequence
+from jrm_plugin.records.images import image_size
+from jrm_plugin.records.samples import Sample
+
+FIELDS = ("trained_tasks", "trained_pixels")  # of the config
+TOLERANCE = 4  # times more or fewer pixels, twice or half of each side, are no other size yet
+
+
+class TrainedOn:
+    """Gathers the tasks of examples and the sizes of their images, as they are before they are scaled."""
+
+    def __init__(self) -> None:
+        self._tasks, self._pixels = set[str](), set[int]()
+
+    def add(self, *samples: Sample) -> None:
+        """Looks at samples that are trained on; reads no more of an image than its header."""
+        for sample in samples:
+            self._tasks.add(sample.task)
+            for image in (*sample.prompt_images, *sample.response_images):
+                width, height = image_size(image)
+                self._pixels.add(width * height)
+
+    def record(self, config: PreTrainedConfig) -> None:
+        """Adds what was gathered to what the config says already; with nothing gathered, it stays as it is."""
+        if self._tasks:
+            config.trained_tasks = sorted(self._tasks | {*(config.trained_tasks or ())})
+        if pixels := self._pixels | {*(config.trained_pixels or ())}:
+            config.trained_pixels = [min(pixels), max(pixels)]
+
+
+class NotTrainedOn:
+    """Notices, once each, a task and an image size that a checkpoint was not trained on."""
+
+    def __init__(self, config: PreTrainedConfig):
+        self._tasks, self._pixels = (getattr(config, name, None) for name in FIELDS)
+
+    def notice(self, sequences: Sequence[EncodedSequence]) -> list[str]:
+        """What is to be said of a sample that is about to be scored, of its sequences."""
+        sentences, task = [], sequences[0].task
+        if self._tasks and task not in self._tasks:
+            sentences.append(
+                f"this checkpoint was trained on samples of the task {' and '.join(self._tasks)}; a sample of the "
+                f"task {task} is scored, whose score may mean little."
+            )
+            self._tasks = None
+        if self._pixels:
+            low, high = self._pixels
+            sizes = [image.pixels for sequence in sequences for image in sequence.images]
+            other = next((size for size in sizes if not low / TOLERANCE <= size <= high * TOLERANCE), None)
+            if other is not None:
+                trained = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+                sentences.append(
+                    f"this checkpoint was trained on images of {trained} pixels; an image of {other:,} pixels is "
+                    "scored, and scores may mean little at that size."
+                )
+                self._pixels = None
+        return sentences
+
+
+def copy_fields(source: PreTrainedConfig, target: PreTrainedConfig) -> None:
+    """What the adapters of `source` were trained on is what the model that they are merged into was trained on."""
+    for name in FIELDS:
+        value = getattr(source, name, None)
+        if value is not None:
+            setattr(target, name, value)
