@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what type checkers see; Python itself takes each name from the table below when it is asked for
     from jrm_plugin.correction.loop import self_correct as self_correct
+    from jrm_plugin.data.preferences import read_preferences as read_preferences
     from jrm_plugin.errors import JRMError as JRMError
     from jrm_plugin.model.configuration import JRMConfig as JRMConfig
+    from jrm_plugin.model.lora import lora_config as lora_config
     from jrm_plugin.model.modeling import JRMForRewardModeling as JRMForRewardModeling
     from jrm_plugin.model.processing import JRMProcessor as JRMProcessor
     from jrm_plugin.records.critiques import Critique as Critique
@@ -47,6 +49,8 @@ _EXPORTS = {
     "JRMConfig": "model.configuration",
     "JRMForRewardModeling": "model.modeling",
     "JRMProcessor": "model.processing",
+    "lora_config": "model.lora",
+    "read_preferences": "data.preferences",
     "Scorer": "scoring.protocol",
     "Ranked": "scoring.protocol",
     "load_scorer": "scoring.loading",

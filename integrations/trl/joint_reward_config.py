@@ -10,6 +10,10 @@ _WITHOUT_EFFECT = ("center_rewards_coefficient", "label_smoothing_factor", "mode
 _WITHOUT_EFFECT += ("chat_template_path", "eos_token", "pad_token", "pad_to_multiple_of")
 
 
+LEARNING_RATE = 2e-6  # the paper's, of all weights
+ADAPTERS_LEARNING_RATE = 1e-4  # TRL's, of LoRA adapters: small matrices that begin at zero
+
+
 @dataclass
 class JointRewardConfig(RewardConfig):
     r"""Configuration of [`JointRewardTrainer`]: TRL's `RewardConfig` with the paper's defaults and the joint loss.
@@ -30,6 +34,8 @@ class JointRewardConfig(RewardConfig):
         max_pixels (`int`, *optional*):
             Larger images are scaled down to this many pixels; by default as the processor has it, which is the paper's
             200,704 where a model is made from a backbone.
+        learning_rate (`float`, *optional*):
+            Peak learning rate of AdamW: by default the paper's 2e-6, and 1e-4 where LoRA adapters are trained.
         muon_learning_rate (`float`, *optional*):
             If given, the matrices inside the transformer blocks are updated by Muon at this rate, all else by AdamW
             at `learning_rate`. For small models that are trained from scratch.
@@ -45,7 +51,9 @@ class JointRewardConfig(RewardConfig):
     )
 
     # The paper's hyperparameters, appendix B.1.
-    learning_rate: float = field(default=2e-6, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of AdamW: 2e-6; of LoRA adapters 1e-4."}
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's beta 1."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's beta 2."})
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})
@@ -63,6 +71,9 @@ class JointRewardConfig(RewardConfig):
     disable_tqdm: bool | None = field(default=False, metadata={"help": "Whether to show no progress bars."})
 
     def __post_init__(self):
+        self._learning_rate_is_default = self.learning_rate is None
+        if self.learning_rate is None:
+            self.learning_rate = LEARNING_RATE
         has_cuda = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_cuda and torch.cuda.is_bf16_supported()
@@ -84,3 +95,8 @@ class JointRewardConfig(RewardConfig):
                 raise ValueError(f"{name} has no effect on joint reward training; leave it out.")
         if self.save_only_model:
             raise ValueError("save_only_model leaves out the optimizer, without which no run goes on; leave it out.")
+
+    def use_adapters(self) -> None:
+        """Where no learning rate was given, that of LoRA adapters."""
+        if self._learning_rate_is_default:
+            self.learning_rate = ADAPTERS_LEARNING_RATE

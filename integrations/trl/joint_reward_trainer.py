@@ -3,11 +3,11 @@
 Shape suffixes: N pairs, B sequences, L length, D dimensions, C = D + 1 (the dimensions and the overall score).
 """
 
-import json
+import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer
 
+from jrm_plugin.data.columns import Columns
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation.metrics import preference_calibration
 from jrm_plugin.integrations.trl.checkpoints import (
@@ -29,33 +30,32 @@ from jrm_plugin.integrations.trl.checkpoints import (
     last_whole_checkpoint,
     write_digests,
 )
+from jrm_plugin.integrations.trl.examples import (
+    COLUMN,
+    Example,
+    ExamplesLike,
+    ExampleStream,
+    checked_examples,
+    has_critique,
+    origin,
+    to_example,
+)
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.model_card import write_model_card
 from jrm_plugin.kernels import win_probability
+from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.trained_on import TrainedOn
-from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
+from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
 from jrm_plugin.training.optimization import MuonWithAdamW, muon_groups
 
-Example = PreferencePair | CritiqueExample
-
-# The one column of a training dataset: an example as JSON text. Images stay paths until the collator opens them.
-COLUMN = "example"
 STAGING_DIR = ".saving"
 
-
-def to_dataset(examples: Sequence[Example]) -> Dataset:
-    """Examples as a `datasets.Dataset` with the one column that [`JointRewardTrainer`] reads."""
-    return Dataset.from_dict({COLUMN: [json.dumps(example_to_record(example)) for example in examples]})
-
-
-def from_row(row: dict[str, str]) -> Example:
-    """The example that a row of [`to_dataset`]'s holds."""
-    return example_from_record(json.loads(row[COLUMN]))
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -72,9 +72,10 @@ class JointRewardCollator:
     processor: JRMProcessor
     with_critiques: bool = True
 
-    def __call__(self, rows: list[dict[str, str]]) -> dict[str, Any]:
-        examples = [from_row(row) for row in rows]
+    def __call__(self, rows: list[Example | dict[str, str]]) -> dict[str, Any]:
+        examples: list[Example] = []
         try:
+            examples += map(to_example, rows)
             return self._batch(examples)
         except JRMError as error:
             return {"error": self._name_example(examples) or str(error)}
@@ -85,7 +86,7 @@ class JointRewardCollator:
             try:
                 self._batch([example])
             except JRMError as error:
-                return f"{_origin(example)}: {error}" if _origin(example) else str(error)
+                return f"{origin(example)}: {error}" if origin(example) else str(error)
         return None
 
     def _batch(self, examples: list[Example]) -> dict[str, torch.Tensor]:
@@ -105,12 +106,16 @@ class JointRewardTrainer(RewardTrainer):
     """Trains a [`JRMForRewardModeling`] on preference pairs, critiques, or both.
 
     Args:
-        model: the reward model, or a peft model around one.
-        processor: its processor, saved with every checkpoint. It stays as it is; with `args.max_pixels` a copy is used.
+        model: the reward model, a peft model around one, or the name of either, of a backbone, or of `jrm-tiny`.
+        processing_class: its [`JRMProcessor`], saved with every checkpoint; by default that of the model's folder or
+            name. It stays as it is; with `args.max_pixels` a copy is used.
         args: hyperparameters; by default the paper's.
-        train_dataset: preference pairs, or `CritiqueExample`s (language warm start, with `alpha=1`), as a sequence or
-            as [`to_dataset`] makes them.
-        eval_dataset: preference pairs, or several sets of them by name.
+        train_dataset: preferences, or texts to learn (language warm start, with `alpha=1`): a sequence of
+            [`PreferencePair`]s or `CritiqueExample`s, a list of dicts, a `datasets.Dataset` (its images stay as they
+            are until a batch is made of them), a stream of one, a path or a hub name.
+        eval_dataset: likewise, or several sets by name.
+        columns: what the columns of the data sets mean where they have other names than the usual ones; see
+            [`jrm_plugin.data.preferences.read_preferences`].
         kwargs: further arguments of TRL's `RewardTrainer` (`callbacks`, ...). `peft_config` may be any `LoraConfig`:
             where it leaves out the reward head or the added tokens, they are trained and saved all the same.
 
@@ -127,21 +132,32 @@ class JointRewardTrainer(RewardTrainer):
 
     def __init__(
         self,
-        model: JRMForRewardModeling,
-        processor: JRMProcessor,
+        model: JRMForRewardModeling | str | Path,
+        processing_class: JRMProcessor | None = None,
         args: JointRewardConfig | None = None,
         *,
-        train_dataset: Dataset | Sequence[Example],
-        eval_dataset: Dataset | Sequence[Example] | dict[str, Dataset | Sequence[Example]] | None = None,
+        train_dataset: ExamplesLike,
+        eval_dataset: ExamplesLike | dict[str, ExamplesLike] | None = None,
+        columns: Columns | None = None,
         **kwargs: Any,
     ):
         args = args or JointRewardConfig("jrm-joint-reward")
+        if isinstance(model, (str, Path)):
+            torch.manual_seed(args.seed)  # of a new head
+            model, processor = start_from(model, max_pixels=args.max_pixels)
+            processor = processing_class or processor
+        else:
+            processor = processing_class or JRMProcessor.from_pretrained(model.name_or_path)
+        if not isinstance(processor, JRMProcessor):
+            raise JRMError(f"processing_class must be a JRMProcessor, not a {type(processor).__name__}.")
         if args.max_pixels is not None:
             processor = processor.with_max_pixels(args.max_pixels)
         self.processor = processor
         if kwargs.get("peft_config") is not None:
             kwargs["peft_config"] = complete_lora_config(kwargs["peft_config"], processor)
         check_adapters_train_all(model, processor)
+        if kwargs.get("peft_config") is not None or hasattr(model, "peft_config"):
+            args.use_adapters()
         positions = model.config.get_text_config().max_position_embeddings
         self._longest = min(positions, args.max_length or positions)
         self._longest_is = "max_length" if self._longest == args.max_length else "the model's max_position_embeddings"
@@ -150,12 +166,18 @@ class JointRewardTrainer(RewardTrainer):
         self._staging = False
         self._trained_on = TrainedOn()
         self._alpha = args.alpha  # `self.args` is not there yet when the examples are checked
+        self._columns = columns
+        # TRL takes its own two types alone; `_prepare_dataset` makes examples of what was given.
+        self._given = train_dataset
+        self._stands_for_it = Dataset.from_dict({})
+        if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
+            raise JRMError("a stream has no end that is known before; say how long to train with max_steps.")
         super().__init__(
             model=model,
             args=args,
             processing_class=processor.tokenizer,
             data_collator=JointRewardCollator(processor, with_critiques=args.alpha > 0),
-            train_dataset=_as_dataset(train_dataset),
+            train_dataset=train_dataset if isinstance(train_dataset, IterableDataset) else self._stands_for_it,
             eval_dataset=eval_dataset,
             **kwargs,
         )
@@ -163,39 +185,62 @@ class JointRewardTrainer(RewardTrainer):
 
     # -- data
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name: str) -> Dataset:
-        """Checks every example before training starts: its kind, its images' headers, and its length in tokens."""
-        dataset = _as_dataset(dataset)
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name: str):
+        """Checks every example before training starts: its kind, its images' headers, and its length in tokens.
+
+        The examples of a stream are checked as they come.
+        """
+        is_train = dataset is self._stands_for_it
+        dataset = self._given if is_train else dataset
+        what = f"{dataset_name} set"
         if isinstance(dataset, IterableDataset):
-            raise JRMError(f"the {dataset_name} set is a stream, whose lengths cannot be checked; give a Dataset.")
-        if COLUMN not in dataset.column_names:
-            raise JRMError(f"the {dataset_name} set has no column {COLUMN!r}; make it from examples with to_dataset.")
+            return ExampleStream(dataset, self._columns, what, self._check_in_stream)
         # On a terminal only: what is said next, about an example, would stand behind the bar.
-        rows = tqdm(
-            dataset, desc=f"Checking {dataset_name}", unit="example", disable=args.disable_tqdm or None, leave=False
-        )
-        too_long, kinds = [], set()
-        for number, row in enumerate(rows):
-            example = from_row(row)
+        bar = tqdm(desc=f"Checking {dataset_name}", unit="example", disable=args.disable_tqdm or None, leave=False)
+        too_long, kinds, seen, critiques = [], set(), 0, 0
+
+        def check(example: Example) -> None:
+            nonlocal seen, critiques
+            number, seen = seen, seen + 1
+            bar.update()
             kinds.add(type(example))
-            name = f"example {number} of the {dataset_name} set"
-            self._check_kind(example, name, kinds)
+            self._check_kind(example, f"example {number} of the {what}", kinds)
             try:
                 length = self._length(example)
             except JRMError as error:
-                raise JRMError(f"{_origin(example) or name}: {error}") from error
+                raise JRMError(f"{origin(example) or f'example {number} of the {what}'}: {error}") from error
             if dataset_name == "train" and isinstance(example, PreferencePair):
                 self._trained_on.add(example.chosen, example.rejected)
             if length > self._longest:
                 too_long.append((number, length))
+            critiques += has_critique(example)
+
+        with bar:
+            examples = checked_examples(dataset, self._columns, what, check)
         if too_long:
             number, length = too_long[0]
             raise JRMError(
-                f"{len(too_long)} of {len(dataset)} examples of the {dataset_name} set are longer than "
+                f"{len(too_long)} of {len(examples)} examples of the {what} are longer than "
                 f"{self._longest_is}={self._longest} tokens, the first is example {number} with {length}; "
                 "raise max_length, lower max_pixels, or leave those examples out."
             )
-        return dataset
+        if dataset_name == "train" and not critiques and self._alpha > 0 and args.process_index == 0:
+            logger.warning(
+                "The train set has no critiques, so alpha=%g weighs nothing: the loss is %g times the ranking loss. "
+                "Say alpha: 0 to train on preferences alone.",
+                self._alpha,
+                1 - self._alpha,
+            )
+        return examples
+
+    def _check_in_stream(self, example: Example, number: int) -> None:
+        name = origin(example) or f"example {number}"
+        self._check_kind(example, name, {type(example)})
+        if (length := self._length(example)) > self._longest:
+            raise JRMError(
+                f"it has {length} tokens, more than {self._longest_is}={self._longest}; raise max_length, or lower "
+                "max_pixels."
+            )
 
     def _check_kind(self, example: Example, name: str, kinds: set[type]) -> None:
         if len(kinds) > 1:
@@ -207,6 +252,13 @@ class JointRewardTrainer(RewardTrainer):
             raise JRMError(
                 f"{name} is labelled in {', '.join(unknown)}; this model scores "
                 f"{', '.join(self.processor.dimensions)}; train a model with those dimensions."
+            )
+        elif unknown := sorted(
+            {*example.chosen_critiques, *example.rejected_critiques}.difference(self.processor.dimensions)
+        ):
+            raise JRMError(
+                f"{name} has critiques of {', '.join(unknown)}; this model writes of "
+                f"{', '.join(self.processor.dimensions)}; rename the dimension, or train a model with it."
             )
 
     def _length(self, example: Example) -> int:
@@ -220,7 +272,7 @@ class JointRewardTrainer(RewardTrainer):
         )
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = [COLUMN]
+        self._signature_columns = [COLUMN, "error"]  # of rows that are dicts
 
     # -- the loss
 
@@ -475,15 +527,6 @@ def _checked(batch: dict[str, Any]) -> dict[str, Any]:
     if "error" in batch:
         raise JRMError(batch["error"])
     return batch
-
-
-def _origin(example: Example) -> str | None:
-    """Where an example was read from, if a reader made it."""
-    return f"{example.info['file']}, row {example.info['row']}" if {"file", "row"} <= example.info.keys() else None
-
-
-def _as_dataset(examples: Dataset | IterableDataset | Sequence[Example]) -> Dataset | IterableDataset:
-    return examples if isinstance(examples, Dataset | IterableDataset) else to_dataset(examples)
 
 
 def _critique_tokens(labels_BL: torch.Tensor) -> torch.Tensor:

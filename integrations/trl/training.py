@@ -6,41 +6,48 @@ What `jrm train` does. Its YAML holds the fields of [`TrainArguments`] and of `J
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from jrm_plugin.configs import read_config
-from jrm_plugin.data.editreward import read_edit_reward, read_language
+from jrm_plugin.data.columns import Example
+from jrm_plugin.data.preferences import read_preferences
 from jrm_plugin.errors import JRMError, reason
+from jrm_plugin.evaluation import charts
 from jrm_plugin.extras import require
-from jrm_plugin.files import check_writable, content_digest, read_json, write_json
+from jrm_plugin.files import check_writable, content_digest, read_json, replacing, write_json
 from jrm_plugin.integrations.trl.checkpoints import last_whole_checkpoint
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
-from jrm_plugin.model.checkpoint import built_in_folder, load_config, named
-from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
-from jrm_plugin.model.loading import load
+from jrm_plugin.model.configuration import HEAD_FIELDS
+from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.images import is_data_url
-from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_to_record
+from jrm_plugin.records.preferences import PreferencePair, example_to_record
 from jrm_plugin.runs import check_settings, locked
 
 LOCK_FILE = ".jrm_train.lock"
+CURVES_FILE = "curves.png"
 # What a run leaves, beside its checkpoints.
 _RESULTS = ("config.json", "adapter_config.json", "model.safetensors")
 
@@ -56,8 +63,10 @@ class TrainArguments:
 
     Parameters:
         model: a pretrained backbone (hub name or folder), or a JRM checkpoint to go on from.
-        train_data: EditReward training JSON (preference pairs), or `.jsonl` (texts to learn, with `alpha: 1`).
-        eval_data: such JSON files by name, as a mapping or `name=path` items.
+        train_data: preferences, or texts to learn (with `alpha: 1`), in anything that
+            [`jrm_plugin.data.preferences.read_preferences`] reads.
+        eval_data: the same by name, as a mapping or `name=path` items.
+        columns: what the columns of these data mean, where they have other names than the usual ones.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
         decode_images: whether every image is decoded before the run; otherwise the header and the end of its file are
@@ -70,8 +79,9 @@ class TrainArguments:
     """
 
     model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
-    train_data: str = field(metadata={"help": "EditReward training JSON, or .jsonl of texts."})
+    train_data: str = field(metadata={"help": "Preferences or texts: a file, a datasets folder, a hub name."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
+    columns: dict | None = field(default=None, metadata={"help": "What the columns mean, as {field: column}."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
     decode_images: bool = field(default=False, metadata={"help": "Decode every image before the run."})
@@ -129,6 +139,8 @@ def train(
         JRMError: bad data or arguments, or `output_dir` holds a run with other settings.
     """
     _check_packages(arguments, training)
+    if arguments.lora_r is not None:
+        training.use_adapters()
     check_writable(training.output_dir)
     is_main = training.process_index == 0
     with locked(Path(training.output_dir, LOCK_FILE)) if is_main else nullcontext():
@@ -143,13 +155,13 @@ def _train(
 ) -> JointRewardTrainer | None:
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
-    train_set = _read(arguments, arguments.train_data)
+    train_set = _read(arguments, arguments.train_data, is_main)
     eval_sets = {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
         if not separator or name in eval_sets:
             raise JRMError(f"eval_data must name each set once, as name=path; got {item!r}.")
-        eval_sets[name] = _read(arguments, path)
+        eval_sets[name] = _read(arguments, path, is_main)
     if (training.eval_strategy != "no") != bool(eval_sets):
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     if is_main:
@@ -158,6 +170,7 @@ def _train(
         for name, examples in eval_sets.items():
             settings |= _identity(f"eval_data {name}", examples)
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
+            _refuse_more_steps(settings_file, settings)
             check_settings(settings_file, settings, results=True)
     torch.manual_seed(training.seed)
     model, processor = _model(arguments, training)
@@ -167,7 +180,7 @@ def _train(
         training,
         train_dataset=train_set,
         eval_dataset=eval_sets or None,
-        callbacks=[stop := StopOnSignal(), *callbacks],
+        callbacks=[stop := StopOnSignal(), EvaluationTables(), *callbacks],
         peft_config=None
         if arguments.lora_r is None
         else lora_config(processor, r=arguments.lora_r, lora_alpha=arguments.lora_alpha),
@@ -183,6 +196,8 @@ def _train(
         if is_main:
             write_json(settings_file, settings)
         trainer.train(resume_from_checkpoint=checkpoint)
+    if is_main:
+        _draw_curves(trainer)
     if stop.signalled and trainer.state.global_step < trainer.state.max_steps:
         return None
     trainer.save_model(training.output_dir)
@@ -201,9 +216,16 @@ def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> N
         raise JRMError(f"report_to: {', '.join(training.report_to)} cannot be used: {reason(error)}") from error
 
 
-def _read(arguments: TrainArguments, path: str) -> list:
-    read = read_language if path.endswith(".jsonl") else read_edit_reward
-    records = read(path, images_root=arguments.images_root, strict=arguments.strict, decode=arguments.decode_images)
+def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Example]:
+    records = read_preferences(
+        path,
+        columns=arguments.columns,
+        images_root=arguments.images_root,
+        strict=arguments.strict,
+        decode=arguments.decode_images,
+    )
+    if records.understood and is_main:
+        print(f"jrm: {records.understood}", file=sys.stderr)
     for bad in records.bad:
         print(f"jrm: left out: {bad.file}, row {bad.row}: {bad.reason}", file=sys.stderr)
     if records.bad:
@@ -217,22 +239,10 @@ def _read(arguments: TrainArguments, path: str) -> list:
 
 def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
     layout = _given(arguments, ("dimensions", "order", "sequences", "rubrics"))
+    if "rubrics" in layout:
+        layout["rubrics"] = _rubrics(layout["rubrics"])
     head = _given(arguments, HEAD_FIELDS)
-    folder = built_in_folder(arguments.model)
-    if load_config(folder).model_type == JRMConfig.model_type:
-        if layout or head:
-            raise JRMError(
-                f"{arguments.model} is a JRM checkpoint and has its own {', '.join([*layout, *head])}; "
-                "leave that out, or start from a backbone."
-            )
-        model, processor = load(folder)
-    else:
-        if "rubrics" in layout:
-            layout["rubrics"] = _rubrics(layout["rubrics"])
-        processor = JRMProcessor.from_backbone(folder, max_pixels=training.max_pixels, **layout)
-        model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=head)
-    model.name_or_path = named(arguments.model)  # LoRA checkpoints name the model that they adapt
-    return model, processor
+    return start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head)
 
 
 def _given(arguments: TrainArguments, names: Sequence[str]) -> dict:
@@ -257,14 +267,30 @@ def _settings(arguments: TrainArguments, training: JointRewardConfig) -> dict:
     return json.loads(json.dumps(settings, default=str))
 
 
-def _identity(name: str, examples: Sequence[PreferencePair | CritiqueExample]) -> dict[str, str]:
+def _refuse_more_steps(settings_file: Path, settings: Mapping[str, Any]) -> None:
+    """A run that ended cannot be made longer: its learning rate has fallen to the end of what was planned."""
+    output = settings_file.parent
+    earlier = read_json(settings_file) if settings_file.exists() else None
+    if not isinstance(earlier, dict) or not any((output / name).exists() for name in _RESULTS):
+        return
+    names = {name for name in settings.keys() | earlier.keys() if settings.get(name) != earlier.get(name)}
+    if names and names <= {"max_steps", "num_train_epochs"}:
+        raise JRMError(
+            f"{output} holds a run with another {', '.join(sorted(names))}, which is finished: its learning rate was "
+            f"planned for that length; to train on, give model: {output} and another output_dir, without layout and "
+            "reward head, or train from the start in another output_dir."
+        )
+
+
+def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
     """What a run learned from, as two settings: digests of the examples, and of the content of their images."""
     records, paths = hashlib.sha256(), set()
     for example in examples:
         records.update(json.dumps(example_to_record(example)).encode())
         samples = (example.chosen, example.rejected) if isinstance(example, PreferencePair) else (example.sample,)
         images = [image for sample in samples for image in (*sample.prompt_images, *sample.response_images)]
-        paths.update(image for image in images if not is_data_url(image))  # a data: URL is part of the record
+        # A data: URL and what is in memory are part of the record.
+        paths.update(image for image in images if isinstance(image, str) and not is_data_url(image))
     contents = hashlib.sha256()
     for path in sorted(paths):
         contents.update(os.fsencode(path) + content_digest(path))
@@ -300,6 +326,40 @@ class StopOnSignal(TrainerCallback):
             self.signalled = bool(signalled)
         if self.signalled:
             control.should_save = control.should_training_stop = True
+
+
+class EvaluationTables(TrainerCallback):
+    """Prints each evaluation as it is computed: a table for each set."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        rows: dict[str, dict[str, float]] = {}
+        losses, sets = {}, set()
+        for name, value in (metrics or {}).items():
+            if match := re.fullmatch(r"eval_(?:(.+)_)?(rank_loss|critique_loss)", name):
+                losses[match[2].replace("_", " ")] = value
+                sets.add(match[1] or "evaluation")
+            elif match := re.fullmatch(r"eval_(?:.+_)?(accuracy|sigma|brier|calibration_error)/(.+)", name):
+                rows.setdefault(match[2], {})[match[1]] = value
+        if not rows or not state.is_world_process_zero:
+            return
+        in_words = ", ".join(f"{name} {value:.3f}" for name, value in sorted(losses.items(), reverse=True))
+        title = f"Step {state.global_step}, {', '.join(sorted(sets))}: {in_words}"
+        columns = ("accuracy", "sigma", "brier", "calibration_error")
+        table = Table("", *(name.replace("_", " ") for name in columns), title=title, title_justify="left")
+        for dimension, values in rows.items():
+            cells = (f"{values[name]:.3f}" if name in values else "" for name in columns)
+            table.add_row(dimension.replace("_", " "), *cells)
+        with tqdm.external_write_mode(file=sys.stdout):
+            Console(markup=False, emoji=False, highlight=False).print(table)
+
+
+def _draw_curves(trainer: JointRewardTrainer) -> None:
+    """Leaves what was logged as a picture, where it is a curve and matplotlib is there."""
+    log = trainer.state.log_history
+    if not charts.has_curve(log) or find_spec("matplotlib") is None:
+        return
+    with replacing(Path(trainer.args.output_dir, CURVES_FILE)) as staging:
+        staging.write_bytes(charts.png(charts.training_curves(charts.LIGHT, log)))
 
 
 class ProgressWithLosses(TrainerCallback):

@@ -17,7 +17,7 @@ from jrm_plugin.cli.common import (
     print_table,
 )
 from jrm_plugin.errors import JRMError
-from jrm_plugin.evaluation.drawing import draw_boxes, enlarged
+from jrm_plugin.evaluation.drawing import BOXES_SIDE, draw_boxes, enlarged
 from jrm_plugin.files import check_image_writable, write_image
 from jrm_plugin.records.critiques import Critique, RepairedCritique, UnparsedCritique
 
@@ -75,7 +75,7 @@ def _in_words(critique: Critique | UnparsedCritique) -> tuple[str, str]:
 
 def _draw(image: str, critiques: Mapping[str, Critique | UnparsedCritique], path: Path) -> None:
     """Writes the edited image with the boxes of all critiques; small images are enlarged."""
-    picture, has_boxes = enlarged(image), False
+    picture, has_boxes = enlarged(image, BOXES_SIDE), False
     for critique in critiques.values():
         if isinstance(critique, Critique):
             picture = draw_boxes(picture, critique)

@@ -67,13 +67,13 @@ def run(options: argparse.Namespace) -> int:
     from jrm_plugin.model.checkpoint import checkpoint_digest  # slow to import
 
     config = parse(options.config)
-    config = replace(config, model=named_model(config.model))
     check_writable(config.output)
     tables = [path for name in ("table.json", "table.md") if (path := Path(config.output, name)).exists()]
     if tables and not Path(config.output, SETTINGS_FILE).exists():
         raise JRMError(f"{tables[0]} is of no run in this folder; move it, or choose another output folder.")
     samples, is_shapes = _samples(config.data)
     editor = _editor(config.editor)
+    config = replace(config, model=named_model(config.model))
     rounds = self_correct(
         load_scorer(config.model),
         samples,

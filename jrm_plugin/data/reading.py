@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import parse_json, read_json, read_text
-from jrm_plugin.records.images import check_image, digest, is_data_url, load_image
+from jrm_plugin.records.images import check_image, digest, is_data_url, load_image, plain_image
 from jrm_plugin.records.samples import Sample
 
 
@@ -31,19 +31,23 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Records:
-    """What a file holds: the examples, in the order of the file, and the records that were left out."""
+    """What a file holds: the examples, in the order of the file, and the records that were left out.
 
-    examples: list
+    `understood` says in a line how its columns were read, where that was found out from their names.
+    """
+
+    examples: Sequence
     bad: list[BadRecord]
+    understood: str = ""
 
 
-def checked_records(examples: list, bad: list[BadRecord], strict: bool) -> Records:
+def checked_records(examples: Sequence, bad: list[BadRecord], strict: bool, understood: str = "") -> Records:
     """The records of a file; a [`JRMError`] with the first bad one if there is one and `strict`."""
     if strict and bad:
         count = "1 bad record" if len(bad) == 1 else f"{len(bad)} bad records"
         first = str(bad[0]).rstrip(".")
         raise JRMError(f"{first} ({count} in all; mend the file, or leave bad records out with strict=False).")
-    return Records(examples, bad)
+    return Records(examples, bad, understood)
 
 
 # --- a file's records -------------------------------------------------------------------------------------------------
@@ -96,13 +100,16 @@ def is_number(value: Any) -> bool:
 def to_edit(instruction: Any, sources: Any, edited: Any, root: Path) -> Sample:
     """The sample in a record's fields; `sources` is a path, a list of paths, or None for a generation.
 
-    Paths are relative to `root`; `data:` URLs stay as they are.
+    Paths are relative to `root`; `data:` URLs and bytes stay as they are.
     """
     sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
     return Sample.edit([_located(source, root) for source in sources], instruction, _located(edited, root))
 
 
-def _located(path: Any, root: Path) -> str:
+def _located(path: Any, root: Path) -> str | bytes:
+    path = plain_image(path)
+    if isinstance(path, bytes) and path:
+        return path
     if not isinstance(path, str) or not path:
         raise JRMError(f"an image must be given as a path, not {path!r}")
     return path if is_data_url(path) or "://" in path else os.path.join(root, path)

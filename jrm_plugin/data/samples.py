@@ -1,8 +1,8 @@
-"""Samples to score in bulk: a file of records, a folder of edits, or images that are candidates for one instruction.
+"""Samples to score in bulk: a table, a folder of edits, or images that are candidates for one instruction.
 
-JSONL: one object a line, `{"source": path or list or null, "instruction": text, "edited": path}`, paths relative to the
-file's folder. `records.names` has the other names that are taken; further keys are carried along. CSV, TSV and Parquet
-hold the same in columns; an empty cell is null, and a list is written as JSON.
+A table is JSONL, one object a line, `{"source": path or list or null, "instruction": text, "edited": path}`, paths
+relative to the file's folder; or the same as any other kind that `tables.py` reads. `records.names` has the other names
+that are taken; further keys are carried along.
 
 Folder: each sub-folder with images is one edit with `instruction.txt`, `source.*` (or `source_1.*`, `source_2.*`, …;
 none for a generation), and the images to score under any other name. Capital letters make no difference. Hidden files
@@ -11,29 +11,27 @@ and what systems leave beside images (`._x.png`, `__MACOSX`, `Thumbs.db`) are no
 A glob (`shards/*.jsonl`) stands for all files it matches, in order of their names.
 """
 
-import csv
 import glob
 import hashlib
-import io
-import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from jrm_plugin.data.reading import BadRecord, need, read_json_lines, to_edit
-from jrm_plugin.errors import JRMError, as_jrm_error
-from jrm_plugin.extras import require
-from jrm_plugin.files import content_digest, parse_json, read_text
+from jrm_plugin.data.columns import Columns, check_columns
+from jrm_plugin.data.reading import BadRecord, need, to_edit
+from jrm_plugin.data.tables import is_dataset_folder, read_table
+from jrm_plugin.errors import JRMError
+from jrm_plugin.files import content_digest, read_text
 from jrm_plugin.records.checks import checked_text
 from jrm_plugin.records.images import digest, is_data_url
-from jrm_plugin.records.names import names_in, refuse_hidden_source, refuse_near_names, value_of
+from jrm_plugin.records.names import ACCEPTED, names_in, refuse_hidden_source, refuse_near_names, value_of
 from jrm_plugin.records.samples import Sample, StoredImage
 
 logger = logging.getLogger(__name__)
@@ -53,14 +51,18 @@ class BulkItem:
     record: dict
 
 
-def read_samples(path: Path, *, instruction: str | None = None, sources: Sequence[str] = ()) -> list[BulkItem]:
-    """All samples of a file, a folder of edits or a glob; or the images of a folder or a glob, for one instruction.
+def read_samples(
+    path: Path, *, columns: Columns | None = None, instruction: str | None = None, sources: Sequence[str] = ()
+) -> list[BulkItem]:
+    """All samples of a table of any kind that `read_table` reads, a folder of edits, or a glob of tables; or the images
+    of a folder or a glob, for one instruction.
 
     Says, by a warning, how many samples are of which task where they are of several, and what files of a folder are no
     images.
 
     Args:
-        path: the file, folder or glob.
+        path: the file, folder, glob or hub name.
+        columns: which columns are `source`, `instruction` and `edited`, where names differ from the usual ones.
         instruction: what all images of `path` were made for; None where `path` itself says it.
         sources: the images that they were made from, beside an instruction.
 
@@ -69,13 +71,15 @@ def read_samples(path: Path, *, instruction: str | None = None, sources: Sequenc
             score; names the file and line.
     """
     if instruction is not None:
+        if columns:
+            raise JRMError("columns are those of a table; leave them out beside an instruction.")
         items = _read_images(path, instruction, list(sources))
     elif sources:
         raise JRMError("a source belongs to an instruction; give both, or neither where the input has them.")
-    elif path.is_dir():
+    elif path.is_dir() and not is_dataset_folder(path):
         items = _read_folder(path)
     else:
-        items = [item for file in _matches(path) for item in _read_records(file)]
+        items = [item for file in _matches(path) for item in _read_records(file, columns)]
     tasks = Counter(item.sample.task for item in items)
     if len(tasks) > 1:
         counts = " and ".join(f"{count} as {task}s" for task, count in tasks.most_common())
@@ -85,7 +89,8 @@ def read_samples(path: Path, *, instruction: str | None = None, sources: Sequenc
 
 def _matches(path: Path) -> list[Path]:
     """The files of a glob; a path that is there, or is no glob, itself."""
-    if path.exists() or not glob.has_magic(str(path)):
+    name = re.sub(r":\w+(\[[^]/]*\])?$", "", str(path))  # a split may be cut, as in folder:train[:10]
+    if path.exists() or not glob.has_magic(name):
         return [path]
     files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
     if not files:
@@ -93,52 +98,37 @@ def _matches(path: Path) -> list[Path]:
     return files
 
 
-def _read_records(path: Path) -> list[BulkItem]:
-    items: list[BulkItem] = []
-    bad: list[BadRecord] = []
-    for row, record in _records(path, bad):
+def _read_records(path: Path, columns: Columns | None) -> list[BulkItem]:
+    table = read_table(path, progress=False)
+    check_columns(table, columns or {}, ACCEPTED)
+    items, bad = [], [*table.bad]
+    for position in range(len(table.rows)):
         try:
-            items.append(_to_item(record, path.parent))
+            row, number = table.rows[position], table.number(position)
+            items.append(_to_item(_by_our_names(row, columns), table.root or Path(), f"{path.name}#{number}"))
         except JRMError as error:
-            bad.append(BadRecord(str(path), row, str(error)))
+            bad.append(BadRecord(str(path), table.number(position), str(error)))
     if bad:
-        raise JRMError(f"{str(bad[0]).rstrip('.')}; mend or remove that line.")
+        first = min(bad, key=lambda record: record.row)
+        raise JRMError(f"{str(first).rstrip('.')}; mend or remove that line.")
     if not items:
         raise JRMError(f"{path} holds no sample.")
     return items
 
 
-def _records(path: Path, bad: list[BadRecord]) -> Iterator[tuple[int, dict]]:
-    """Row number (from 1) and record."""
-    ending = path.suffix.lower()
-    if ending in (".csv", ".tsv"):
-        with as_jrm_error(f"{path} cannot be read as a table"):
-            lines = [*csv.reader(io.StringIO(read_text(path)), delimiter="," if ending == ".csv" else "\t")]
-        for row, cells in enumerate(lines[1:], 2):
-            if len(cells) == len(lines[0]):
-                yield row, dict(zip(lines[0], map(_of_cell, cells), strict=True))
-            elif cells:
-                bad.append(BadRecord(str(path), row, f"it has {len(cells)} cells, and the first {len(lines[0])}"))
-    elif ending == ".parquet":
-        require("pyarrow", "a .parquet input", install="jrm-plugin[parquet]")
-        import pyarrow.parquet as pq
-
-        with as_jrm_error(f"{path} cannot be read as Parquet"):
-            records = pq.read_table(path).to_pylist()
-        yield from enumerate(records, 1)
-    else:
-        yield from read_json_lines(path, bad, progress=False)
+def _by_our_names(row: Mapping[str, Any], columns: Columns | None) -> dict[str, Any]:
+    """The row with the fields of a mapping under their own names, the other columns behind them."""
+    fields: dict[str, Any] = {}
+    used = set()
+    for field, column in (columns or {}).items():
+        parts = [] if column is None else [column] if isinstance(column, str) else column
+        values = [row.get(part) for part in parts]
+        fields[field] = None if column is None else values[0] if isinstance(column, str) else values
+        used.update(parts)
+    return fields | {name: value for name, value in row.items() if name not in used}
 
 
-def _of_cell(cell: str) -> object:
-    """What a cell of CSV holds: text, a list as JSON, or nothing."""
-    if cell.startswith("["):
-        with suppress(JRMError, json.JSONDecodeError):
-            return parse_json(cell)
-    return cell or None
-
-
-def _to_item(record: dict, root: Path) -> BulkItem:
+def _to_item(record: dict, root: Path, where: str = "") -> BulkItem:
     for name in record:
         checked_text(name or "(empty)", "name of a key")
     refuse_near_names(record)
@@ -148,7 +138,16 @@ def _to_item(record: dict, root: Path) -> BulkItem:
     if not names_in(record, "source"):
         refuse_hidden_source(record)
     sample = to_edit(value_of(record, "instruction"), value_of(record, "source"), value_of(record, "edited"), root)
-    return BulkItem(sample, record)
+    return BulkItem(sample, {name: _in_words(value, where) for name, value in record.items()})
+
+
+def _in_words(value: Any, where: str) -> Any:
+    """What stands for an image in memory in the output: the name of its file, or its place in the input."""
+    if isinstance(value, list):
+        return [_in_words(item, where) for item in value]
+    if isinstance(value, Mapping) and value and {*value} <= {"bytes", "path"}:
+        return value.get("path") or where
+    return where if isinstance(value, bytes) else value
 
 
 class SampleDigests:

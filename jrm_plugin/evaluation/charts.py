@@ -110,6 +110,46 @@ def training_curve(
     return figure
 
 
+def has_curve(log: list[dict]) -> bool:
+    """Whether a trainer's log history has a quantity at two steps at least."""
+    return any(len(points) > 1 for key in _curves_in(log) for points in series_of(log, key).values())
+
+
+def _curves_in(log: list[dict]) -> list[str]:
+    """The losses, and the accuracies, that of all dimensions first."""
+    logged = dict.fromkeys(re.sub(r"^eval_(.+_)?(?=accuracy/)", "", name) for row in log for name in row)
+    accuracies = sorted((k for k in logged if k.startswith("accuracy/")), key=lambda k: (k != f"accuracy/{OVERALL}", k))
+    return [key for key in ("rank_loss", "critique_loss", *accuracies) if series_of(log, key)]
+
+
+def training_curves(theme: Theme, log: list[dict]) -> "Figure":
+    """All that a training run logs of how well it learns, over its steps: a chart a quantity, a colour a data set.
+
+    Args:
+        log: a trainer's log history, in which `has_curve`.
+    """
+    keys = _curves_in(log)
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    size = {"rows": rows, "columns": columns, "width": NARROW * columns, "squeeze": False}
+    figure, grid = _figure(theme, 0.3 + 2.6 * rows, **size)
+    sets = list(dict.fromkeys(name for key in keys for name in series_of(log, key)))
+    for axes, key in zip(grid.flat, keys, strict=False):
+        scale = 100 if key.startswith("accuracy/") else 1
+        for name, points in series_of(log, key).items():
+            _draw_series(axes, {name: points}, 0, scale, theme.series[sets.index(name) % len(theme.series)], "")
+        if scale == 100:
+            axes.axhline(50, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)), label="a coin")
+            axes.set_ylim(0, 100)
+        title = f"accuracy (%), {words(key.partition('/')[2])}" if scale == 100 else words(key)
+        axes.set_title(title, loc="left", fontsize=9, color=theme.ink)
+        axes.set_xlabel("optimizer step")
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=theme.ink)
+    for axes in list(grid.flat)[len(keys) :]:
+        axes.set_visible(False)
+    return figure
+
+
 def _draw_series(axes: "Axes", series: dict, start: float, scale: float, colour: str, prefix: str):
     for name, points in series.items():
         steps, values = [start + step for step, _ in points], [scale * value for _, value in points]

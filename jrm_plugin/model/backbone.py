@@ -44,6 +44,8 @@ ROPE_POSITIONS = ("mrope", "1d")
 
 def check_backbone_family(model_type: str | None) -> str:
     """Returns `model_type` if it is in `FAMILIES`; raises [`JRMError`] otherwise."""
+    if model_type == "jrm":
+        raise JRMError("this is a JRM checkpoint and no backbone; load it with from_pretrained.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise JRMError(
             f"a backbone of type {model_type!r} is not supported; use one of {', '.join(FAMILIES)} "

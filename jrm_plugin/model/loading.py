@@ -1,5 +1,6 @@
 """From what a user names to a model and its processor, in one call."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from PIL import Image
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.backbone import image_token_id
-from jrm_plugin.model.checkpoint import built_in_folder, reading
+from jrm_plugin.model.checkpoint import built_in_folder, load_config, named, reading
+from jrm_plugin.model.configuration import JRMConfig
 from jrm_plugin.model.lora import is_lora_folder, load_lora
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
@@ -38,6 +40,41 @@ def load(
         model = JRMForRewardModeling.from_pretrained(folder, **options)
     processor = JRMProcessor.from_pretrained(folder, revision=revision, max_pixels=max_pixels)
     check_belong_together(model, processor)
+    return model, processor
+
+
+def start_from(
+    path_or_name: str | Path,
+    *,
+    max_pixels: int | None = None,
+    layout: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
+) -> tuple[JRMForRewardModeling, JRMProcessor]:
+    """What training begins with: a JRM checkpoint to go on from, or a new reward model over a backbone.
+
+    Call `torch.manual_seed` before for a reproducible head.
+
+    Args:
+        path_or_name: a JRM folder, a LoRA folder, a backbone's folder, a hub name of either, or `jrm-tiny`.
+        max_pixels: of the images of a new model; by default the paper's.
+        layout, head: the layout and the reward head of a new model, as [`JRMProcessor`] and `JRMConfig` take them.
+
+    Raises:
+        JRMError: as `load`; or a layout or head is given for a checkpoint, which has its own.
+    """
+    folder = built_in_folder(path_or_name)
+    layout, head = dict(layout or {}), dict(head or {})
+    if is_lora_folder(folder) or load_config(folder).model_type == JRMConfig.model_type:
+        if layout or head:
+            raise JRMError(
+                f"{path_or_name} is a JRM checkpoint and has its own {', '.join([*layout, *head])}; "
+                "leave that out, or start from a backbone."
+            )
+        model, processor = load(folder)
+    else:
+        processor = JRMProcessor.from_backbone(folder, max_pixels=max_pixels, **layout)
+        model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=head)
+    model.name_or_path = named(path_or_name)  # LoRA checkpoints name the model that they adapt
     return model, processor
 
 

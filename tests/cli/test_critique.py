@@ -4,7 +4,7 @@ import json
 
 from PIL import Image, ImageColor
 
-from jrm_plugin.evaluation.drawing import REGION_COLOURS
+from jrm_plugin.evaluation.drawing import BOXES_SIDE, REGION_COLOURS
 
 
 def test_critique_gives_the_raw_text_of_what_is_no_critique(jrm, sample):
@@ -18,17 +18,17 @@ def test_critique_gives_the_raw_text_of_what_is_no_critique(jrm, sample):
 def test_critique_draws_its_boxes(jrm, images, sample, tmp_path):
     drawn, plain = tmp_path / "drawn.png", tmp_path / "plain.png"
     arguments = ("--source", images[0], "--instruction", "remove the red circle", "--edited", images[1])
-    finished = jrm("critique", *arguments, "--draw", drawn, "--json")
+    finished = jrm("critique", *arguments, "--model", "jrm-tiny", "--draw", drawn, "--json")
     assert (finished.code, finished.err) == (0, "")
     critiques = json.loads(finished.out)[0]["critiques"]
     assert critiques["instruction_following"]["edit_region"]
     finished = jrm("critique", *sample[:-1], "--draw", plain)  # random weights name no region
     assert finished.code == 0 and "has no boxes" in finished.err
     with Image.open(drawn) as with_boxes, Image.open(plain) as without:
-        assert with_boxes.size == without.size == (336, 336)
+        assert with_boxes.size == without.size == (BOXES_SIDE, BOXES_SIDE)
         box = ImageColor.getrgb(REGION_COLOURS[0])
-        assert box in {colour for _, colour in with_boxes.getcolors(336**2)}
-        assert box not in {colour for _, colour in without.getcolors(336**2)}
+        assert box in {colour for _, colour in with_boxes.getcolors(BOXES_SIDE**2)}
+        assert box not in {colour for _, colour in without.getcolors(BOXES_SIDE**2)}
 
 
 def test_unknown_dimension(refused, sample):

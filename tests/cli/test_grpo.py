@@ -53,6 +53,7 @@ def config(run_folder, policy_folder):
     def write(**changes) -> Path:
         content = {
             "reward_model": "jrm",
+            "reward_model_path": "jrm-tiny",
             "reward_render": "my_rewards.draw",
             "reward_floor": -6.5,
             "reward_funcs": ["my_rewards.length"],

@@ -21,7 +21,7 @@ def config(tmp_path):
 
     def write(**changes) -> Path:
         content = {"data": {"shape_edits": {"count": 6}}, "editor": "shape_edits", "rounds": 1, "seed": 5}
-        content |= {"output": str(tmp_path / "run"), **changes}
+        content |= {"output": str(tmp_path / "run"), "model": "jrm-tiny", **changes}
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
         return path

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from jrm_plugin.data.editreward import read_edit_reward
@@ -201,6 +203,74 @@ def test_eval_sets_by_name_and_overrides(jrm, config, edits, tmp_path):
     assert state["max_steps"] == 1
     logged = {name for entry in state["log_history"] for name in entry}
     assert {"eval_heldout_accuracy/overall", "eval_again_accuracy/overall"} <= logged
+
+
+def test_each_evaluation_is_a_table_and_the_curves_are_a_picture(jrm, config, edits, tmp_path):
+    sets = {"heldout": str(edits / "heldout.json")}
+    changes = {"eval_data": sets, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2, "logging_steps": 1}
+    finished = jrm("train", "--config", config(**changes))
+    assert finished.code == 0, finished.err
+    titles = re.findall(r"Step ([0-9]+), heldout: rank loss [0-9.]+, critique loss [0-9.]+", finished.out)
+    assert titles == ["1", "2"]
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    accuracies = [entry for entry in state["log_history"] if "eval_heldout_accuracy/overall" in entry]
+    cells = re.findall(r"overall +│ +([0-9.]+) ", finished.out)
+    assert cells == [f"{entry['eval_heldout_accuracy/overall']:.3f}" for entry in accuracies]
+    with Image.open(tmp_path / "run" / "curves.png") as picture:
+        picture.load()
+        assert picture.width > picture.height > 500
+
+
+def test_csv_to_a_trained_model_in_one_yaml(jrm, refused, edits, tmp_path):
+    """A stranger's own table: its names, its labels, images beside it."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    lines = ["before,prompt,first,second,winner"]
+    for row, record in enumerate(json.loads((edits / "train.json").read_text())[:6]):
+        for name in ("path_src", "path1", "path2"):
+            shutil.copy(edits / record[name], folder)
+        better, worse = Path(record["path1"]).name, Path(record["path2"]).name
+        sides = f"{better},{worse},A" if row % 2 else f"{worse},{better},B"
+        lines.append(f'{Path(record["path_src"]).name},"{record["prompt"]}",{sides}')
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    config = tmp_path / "config.yaml"
+    content = {"model": "jrm-tiny", "train_data": "mine/pairs.csv", "output_dir": "run", "max_steps": 1}
+    config.write_text(yaml.safe_dump(content))
+    message = refused("train", "--config", "config.yaml", folder=tmp_path)
+    columns = {"source": "before", "instruction": "prompt", "a": "first", "b": "second", "label": "winner"}
+    in_yaml = yaml.safe_dump(columns, sort_keys=False, default_flow_style=True).strip()
+    assert f"say which is which with columns: {in_yaml}." in message
+    config.write_text(yaml.safe_dump({**content, "columns": columns}))
+    finished = jrm("train", "--config", "config.yaml", folder=tmp_path)
+    assert finished.code == 0, finished.err
+    assert "jrm: mine/pairs.csv: CSV, 6 pairs of images; source=before, instruction=prompt, a=first, " in finished.err
+    assert "label=winner (A 3, B 3)." in finished.err
+    assert "The train set has no critiques, so alpha=0.7 weighs nothing" in finished.err
+    assert RewardScorer.from_pretrained(tmp_path / "run", device="cpu")
+    changed = {**columns, "a": "second", "b": "first"}
+    config.write_text(yaml.safe_dump({**content, "columns": changed}))
+    assert "another columns, records of train_data;" in refused_with_data(jrm, tmp_path)
+
+
+def refused_with_data(jrm, folder: Path) -> str:
+    """The error of a command that has said before how it read the data."""
+    finished = jrm("train", "--config", "config.yaml", folder=folder)
+    assert finished.code == 2
+    return finished.err.splitlines()[-1]
+
+
+def test_a_finished_run_that_is_given_more_steps_is_told_how_to_go_on(refused, config, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted["adamw"], tmp_path / "run")
+    message = refused("train", "--config", config(max_steps=20))
+    assert "holds a run with another max_steps, which is finished" in message
+    assert f"to train on, give model: {tmp_path / 'run'} and another output_dir" in message
+
+
+def test_adapters_have_a_learning_rate_of_their_own(jrm, config, settings, tmp_path):
+    path = config(lora_r=2, max_steps=1)
+    path.write_text(yaml.safe_dump({n: v for n, v in yaml.safe_load(path.read_text()).items() if n != "learning_rate"}))
+    assert jrm("train", "--config", path).code == 0
+    assert json.loads((tmp_path / "run" / "jrm_train.json").read_text())["learning_rate"] == 1e-4
 
 
 def test_lora_folder_scores(jrm, config, edits, tmp_path):

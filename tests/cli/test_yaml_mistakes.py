@@ -64,7 +64,7 @@ def test_a_file_that_is_no_config(refused, text, said):
     [
         ("train", {"alhpa": 1}, "unknown key alhpa; did you mean alpha?"),
         ("train", {"learning_rate": [1]}, "learning_rate must be a number, not [1]"),
-        ("train", {"learning_rate": None}, "learning_rate must be a number, not None"),
+        ("train", {"weight_decay": None}, "weight_decay must be a number, not None"),
         ("train", {"max_steps": True}, "max_steps must be a whole number, not True"),
         ("train", {"max_steps": 1.5}, "max_steps must be a whole number, not 1.5"),
         ("train", {"model": {"name": "x"}}, "model must be text, not {'name': 'x'}"),

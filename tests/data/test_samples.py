@@ -5,9 +5,11 @@ import json
 import logging
 import shutil
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from pictures import encode
 from PIL import Image
 
@@ -119,6 +121,37 @@ def test_samples_of_several_tasks_are_said(folder, caplog):
     assert caplog.messages == [f"{lines} holds samples of several tasks: 2 as generations and 1 as edits are scored."]
 
 
+def test_tables_of_every_kind_hold_the_same_samples(folder):
+    """Told by their content; images as paths or as the content of files."""
+    record = {"source": "source.png", "instruction": "make it blue", "edited": "edited.png", "id": "7"}
+    stored = {**record, **{name: (folder / record[name]).read_bytes() for name in ("source", "edited")}}
+    (folder / "lines").write_text(json.dumps(record))
+    (folder / "list").write_text(json.dumps([record]))
+    (folder / "commas").write_text("source,instruction,edited,id\nsource.png,make it blue,edited.png,7\n")
+    (folder / "tabs").write_text("source\tinstruction\tedited\tid\nsource.png\tmake it blue\tedited.png\t7\n")
+    pq.write_table(pa.Table.from_pylist([record]), folder / "parquet")
+    pq.write_table(pa.Table.from_pylist([stored]), folder / "bytes")
+    Dataset.from_list([stored]).cast_column("edited", datasets.Image()).save_to_disk(folder / "saved")
+    expected, *others = [read_samples(folder / name) for name in ("lines", "list", "commas", "tabs", "parquet")]
+    assert [item for (item,) in others] == expected * 4 and expected[0].record == record
+    for name in ("bytes", "saved"):
+        (item,) = read_samples(folder / name)
+        images = [*item.sample.prompt_images, *item.sample.response_images]
+        assert images == [(folder / file).read_bytes() for file in ("source.png", "edited.png")]
+        assert json.dumps(item.record) and item.record["id"] == "7" and item.record["edited"] == f"{name}#1"
+
+
+def test_a_mapping_of_columns(folder):
+    (folder / "lines").write_text(json.dumps({"before": "source.png", "what": "make it blue", "after": "edited.png"}))
+    with pytest.raises(JRMError, match="row 1: missing instruction"):
+        read_samples(folder / "lines")
+    (item,) = read_samples(folder / "lines", columns={"source": "before", "instruction": "what", "edited": "after"})
+    assert item.record == {"source": "source.png", "instruction": "make it blue", "edited": "edited.png"}
+    assert item.sample.task == "edit"
+    with pytest.raises(JRMError, match="columns has the field 'chosen', which is none of source, instruction, edited"):
+        read_samples(folder / "lines", columns={"chosen": "after"})
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_tables_give_the_samples_of_json_lines(folder, ending):
     records = [
@@ -146,10 +179,10 @@ def test_tables_give_the_samples_of_json_lines(folder, ending):
 
 def test_a_row_with_another_number_of_cells_is_refused(folder):
     (folder / "in.csv").write_text("instruction,edited,source\nx,edited.png,\n\na cat, or a dog,edited.png,\n")
-    with pytest.raises(JRMError, match="row 4: it has 4 cells, and the first 3"):
+    with pytest.raises(JRMError, match="row 4: it has 4 cells, and the first line 3"):
         read_samples(folder / "in.csv")
     (folder / "in.parquet").write_text("no table")
-    with pytest.raises(JRMError, match="in.parquet cannot be read as Parquet"):
+    with pytest.raises(JRMError, match="in.parquet has one column|in.parquet is no table"):
         read_samples(folder / "in.parquet")
 
 

@@ -184,7 +184,7 @@ def change_template(folder: Path, mark: Path, rng: random.Random) -> str:
 
 def change_header(folder: Path, mark: Path, rng: random.Random) -> str:
     path = rng.choice(sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"])
-    data = bytearray(path.read_bytes()) if path.exists() else bytearray(16)
+    data = bytearray(path.read_bytes() if path.exists() else b"") or bytearray(16)  # an earlier change may empty it
     length = int.from_bytes(data[:8], "little")
     kind = rng.randrange(4)
     if kind == 0:

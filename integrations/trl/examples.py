@@ -1,0 +1,117 @@
+"""What a trainer is given, as examples: sequences of them, tables whose rows are read when a batch is made, streams."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from datasets import Dataset, IterableDataset
+from torch.utils.data import IterableDataset as TorchStream
+
+from jrm_plugin.data.columns import Columns, Example, Layout
+from jrm_plugin.data.preferences import TableExamples, read_preferences
+from jrm_plugin.data.tables import Table, read_table, stored
+from jrm_plugin.errors import JRMError
+from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
+
+ExamplesLike: TypeAlias = Dataset | IterableDataset | Sequence[Example] | Sequence[Mapping[str, Any]] | str | Path
+# The one column of what `to_dataset` makes: an example as JSON text.
+COLUMN = "example"
+
+
+def to_dataset(examples: Sequence[Example]) -> Dataset:
+    """Examples as a `datasets.Dataset` of one column of JSON text; images that are no files stand in it whole."""
+    return Dataset.from_dict({COLUMN: [json.dumps(example_to_record(example)) for example in examples]})
+
+
+def to_example(row: Example | Mapping[str, Any]) -> Example:
+    """The example that a row of a data set is, or that a row of [`to_dataset`]'s holds.
+
+    Raises:
+        JRMError: the row is the error of one that could not be made.
+    """
+    if not isinstance(row, Mapping):
+        return row
+    if "error" in row:
+        raise JRMError(row["error"])
+    return example_from_record(json.loads(row[COLUMN]))
+
+
+def origin(example: Example) -> str | None:
+    """Where an example was read from, if a reader made it."""
+    return f"{example.info['file']}, row {example.info['row']}" if {"file", "row"} <= example.info.keys() else None
+
+
+def has_critique(example: Example) -> bool:
+    """Whether there is a text to learn in it."""
+    return isinstance(example, CritiqueExample) or bool(example.chosen_critiques or example.rejected_critiques)
+
+
+def checked_examples(
+    given: Any, columns: Columns | None, what: str, check: Callable[[Example], None]
+) -> Dataset | Sequence[Example]:
+    """What was given to a trainer, with each of its examples checked once.
+
+    Args:
+        given: any of `ExamplesLike` but a stream.
+        columns: what the columns of a table mean.
+        what: names it in errors.
+        check: raises a `JRMError` for an example that cannot be used.
+    """
+    if isinstance(given, (str, Path)):
+        given = read_preferences(given, columns=columns).examples
+    if isinstance(given, TableExamples) or _holds_examples(given) or _holds_json(given):
+        for row in given:
+            check(to_example(row))
+        return given
+    table = replace(read_table(given, progress=False), name=f"the {what}")
+    examples = TableExamples(table, columns, check=check, progress=False)
+    if examples.bad:
+        raise JRMError(f"{str(examples.bad[0]).rstrip('.')} ({len(examples.bad)} bad rows in all).")
+    return examples
+
+
+def _holds_examples(given: Any) -> bool:
+    return isinstance(given, Sequence) and bool(given) and isinstance(given[0], (PreferencePair, CritiqueExample))
+
+
+def _holds_json(given: Any) -> bool:
+    return isinstance(given, Dataset) and COLUMN in given.column_names
+
+
+class ExampleStream(TorchStream):
+    """The examples of a `datasets.IterableDataset`, each checked as it comes.
+
+    A row that cannot be used gives `{"error": sentence}`: raised in a data loader's worker, an error would reach the
+    trainer as the text of a traceback.
+    """
+
+    def __init__(
+        self, stream: IterableDataset, columns: Columns | None, what: str, check: Callable[[Example, int], None]
+    ):
+        self._stream, self._what, self._check = stored(stream), what, check
+        first = next(iter(islice(self._stream, 1)), None)
+        if first is None:
+            raise JRMError(f"the {what} is a stream without a row.")
+        self._layout = None
+        if COLUMN not in first:
+            self._layout = Layout(Table(f"the {what}", "a stream", [first], tuple(first)), columns)
+            if self._layout.is_scattered:
+                raise JRMError(f"the rows of the {what} belong together, which a stream cannot tell; give a Dataset.")
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, row in enumerate(self._stream):
+            try:
+                examples = [to_example(row)] if self._layout is None else self._layout.examples([row])
+                for example in examples:
+                    self._check(example, number)
+            except JRMError as error:
+                yield {"error": f"row {number + 1} of the {self._what}: {error}"}
+                return
+            yield from examples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order in each epoch, where the stream is shuffled."""
+        self._stream.set_epoch(epoch)
