@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from tqdm.auto import tqdm
 
 from jrm_plugin.cli.common import make_scorer
@@ -51,6 +52,11 @@ def add_bulk_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="JSONL, CSV, TSV or Parquet; a folder of edits; with --instruction, a folder or glob of images",
     )
+    group.add_argument(
+        "--columns",
+        metavar="MAPPING",
+        help="what the columns of the input mean where names differ: '{source: before, edited: after}'",
+    )
     group.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet; the same command goes on")
     group.add_argument("--gallery", type=Path, metavar="HTML", help="page to look at: candidates, best first")
 
@@ -79,7 +85,9 @@ def bulk_rows(
             raise JRMError(f"the output {path} is the input; choose another output.")
         if path.exists() and not path.is_file():
             raise JRMError(f"the output {path} is there and is no file; choose another output.")
-    items = read_samples(options.input, instruction=options.instruction, sources=options.source)
+    items = read_samples(
+        options.input, columns=_mapping(options.columns), instruction=options.instruction, sources=options.source
+    )
     for name in {name for item in items for name in item.record}:
         if name in {*ROW_COLUMNS, *columns} or name.partition("_")[0] in SCORE_COLUMNS:
             raise JRMError(
@@ -92,6 +100,19 @@ def bulk_rows(
         yield items, _score(options, items, rows, dimension)
         if output != rows:
             rows.unlink()
+
+
+def _mapping(text: str | None) -> dict | None:
+    """`--columns` in the form that `columns` has in the YAML of `jrm train`, and that errors show."""
+    if text is None:
+        return None
+    try:
+        mapping = yaml.safe_load(text)
+    except yaml.YAMLError:
+        mapping = None
+    if not isinstance(mapping, dict):
+        raise JRMError(f"--columns must be a mapping such as '{{source: before, edited: after}}', not {text!r}.")
+    return mapping
 
 
 def check_dimension(dimension: str, scorer: Scorer) -> None:

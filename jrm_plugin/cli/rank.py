@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
         return _rank_in_bulk(options)
     if not options.edited or options.instruction is None:
         raise JRMError("jrm rank needs --instruction and --edited, or --input; see jrm rank --help.")
-    if options.output:
-        raise JRMError("--output belongs to --input; print JSON with --json.")
+    if options.output or options.columns:
+        raise JRMError("--output and --columns belong to --input; print JSON with --json.")
     samples = named_samples(options)
     if options.best:
         check_image_writable(options.best)

@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
         return _score_in_bulk(options)
     if not options.edited or options.instruction is None:
         raise JRMError("jrm score needs --instruction and --edited, or --input and --output; see jrm score --help.")
+    if options.columns:
+        raise JRMError("--columns belongs to --input.")
     samples = named_samples(options)
     gallery = checked_gallery(options.gallery)
     scores = make_scorer(options).score(samples)

@@ -154,7 +154,10 @@ def test_mistakes_are_said_before_anything_is_scored(refused, table, images, mod
         (("--input", tmp_path / "*.jpg", "--instruction", "x"), "no file matches"),
         (("--input", tmp_path / "full", "--instruction", "x"), "is no image to score"),
         (("--instruction", "x"), "needs --instruction and --edited, or --input"),
-        (("--edited", images[1], "--instruction", "x", "--output", "x.csv"), "--output belongs to --input"),
+        (
+            ("--edited", images[1], "--instruction", "x", "--output", "x.csv"),
+            "--output and --columns belong to --input",
+        ),
     ):
         assert message in refused(*rank, *arguments)
     assert (tmp_path / "there.csv").read_text() == "mine"

@@ -94,6 +94,17 @@ def test_parquet_with_columns_of_several_types(score, write, records, tmp_path):
     assert rows[0]["edited"] == records[0]["edited"]
 
 
+def test_columns_say_what_other_names_mean(score, refused, write, records, tmp_path):
+    named = [{"before": r["source"], "what": r["instruction"], "after": r["edited"]} for r in records[:2]]
+    mapping = "{source: before, instruction: what, edited: after}"
+    assert score(write(named, "named.jsonl"), tmp_path / "named.jsonl", "--columns", mapping).code == 0
+    assert score(write(records[:2]), tmp_path / "usual.jsonl").code == 0
+    rows, usual = _read(tmp_path / "named.jsonl"), _read(tmp_path / "usual.jsonl")
+    assert [row["mu_overall"] for row in rows] == [row["mu_overall"] for row in usual]
+    refusal = refused("score", "--input", "x.jsonl", "--output", tmp_path / "x.jsonl", "--columns", "before")
+    assert "--columns must be a mapping such as" in refusal
+
+
 def test_goes_on_after_a_line_that_was_cut_off(score, write, records, tmp_path):
     source, output = write(records), tmp_path / "scores.jsonl"
     score(source, output)

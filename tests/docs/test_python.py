@@ -3,7 +3,9 @@
 import itertools
 from pathlib import Path
 
+import datasets
 import pytest
+from datasets import Dataset
 from documentation import FRAGMENTS, READERS_OWN, ROOT, Block, blocks, python_blocks
 from PIL import Image
 
@@ -31,6 +33,13 @@ def readers_folder(tmp_path, monkeypatch, backbone_folder, policy_folder) -> Pat
     for name in ("scene", "edited", "cat", "blue-cat", "a", "b"):
         Image.new("RGB", (48, 48), "red").save(tmp_path / f"{name}.png")
     SHAPE_EDITS.write(tmp_path, train=2, heldout=2, language=2, progress=False)
+    images = {"before": "scene.png", "good": "edited.png", "bad": "a.png"}
+    rows = Dataset.from_list(
+        [{"instruction": "draw", **{name: str(tmp_path / image) for name, image in images.items()}}]
+    )
+    for name in images:
+        rows = rows.cast_column(name, datasets.Image())
+    rows.to_parquet(tmp_path / "somebody" / "edits" / "train.parquet")  # `load_dataset` takes a folder before the hub
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
