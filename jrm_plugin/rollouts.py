@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError, as_jrm_error
-from jrm_plugin.records.samples import TASKS, Sample
+from jrm_plugin.records.samples import OVERALL, TASKS, Sample
 from jrm_plugin.records.scores import RewardScore, group_rewards
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class RolloutReward:
     What is scored is, with `render`, the image that it makes of the completion; with the task `response`, the
     completion itself; and otherwise the image `edited_image` of the rollout's row.
 
-    mu and sigma are those of the overall score, in the units of the model. A win probability is
+    mu and sigma are those of the `dimension`, in the units of the model. A win probability is
     P(a beats b) = E[sigmoid(r_a - r_b)] over the two Gaussian scores (paper eq. 4), between 0 and 1. The modes:
 
     - `mean`: mu.
@@ -54,6 +54,7 @@ class RolloutReward:
             completion's text and its row (a dict) and returns the image, or raises [`InvalidAnswer`].
         mode: one of the above.
         k: of `lower_confidence_bound`; the other modes do not read it.
+        dimension: whose mu and sigma count: one of the model's, or `overall`.
         floor: the reward of an [`InvalidAnswer`], and of what cannot be scored with `on_error="floor"`; in the units of
             the mode. `render` needs one; with `win_rate` and `win_over_source` it is 0 by default.
         on_error: what is done with a rollout that cannot be scored, such as one with a broken image: `raise` its error,
@@ -69,6 +70,7 @@ class RolloutReward:
     k: float = 1.0
     floor: float | None = None
     on_error: str = "raise"
+    dimension: str = OVERALL
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -113,6 +115,13 @@ class RolloutReward:
             raise JRMError(
                 "floor has no use here; it is for what render refuses, for an empty text answer, and for what cannot "
                 "be scored with on_error: floor. Leave it out."
+            )
+
+    def check_dimension(self, dimensions: Sequence[str]) -> None:
+        """Raises a `JRMError` if a model with these dimensions has no score for the reward."""
+        if self.dimension not in (*dimensions, OVERALL):
+            raise JRMError(
+                f"the reward model has no dimension {self.dimension!r}; take {', '.join(dimensions)} or {OVERALL}."
             )
 
     def refuse_groups(self, reason: str) -> None:
@@ -207,9 +216,9 @@ class RolloutReward:
         reward = error = next((each for each in (score, source) if isinstance(each, JRMError)), None)
         if error is None:
             if self.mode == "win_over_source":
-                reward = score.reward("win_probability", against=source)
+                reward = score.reward("win_probability", dimension=self.dimension, against=source)
             else:
-                reward = score.reward(self.mode, k=self.k)
+                reward = score.reward(self.mode, dimension=self.dimension, k=self.k)
             if not math.isfinite(reward):
                 error = JRMError(f"its reward in the mode {self.mode} is {reward}, from {score}.")
         if error is None:
@@ -258,7 +267,7 @@ class RolloutReward:
                 )
             scored = [number for number in numbers if isinstance(scores[number], RewardScore)]
             if len(scored) > 1:
-                values = group_rewards([scores[number] for number in scored], "win_rate")
+                values = group_rewards([scores[number] for number in scored], "win_rate", dimension=self.dimension)
                 for number, value in zip(scored, values, strict=True):
                     rewards[number] = value
         return rewards

@@ -3,11 +3,20 @@
 from dataclasses import dataclass, field
 
 import torch
+from transformers import TrainingArguments
 from trl import RewardConfig
 
 # Inherited options that this loss, or a processor with a layout of its own, has no use for.
 _WITHOUT_EFFECT = ("center_rewards_coefficient", "label_smoothing_factor", "model_init_kwargs", "dataset_num_proc")
 _WITHOUT_EFFECT += ("chat_template_path", "eos_token", "pad_token", "pad_to_multiple_of")
+
+
+def fit_to_device(arguments: TrainingArguments) -> None:
+    """Sets what depends on the device: `bf16` if it is not given, and pinned memory, of which torch warns on a CPU."""
+    has_cuda = torch.cuda.is_available() and not arguments.use_cpu
+    if arguments.bf16 is None:
+        arguments.bf16 = not arguments.fp16 and has_cuda and torch.cuda.is_bf16_supported()
+    arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and has_cuda
 
 
 @dataclass
@@ -63,10 +72,7 @@ class JointRewardConfig(RewardConfig):
     disable_tqdm: bool | None = field(default=False, metadata={"help": "Whether to show no progress bars."})
 
     def __post_init__(self):
-        has_cuda = torch.cuda.is_available() and not self.use_cpu
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_cuda and torch.cuda.is_bf16_supported()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and has_cuda  # torch warns where it has no effect
+        fit_to_device(self)
         # TRL's defaults stand under names that newer versions of transformers replace and warn of.
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             new = old.replace("gradient", "activation")

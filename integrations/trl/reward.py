@@ -1,6 +1,5 @@
 """JRM as a reward function of TRL's `GRPOTrainer` and `RLOOTrainer`."""
 
-import io
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -12,14 +11,15 @@ import torch
 from PIL import Image
 
 from jrm_plugin.errors import JRMError, as_jrm_error
-from jrm_plugin.records.images import digest, load_image, plain_image
-from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.images import digest, plain_image
+from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import InvalidAnswer, RolloutReward
+from jrm_plugin.saved_rollouts import saved_rollouts
 from jrm_plugin.scoring.loading import load_scorer
 from jrm_plugin.scoring.protocol import Scorer
 
-THUMBNAIL = 256  # longest edge in pixels of an image in the log of completions
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class JRMReward:
@@ -38,12 +38,14 @@ class JRMReward:
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row of the dataset (a dict, with `prompt`) and returns the image, or raises
             [`InvalidAnswer`].
-        mode, floor, k: as in [`RolloutReward`]. A group is all completions with the same prompt, instruction and source
-            images in this process.
-        device, dtype: as in `RewardScorer.from_pretrained`.
+        mode, floor, k, dimension: as in [`RolloutReward`]. A group is all completions with the same prompt, instruction
+            and source images in this process.
+        device, dtype: as in `RewardScorer.from_pretrained`; `dtype` also by name.
+        save_images, save_folder: keeps one of so many rollouts with its images, as [`SavedRollouts`] says.
 
     Logs the means of mu and sigma by dimension, and the share of those with the floor, as metrics, and, where TRL logs
-    completions, each candidate's mu and sigma and a thumbnail of its image (PNG).
+    completions, one column `jrm` with each candidate's mu and sigma and, where it was kept, the path of its image in
+    `save_folder`.
 
     Raises:
         JRMError: an argument is wrong or there is no such checkpoint; when called, a column is missing, a sample cannot
@@ -62,12 +64,19 @@ class JRMReward:
         mode: str = "mean",
         floor: float | None = None,
         k: float = 1.0,
+        dimension: str = OVERALL,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
+        save_images: int | None = None,
+        save_folder: str | Path | None = None,
     ):
-        self.rollouts = RolloutReward(task, render, mode, k, floor)
-        self.__name__ = "jrm_reward"  # what TRL calls this reward in its logs
+        self.rollouts = RolloutReward(task, render, mode, k, floor, dimension=dimension)
+        dtype = as_dtype(dtype)
+        self._saved = saved_rollouts(save_images, save_folder)
         self.scorer = load_scorer(model, device=device, dtype=dtype)
+        self.rollouts.check_dimension(self.scorer.dimensions)
+        # what TRL calls this reward in its logs
+        self.__name__ = "jrm_reward" if dimension == OVERALL else f"jrm_{dimension}"
 
     def __call__(
         self,
@@ -94,8 +103,10 @@ class JRMReward:
         rewards = self.rollouts.rewards(scores, self._groups(prompts, columns), sources, name="completion")
         if log_metric is not None:
             self._log_metrics(scores, log_metric)
+        step = None if trainer_state is None else trainer_state.global_step
+        paths = self._save(samples, scores, rewards, completions, step)
         if log_extra is not None:
-            self._log_candidates(samples, scores, log_extra)
+            log_extra("jrm", [self._candidate(*each) for each in zip(scores, paths, strict=True)])
         return rewards
 
     def _score(self, *lists: Sequence[Sample | None]) -> list[list[RewardScore | JRMError | None]]:
@@ -115,6 +126,22 @@ class JRMReward:
 
     # -- what is logged
 
+    def _save(
+        self,
+        samples: Sequence[Sample | None],
+        scores: Sequence[RewardScore | None],
+        rewards: Sequence[float],
+        completions: Sequence,
+        step: int | None,
+    ) -> list[str | None]:
+        """The path of each candidate's image, where it was kept."""
+        if self._saved is None:
+            return [None] * len(scores)
+        return [
+            score and self._saved.save(sample, score, reward, _text(completion), step=step)
+            for sample, score, reward, completion in zip(samples, scores, rewards, completions, strict=True)
+        ]
+
     def _log_metrics(self, scores: Sequence[RewardScore | None], log_metric: Callable[[str, float], None]) -> None:
         scored = [score for score in scores if score is not None]
         for name in scored[0].mu if scored else ():
@@ -123,33 +150,31 @@ class JRMReward:
         if self.rollouts.floor is not None and scores:
             log_metric(f"{self.__name__}/invalid_answers", (len(scores) - len(scored)) / len(scores))
 
-    def _log_candidates(
-        self,
-        samples: Sequence[Sample | None],
-        scores: Sequence[RewardScore | None],
-        log_extra: Callable[[str, list], None],
-    ) -> None:
-        for name in self.scorer.dimensions:
-            log_extra(f"{self.__name__}/{name}/mu", [score and score.mu[name] for score in scores])
-            log_extra(f"{self.__name__}/{name}/sigma", [score and score.sigma[name] for score in scores])
-        if self.rollouts.task != "response":
-            pictures = [sample and _Thumbnail.of(sample.response_images[0]) for sample in samples]
-            log_extra(f"{self.__name__}/image", pictures)
+    def _candidate(self, score: RewardScore | None, path: str | None) -> "_Candidate":
+        values: dict[str, Any] = {}
+        for name in (OVERALL, *self.scorer.dimensions):
+            values[f"mu_{name}"] = score and score.mu[name]
+            values[f"sigma_{name}"] = score and score.sigma[name]
+        return _Candidate(values, image=path)
 
 
-class _Thumbnail(bytes):
-    """A PNG file for the log of completions, which prints its name and not its bytes."""
-
-    @classmethod
-    def of(cls, image: Any) -> "_Thumbnail":
-        small = load_image(image)
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        small.save(buffer, "PNG")
-        return cls(buffer.getvalue())
+class _Candidate(dict):
+    """What the model thinks of a candidate: a record in TRL's Parquet file, and short lines in the table it prints."""
 
     def __str__(self) -> str:
-        return "[image]"
+        names = [name.removeprefix("mu_") for name in self if name.startswith("mu_")]
+        if self[f"mu_{OVERALL}"] is None:
+            return "no score"
+        values = (f"{self[f'mu_{name}']:+.2f} ±{self[f'sigma_{name}']:.2f}" for name in names)
+        lines = [f"{name.replace('_', ' ')}\n{value}" for name, value in zip(names, values, strict=True)]
+        return "\n".join([*lines, Path(self["image"]).name] if self["image"] else lines)
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Raises a `JRMError` for a name that is none of `DTYPES`."""
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise JRMError(f"dtype must be {', '.join(DTYPES)} or left out, not {dtype!r}.")
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 def _text(completion: Any) -> str:

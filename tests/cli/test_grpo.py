@@ -1,12 +1,14 @@
 """`jrm grpo`: TRL's script with a JRM as a reward, and what it says to mistakes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from jrm_plugin import Sample
+from jrm_plugin.cli import app
 
 RENDER = """
 import json
@@ -81,7 +83,8 @@ def config(run_folder, policy_folder):
 def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):
     # The variables are set by TRL's own `env:` block; a key of the file wins over them, and they stay as they are.
     variables = {"JRM_FLOOR": "-1", "JRM_DEVICE": "cpu"}
-    config(env=variables)
+    keys = {"reward_mode": "lower_confidence_bound", "reward_k": 0.25, "reward_dimension": "visual_quality"}
+    config(env=variables, **keys, reward_dtype="float32", reward_save_images=1, log_completions=True)
     finished = jrm("grpo", "--config", "grpo.yaml", "--learning_rate", "1e-4", folder=run_folder)
     assert finished.code == 0, finished.err
     assert (run_folder / "policy" / "model.safetensors").is_file()
@@ -92,6 +95,7 @@ def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):
     assert json.loads((run_folder / "variables.json").read_text()) == variables
     rows = [json.loads(line) for line in (run_folder / "seen.jsonl").read_text().splitlines()]
     names: dict = {}
+    kept: list = []
     exec(RENDER, names)
     for log, seen in zip(logs, (rows[:4], rows[4:]), strict=True):
         rewards = []
@@ -101,11 +105,17 @@ def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):
             except names["InvalidAnswer"]:
                 rewards.append(-6.5)
             else:
-                rewards.append(tiny.score([Sample.edit(source, instruction, edited)])[0].mu["overall"])
+                (score,) = tiny.score([Sample.edit(source, instruction, edited)])
+                rewards.append(score.mu["visual_quality"] - 0.25 * score.sigma["visual_quality"])
         mean = sum(rewards) / 4
-        assert log["rewards/jrm_reward/mean"] == pytest.approx(mean, abs=1e-4)
+        kept += [reward for reward in rewards if reward != -6.5]
+        assert log["rewards/jrm_visual_quality/mean"] == pytest.approx(mean, abs=1e-4)
         lengths = sum(len(text) for text, *_ in seen) / 4
         assert log["reward"] == pytest.approx(mean + 0.5 * lengths, abs=1e-4)
+    (lines,) = (run_folder / "policy" / "jrm_rollouts").glob("*/metadata.jsonl")
+    lines = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [line["reward"] for line in lines] == pytest.approx(kept, abs=1e-4)
+    assert "is in policy/completions, as Parquet files" in finished.out
 
 
 def test_text_answers_from_a_mixture(jrm, config, run_folder):
@@ -113,6 +123,8 @@ def test_text_answers_from_a_mixture(jrm, config, run_folder):
     config(
         **{"datasets": mixture, "dataset_name": None, "reward_funcs": None, "reward_weights": None},
         **{"reward_render": None, "reward_floor": None, "reward_task": "response", "reward_mode": "win_rate"},
+        # neither is given: the device decides, and TRL's own default of bf16 is not for every CPU
+        **{"bf16": None, "use_cpu": None},
         max_steps=1,
         save_strategy="no",
     )
@@ -131,6 +143,13 @@ def test_text_answers_from_a_mixture(jrm, config, run_folder):
         ({"reward_floor": "low"}, "reward_floor must be a number, not 'low'"),
         ({"reward_floor": None}, "render needs a floor in the mode mean"),
         ({"reward_mode": "median"}, "unknown reward mode 'median'"),
+        ({"reward_mode": "median", "num_generations": 3}, "unknown reward mode 'median'"),  # before TRL's own checks
+        ({"model_name_or_path": None, "num_generations": 3}, "has no model_name_or_path"),
+        ({"reward_mode": "lower_confidence_bound", "reward_k": -1}, "k of a lower confidence bound must be at least 0"),
+        ({"reward_dimension": "beauty"}, "the reward model has no dimension 'beauty'"),
+        ({"reward_device": "toaster"}, "the device toaster cannot be used here"),
+        ({"reward_dtype": "int8"}, "dtype must be float32, bfloat16, float16 or left out, not 'int8'"),
+        ({"reward_save_images": 0}, "save_images must be a whole number of at least 1"),
         ({"reward_task": "video"}, "must be edit, generation or response, not 'video'"),
         ({"reward_render": "my_rewards.paint"}, "render my_rewards.paint cannot be imported"),
         ({"reward_model_path": "no_such_folder/x"}, "no_such_folder/x"),
@@ -155,3 +174,14 @@ def test_a_missing_column_is_named(jrm, config, run_folder):
     assert finished.code == 2
     assert "jrm: a JRM reward with the task edit needs instruction and source_image" in finished.err
     assert "Traceback" not in finished.err
+
+
+def test_what_a_config_sets_is_for_its_run_alone(config, run_folder, monkeypatch, capsys):
+    monkeypatch.chdir(run_folder)
+    monkeypatch.setenv("JRM_DEVICE", "cpu")
+    before = dict(os.environ)
+    config(env={"JRM_MODEL": "no_such_folder/first", "JRM_DEVICE": "cuda:7"}, reward_device="cpu")
+    with pytest.raises(SystemExit):
+        app.main(["grpo", "--config", "grpo.yaml"])
+    assert "no_such_folder/first" in capsys.readouterr().err
+    assert dict(os.environ) == before

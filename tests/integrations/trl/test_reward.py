@@ -1,8 +1,8 @@
 """JRM as a reward function, in real GRPO and RLOO steps and called by hand as TRL calls it."""
 
-import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from jrm_plugin import JRMError, RewardScorer, Sample, group_rewards
-from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, jrm_reward
-from jrm_plugin.integrations.trl.environment import reward_from_environment
+from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, environment, jrm_reward
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 FLOOR = -7.5
@@ -65,8 +64,9 @@ def alone(scorer: RewardScorer, sample: Sample) -> float:
     return scorer.score([sample])[0].mu["overall"]
 
 
-def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path):
-    spy = Spy(JRMReward(tiny, render=render, floor=FLOOR))
+def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    spy = Spy(JRMReward(tiny, render=render, floor=FLOOR, save_images=3, save_folder=tmp_path / "kept"))
     trainer = GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(policy_folder),
         spy,
@@ -83,7 +83,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
     logs = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert len(spy.calls) == len(logs) == 2
     tables = sorted((tmp_path / "completions").iterdir())
-    errors = 0
+    errors, kept = 0, []
     for (given, rewards), log, table in zip(spy.calls, logs, map(pandas.read_parquet, tables), strict=True):
         expected, failed = [], []
         for k, text in enumerate(given["completions"]):
@@ -101,13 +101,27 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
         assert log["jrm_reward/invalid_answers"] == pytest.approx(len(failed) / 8)
         drawn = [value for k, value in enumerate(expected) if k not in failed]
         assert log["jrm_reward/overall/mu"] == pytest.approx(np.mean(drawn), abs=1e-4)
+        candidates = pandas.json_normalize(table["jrm"])
         for name in tiny.dimensions:
             assert log[f"jrm_reward/{name}/sigma"] > 0
-            assert [k for k, mu in enumerate(table[f"jrm_reward/{name}/mu"]) if math.isnan(mu)] == failed
-        for k, png in enumerate(table["jrm_reward/image"]):
-            assert (png is None) == (k in failed)
-            assert png is None or Image.open(io.BytesIO(png)).size == (48, 48)
+            assert [k for k, mu in enumerate(candidates[f"mu_{name}"]) if math.isnan(mu)] == failed
+        assert [mu for mu in candidates["mu_overall"] if not math.isnan(mu)] == pytest.approx(drawn, abs=1e-5)
+        kept += [path for path in candidates["image"] if isinstance(path, str)]
     assert 0 < errors < 16
+    assert len(kept) == math.ceil((16 - errors) / 3)
+    for path in kept:
+        with Image.open(tmp_path / "kept" / path) as image:
+            assert image.size == (48, 48)
+    assert_readable_at_80_columns(capsys.readouterr().out, [rewards for _, rewards in spy.calls])
+
+
+def assert_readable_at_80_columns(printed: str, rewards: list[list[float]]) -> None:
+    """TRL's tables of completions: every score stands in one piece."""
+    tables = [line for line in printed.splitlines() if line.startswith(("╭", "│", "╰"))]
+    assert len(tables[0]) == 80
+    scores = re.findall(r"([+-][0-9]+\.[0-9]{2}) ±[0-9]+\.[0-9]{2} ", "\n".join(tables))
+    for reward in (reward for step in rewards for reward in step if reward != FLOOR):
+        assert f"{reward:+.2f}" in scores
 
 
 def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_path):
@@ -153,6 +167,11 @@ def test_images_in_every_form_of_a_column(tiny, edits, rows):
     assert made == pytest.approx([alone(tiny, Sample.generation(instruction, edited))], abs=1e-5)
     careful = JRMReward(tiny, mode="lower_confidence_bound", k=2.0)
     score = tiny.score([Sample.edit(source, instruction, edited)])[0]
+    image = {"instruction": [instruction], "source_image": [source], "edited_image": [edited]}
+    for name in tiny.dimensions:
+        one = JRMReward(tiny, mode="lower_confidence_bound", k=2.0, dimension=name)
+        assert one(["p"], [""], **image) == pytest.approx([score.mu[name] - 2 * score.sigma[name]], abs=1e-5)
+        assert one.__name__ == f"jrm_{name}"  # TRL's name of its mean
     found = careful(["p"], [""], instruction=[instruction], source_image=[source], edited_image=[edited])
     assert found == pytest.approx([score.reward("lower_confidence_bound", k=2.0)], abs=1e-5)
 
@@ -277,6 +296,9 @@ def test_equal_pictures_in_prompts_are_one_group(tiny, edits, rows):
         ({"render": "json.__name__", "floor": 0.0}, "render json.__name__ cannot be called"),
         ({"model": "no/such/model/anywhere"}, "no/such/model/anywhere"),
         ({"model": "jrm-tiny", "device": "toaster"}, "the device toaster cannot be used here"),
+        ({"dtype": "int8"}, "dtype must be float32, bfloat16, float16 or left out, not 'int8'"),
+        ({"dimension": "beauty"}, "has no dimension 'beauty'; take instruction_following, visual_quality or overall"),
+        ({"save_images": 2}, "save_images and save_folder belong together"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(tiny, arguments, message):
@@ -286,10 +308,8 @@ def test_wrong_arguments_are_one_sentence(tiny, arguments, message):
 
 @pytest.fixture
 def variables(monkeypatch):
-    """Sets variables for `jrm_reward`, which is made anew."""
-    reward_from_environment.cache_clear()
-    yield lambda **given: [monkeypatch.setenv(name, value) for name, value in given.items()]
-    reward_from_environment.cache_clear()
+    """Sets variables for `jrm_reward`."""
+    return lambda **given: [monkeypatch.setenv(name, value) for name, value in given.items()]
 
 
 def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypatch, tmp_path):
@@ -301,17 +321,31 @@ def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypat
     samples = [Sample.edit(s, i, s) for s, i in zip(sources, instructions, strict=True)]
     expected = [score.reward("lower_confidence_bound") for score in tiny.score(samples)]
     assert found == pytest.approx(expected, abs=1e-5)
-    assert reward_from_environment() is reward_from_environment()
-    assert reward_from_environment().rollouts.floor == -3
-    given = reward_from_environment(model=tiny, floor=-4.0, mode="mean")
-    assert (given.scorer, given.rollouts.floor, given.rollouts.mode) == (tiny, -4.0, "mean")
-    assert given.rollouts.render is reward_from_environment().rollouts.render
+
+
+def test_other_variables_in_the_same_process_are_another_reward(tiny, rows, variables, monkeypatch):
+    made = []
+    monkeypatch.setattr(environment, "JRMReward", lambda **given: made.append(given) or JRMReward(tiny, **given))
+    batch = columns(rows[:1]) | {"edited_image": [rows[0]["source_image"]]}
+    (score,) = tiny.score([Sample.edit(rows[0]["source_image"], rows[0]["instruction"], rows[0]["source_image"])])
+    for given, expected in (
+        ({}, score.mu["overall"]),
+        ({"JRM_MODE": "lower_confidence_bound", "JRM_K": "0.5"}, score.reward("lower_confidence_bound", k=0.5)),
+        ({"JRM_K": "3"}, score.reward("lower_confidence_bound", k=3.0)),
+        ({"JRM_MODE": "", "JRM_DIMENSION": "visual_quality"}, score.mu["visual_quality"]),
+    ):
+        variables(**given)
+        for _ in range(2):
+            assert jrm_reward(["p"], [""], **batch) == pytest.approx([expected], abs=1e-5)
+    assert len(made) == 4  # one for each set of variables, not one for each call
 
 
 @pytest.mark.parametrize(
     "name, value, message",
     [
         ("JRM_FLOOR", "low", "JRM_FLOOR must be a number, not 'low'"),
+        ("JRM_SAVE_IMAGES", "1.5", "JRM_SAVE_IMAGES must be a whole number, not '1.5'"),
+        ("JRM_DTYPE", "int8", "dtype must be float32"),
         ("JRM_TASK", "video", "not 'video'"),
         ("JRM_DEVICE", "toaster", "the device toaster cannot be used here"),
         ("JRM_MODLE", "x", "JRM_MODLE means nothing to jrm_reward; it reads JRM_MODEL"),

@@ -132,6 +132,7 @@ def with_jrm(compose, **changes) -> DictConfig:
         ({"reward__jrm__model_path": "???"}, "the settings reward.jrm have no model_path; give the folder"),
         ({"reward__jrm__modle": 1}, "reward.jrm has no key modle; its keys are model_path, device"),
         ({"reward__jrm__replicas": 0}, "replicas in the settings reward.jrm must be a whole number of at least 1"),
+        ({"reward__jrm__save_images": 10}, "reward.jrm cannot be used: save_images and save_folder belong together"),
         ({"reward__jrm__task": "paint"}, "must be edit, generation or response, not 'paint'"),
         ({"reward__jrm__mode": "best"}, "unknown reward mode 'best'"),
         (
