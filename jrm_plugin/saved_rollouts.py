@@ -18,9 +18,9 @@ class SavedRollouts:
 
     Every process makes a folder of its own in it, with PNG files and a `metadata.jsonl`: the form of the image folders
     of `datasets`, so that `load_dataset("imagefolder", data_dir=save_folder)` reads them all. A line has `file_name`,
-    `source_images_file_names`, `instruction`, `response` (the text that the policy wrote), `reward`, `mu_<dimension>`,
-    `sigma_<dimension>`, and what the adapter knows besides, such as `step`. A text answer has a line and no file of its
-    own. Threads may share one.
+    `source_images_file_names`, `instruction`, `response` (the text that the policy wrote), `mu_<dimension>`,
+    `sigma_<dimension>`, and what the adapter knows besides, such as `reward` and `step`. A text answer has a line and
+    no file of its own. Threads may share one.
 
     Args:
         save_images: of so many rollouts the first is kept, in each process.
@@ -36,7 +36,7 @@ class SavedRollouts:
         self._name = uuid.uuid4().hex[:12]
         check_writable(self.folder / self._name)
 
-    def save(self, sample: Sample, score: RewardScore, reward: float | None, response: str, **more: Any) -> str | None:
+    def save(self, sample: Sample, score: RewardScore, response: str, **more: Any) -> str | None:
         """Keeps a rollout if it is its turn.
 
         Returns:
@@ -58,7 +58,7 @@ class SavedRollouts:
                 write_image(folder / f"{number:07d}_source_{place}.png", load_image(image)).name
                 for place, image in enumerate(sample.prompt_images)
             ]
-        line |= {"instruction": sample.prompt_text, "response": response, "reward": reward}
+        line |= {"instruction": sample.prompt_text, "response": response}
         line |= {f"mu_{name}": mu for name, mu in score.mu.items()}
         line |= {f"sigma_{name}": sigma for name, sigma in score.sigma.items()}
         with self._lock:

@@ -22,7 +22,7 @@ def edit(number: int) -> Sample:
 
 def test_one_of_n_is_kept_whole_and_read_by_datasets(tmp_path):
     saved = SavedRollouts(3, tmp_path / "new" / "rollouts")
-    paths = [saved.save(edit(k), SCORE, 0.5 + k, f"text {k}", step=k) for k in range(7)]
+    paths = [saved.save(edit(k), SCORE, f"text {k}", reward=0.5 + k, step=k) for k in range(7)]
     assert [k for k, path in enumerate(paths) if path is not None] == [0, 3, 6]
     rows = load_dataset("imagefolder", data_dir=str(saved.folder), cache_dir=str(tmp_path / "cache"))["train"]
     rows = sorted(rows, key=lambda row: row["step"])
@@ -41,7 +41,7 @@ def test_one_of_n_is_kept_whole_and_read_by_datasets(tmp_path):
 def test_processes_and_threads_do_not_write_over_each_other(tmp_path):
     writers = [SavedRollouts(2, tmp_path) for _ in range(2)]
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda k: writers[k % 2].save(edit(k), SCORE, 0.0, "", step=k), range(40)))
+        list(threads.map(lambda k: writers[k % 2].save(edit(k), SCORE, "", step=k), range(40)))
     lines = [json.loads(line) for file in tmp_path.glob("*/metadata.jsonl") for line in file.open()]
     assert len(lines) == 20 == len({line["step"] for line in lines})
     assert len([*tmp_path.glob("*/*.png")]) == 3 * 20
@@ -53,7 +53,7 @@ def test_processes_and_threads_do_not_write_over_each_other(tmp_path):
 
 def test_a_text_answer_is_a_line_without_a_file(tmp_path):
     saved = SavedRollouts(1, tmp_path)
-    assert saved.save(Sample.text_response(None, "why?", "so"), SCORE, 1.0, "so") is None
+    assert saved.save(Sample.text_response(None, "why?", "so"), SCORE, "so") is None
     (file,) = tmp_path.rglob("*.*")
     assert json.loads(file.read_text())["response"] == "so"
 

@@ -15,18 +15,20 @@ VARIABLES = {
     "JRM_RENDER": "render",
     "JRM_MODE": "mode",
     "JRM_K": "k",
+    "JRM_BETA": "beta",
     "JRM_DIMENSION": "dimension",
     "JRM_FLOOR": "floor",
+    "JRM_ON_ERROR": "on_error",
     "JRM_DEVICE": "device",
     "JRM_DTYPE": "dtype",
     "JRM_SAVE_IMAGES": "save_images",
     "JRM_SAVE_FOLDER": "save_folder",
 }
 # Those that are numbers.
-NUMBERS = {"JRM_K": float, "JRM_FLOOR": float, "JRM_SAVE_IMAGES": int}
+NUMBERS = {"JRM_K": float, "JRM_BETA": float, "JRM_FLOOR": float, "JRM_SAVE_IMAGES": int}
 
 
-def jrm_reward(prompts: Sequence, completions: Sequence, **columns: Any) -> list[float]:
+def jrm_reward(prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
     """[`JRMReward`] by dotted path, for `reward_funcs: [jrm_plugin.integrations.trl.jrm_reward]` of `trl grpo`.
 
     It is configured by the variables in `VARIABLES`, such as `JRM_MODEL`, which the `env:` block of TRL's YAML file can

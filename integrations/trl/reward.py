@@ -3,6 +3,10 @@
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from itertools import chain
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from jrm_plugin.records.images import digest, plain_image
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import InvalidAnswer, RolloutReward
-from jrm_plugin.saved_rollouts import saved_rollouts
+from jrm_plugin.saved_rollouts import SavedRollouts, saved_rollouts
 from jrm_plugin.scoring.loading import load_scorer
 from jrm_plugin.scoring.protocol import Scorer
 
@@ -38,18 +42,20 @@ class JRMReward:
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row of the dataset (a dict, with `prompt`) and returns the image, or raises
             [`InvalidAnswer`].
-        mode, floor, k, dimension: as in [`RolloutReward`]. A group is all completions with the same prompt, instruction
-            and source images in this process.
+        mode, floor, k, beta, dimension: as in [`RolloutReward`]. A group is all completions with the same prompt,
+            instruction and source images in this process.
+        on_error: `raise` the error of a completion that cannot be scored, give it the `floor`, or `leave_out` its
+            reward: it is None, which TRL leaves out of the group's mean and deviation.
         device, dtype: as in `RewardScorer.from_pretrained`; `dtype` also by name.
         save_images, save_folder: keeps one of so many rollouts with its images, as [`SavedRollouts`] says.
 
-    Logs the means of mu and sigma by dimension, and the share of those with the floor, as metrics, and, where TRL logs
-    completions, one column `jrm` with each candidate's mu and sigma and, where it was kept, the path of its image in
-    `save_folder`.
+    Logs the means of mu and sigma by dimension, and the shares of invalid answers and of what could not be scored, as
+    metrics, and, where TRL logs completions, one column `jrm` with each candidate's mu and sigma, its error, and, where
+    it was kept, the path of its image in `save_folder`.
 
     Raises:
         JRMError: an argument is wrong or there is no such checkpoint; when called, a column is missing, a sample cannot
-            be read, or a group for `win_rate` has one candidate.
+            be scored (with `on_error="raise"`), or a group for `win_rate` has one candidate.
 
     Example:
         >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", JRMReward("outputs/jrm", task="response"), train_dataset=dataset)
@@ -63,20 +69,25 @@ class JRMReward:
         render: str | Callable[[str, dict], Any] | None = None,
         mode: str = "mean",
         floor: float | None = None,
+        on_error: str = "raise",
         k: float = 1.0,
+        beta: float = 1.0,
         dimension: str = OVERALL,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         save_images: int | None = None,
         save_folder: str | Path | None = None,
     ):
-        self.rollouts = RolloutReward(task, render, mode, k, floor, dimension=dimension)
+        rollouts = RolloutReward(task, render, mode, k, floor, on_error, dimension, beta)
         dtype = as_dtype(dtype)
-        self._saved = saved_rollouts(save_images, save_folder)
-        self.scorer = load_scorer(model, device=device, dtype=dtype)
-        self.rollouts.check_dimension(self.scorer.dimensions)
+        saved = saved_rollouts(save_images, save_folder)
+        self._judge = _Judge(load_scorer(model, device=device, dtype=dtype), [rollouts], saved)
+        self._give(rollouts)
+
+    def _give(self, rollouts: RolloutReward) -> None:
+        self.dimension = rollouts.dimension
         # what TRL calls this reward in its logs
-        self.__name__ = "jrm_reward" if dimension == OVERALL else f"jrm_{dimension}"
+        self.__name__ = "jrm_reward" if self.dimension == OVERALL else f"jrm_{self.dimension}"
 
     def __call__(
         self,
@@ -87,10 +98,106 @@ class JRMReward:
         log_extra: Callable[[str, list], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
-    ) -> list[float]:
+    ) -> list[float | None]:
         """The reward of each completion; the arguments are those with which TRL calls a reward function."""
-        self.rollouts.check_columns(columns)
-        samples: list[Sample | None] = []
+        step = None if trainer_state is None else trainer_state.global_step
+        return self._judge.rewards(self.dimension, prompts, completions, columns, step, log_extra, log_metric)
+
+
+def jrm_rewards(
+    model: str | Path | Scorer = "jrm-tiny",
+    dimensions: Sequence[str] | None = None,
+    *,
+    on_error: str = "leave_out",
+    **options: Any,
+) -> list[JRMReward]:
+    """One reward function for each dimension; what TRL asks them in one step is scored once.
+
+    For `multi_objective_aggregation="normalize_then_sum"` of `GRPOConfig` (GDPO, arXiv 2601.05242), which normalises
+    each function's rewards within the group before it adds them up.
+
+    Args:
+        model: as in [`JRMReward`].
+        dimensions: in this order; by default all of the model's. `overall` may be one.
+        on_error: as in [`JRMReward`]; by default a completion that cannot be scored has no reward.
+        options: the other arguments of [`JRMReward`], but `dimension`.
+
+    Raises:
+        JRMError: a dimension is unknown or there twice, there is none, or what [`JRMReward`] raises.
+
+    Example:
+        >>> rewards = jrm_rewards("outputs/jrm", render=draw, floor=-5.0)
+        >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", rewards, GRPOConfig(…), train_dataset=dataset)
+    """
+    first = JRMReward(model, on_error=on_error, dimension=OVERALL, **options)
+    names = first._judge.scorer.dimensions if dimensions is None else list(dimensions)
+    if not names or len({*names}) < len(names):
+        raise JRMError(f"the dimensions of JRM rewards must be one or more, each once, not {names}.")
+    (rollouts,) = first._judge.objectives.values()
+    objectives = [replace(rollouts, dimension=name) for name in names]
+    judge = _Judge(first._judge.scorer, objectives, first._judge.saved)
+    rewards = [copy(first) for _ in names]
+    for reward, objective in zip(rewards, objectives, strict=True):
+        reward._judge = judge
+        reward._give(objective)
+    return rewards
+
+
+class _Judge:
+    """Scores the completions of a step, once for all objectives that are asked about them one after the other."""
+
+    def __init__(self, scorer: Scorer, objectives: Sequence[RolloutReward], saved: SavedRollouts | None):
+        for rollouts in objectives:
+            rollouts.check_dimension(scorer.dimensions)
+        self.scorer, self.saved = scorer, saved
+        self.objectives = {rollouts.dimension: rollouts for rollouts in objectives}
+        self.rollouts = objectives[0]  # they differ in the dimension only
+        self._asked: list = []  # the arguments of the last call
+        self._rewards: dict[str, list[float | None]] = {}  # of those objectives that have not got them yet
+
+    def rewards(
+        self,
+        dimension: str,
+        prompts: Sequence,
+        completions: Sequence,
+        columns: Mapping[str, Any],
+        step: int | None,
+        log_extra: Callable[[str, list], None] | None,
+        log_metric: Callable[[str, float], None] | None,
+    ) -> list[float | None]:
+        """The rewards of one objective. The first one that is asked has them computed and logged for all."""
+        asked = [prompts, *prompts, completions, *completions, *chain(*columns.values())]
+        same = len(asked) == len(self._asked) and all(map(is_, asked, self._asked))
+        if not same or dimension not in self._rewards:
+            self.rollouts.check_columns(columns)
+            samples = self._samples(prompts, completions, columns)
+            unedited = self.rollouts.unedited_sources(
+                [sample if isinstance(sample, Sample) else None for sample in samples]
+            )
+            scores, sources = self._score(samples, unedited)
+            groups = [*self._groups(prompts, columns)] if self.rollouts.mode == "win_rate" else []
+            self._asked, self._rewards = (
+                asked,
+                {
+                    name: objective.rewards(scores, groups, sources, name="completion")
+                    for name, objective in self.objectives.items()
+                },
+            )
+            if log_metric is not None:
+                self._log_metrics(scores, log_metric)
+            paths = self._save(samples, scores, completions, step)
+            if log_extra is not None:
+                log_extra("jrm", [self._candidate(*each) for each in zip(scores, paths, strict=True)])
+        rewards = self._rewards.pop(dimension)
+        if not self._rewards:
+            self._asked = []  # images are large
+        return rewards
+
+    def _samples(
+        self, prompts: Sequence, completions: Sequence, columns: Mapping[str, Any]
+    ) -> list[Sample | JRMError | None]:
+        """The sample of each completion, or its error; None for an invalid answer."""
+        samples: list[Sample | JRMError | None] = []
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             row = {name: values[number] for name, values in columns.items()} | {"prompt": prompt}
             try:
@@ -98,22 +205,14 @@ class JRMReward:
             except InvalidAnswer:
                 samples.append(None)
             except JRMError as error:
-                raise JRMError(f"completion {number} cannot be scored: {error}") from error
-        scores, sources = self._score(samples, self.rollouts.unedited_sources(samples))
-        rewards = self.rollouts.rewards(scores, self._groups(prompts, columns), sources, name="completion")
-        if log_metric is not None:
-            self._log_metrics(scores, log_metric)
-        step = None if trainer_state is None else trainer_state.global_step
-        paths = self._save(samples, scores, rewards, completions, step)
-        if log_extra is not None:
-            log_extra("jrm", [self._candidate(*each) for each in zip(scores, paths, strict=True)])
-        return rewards
+                samples.append(error)
+        return samples
 
-    def _score(self, *lists: Sequence[Sample | None]) -> list[list[RewardScore | JRMError | None]]:
+    def _score(self, *lists: Sequence[Sample | JRMError | None]) -> list[list[RewardScore | JRMError | None]]:
         """The scores of several lists of samples, computed together, or their errors; None stays None."""
-        samples = [sample for samples in lists for sample in samples if sample is not None]
+        samples = [sample for samples in lists for sample in samples if isinstance(sample, Sample)]
         scores = iter(self.scorer.score(samples, on_error="return"))
-        return [[None if sample is None else next(scores) for sample in samples] for samples in lists]
+        return [[next(scores) if isinstance(sample, Sample) else sample for sample in samples] for samples in lists]
 
     def _groups(self, prompts: Sequence, columns: Mapping[str, Any]) -> Iterator[Hashable]:
         """What the candidates of a group have in common, for each completion."""
@@ -128,34 +227,42 @@ class JRMReward:
 
     def _save(
         self,
-        samples: Sequence[Sample | None],
-        scores: Sequence[RewardScore | None],
-        rewards: Sequence[float],
+        samples: Sequence[Sample | JRMError | None],
+        scores: Sequence[RewardScore | JRMError | None],
         completions: Sequence,
         step: int | None,
     ) -> list[str | None]:
         """The path of each candidate's image, where it was kept."""
-        if self._saved is None:
-            return [None] * len(scores)
-        return [
-            score and self._saved.save(sample, score, reward, _text(completion), step=step)
-            for sample, score, reward, completion in zip(samples, scores, rewards, completions, strict=True)
-        ]
+        paths: list[str | None] = [None] * len(scores)
+        for number, (sample, score) in enumerate(zip(samples, scores, strict=True)):
+            if self.saved is not None and isinstance(score, RewardScore):
+                several = len(self.objectives) > 1
+                rewards = {
+                    f"reward_{name}" if several else "reward": rewards[number]
+                    for name, rewards in self._rewards.items()
+                }
+                paths[number] = self.saved.save(sample, score, _text(completions[number]), **rewards, step=step)
+        return paths
 
-    def _log_metrics(self, scores: Sequence[RewardScore | None], log_metric: Callable[[str, float], None]) -> None:
-        scored = [score for score in scores if score is not None]
+    def _log_metrics(
+        self, scores: Sequence[RewardScore | JRMError | None], log_metric: Callable[[str, float], None]
+    ) -> None:
+        scored = [score for score in scores if isinstance(score, RewardScore)]
         for name in scored[0].mu if scored else ():
-            log_metric(f"{self.__name__}/{name}/mu", math.fsum(score.mu[name] for score in scored) / len(scored))
-            log_metric(f"{self.__name__}/{name}/sigma", math.fsum(score.sigma[name] for score in scored) / len(scored))
+            log_metric(f"jrm_reward/{name}/mu", math.fsum(score.mu[name] for score in scored) / len(scored))
+            log_metric(f"jrm_reward/{name}/sigma", math.fsum(score.sigma[name] for score in scored) / len(scored))
+        invalid = scores.count(None)
         if self.rollouts.floor is not None and scores:
-            log_metric(f"{self.__name__}/invalid_answers", (len(scores) - len(scored)) / len(scores))
+            log_metric("jrm_reward/invalid_answers", invalid / len(scores))
+        if self.rollouts.on_error != "raise" and scores:
+            log_metric("jrm_reward/unscorable", (len(scores) - len(scored) - invalid) / len(scores))
 
-    def _candidate(self, score: RewardScore | None, path: str | None) -> "_Candidate":
+    def _candidate(self, score: RewardScore | JRMError | None, path: str | None) -> "_Candidate":
         values: dict[str, Any] = {}
         for name in (OVERALL, *self.scorer.dimensions):
-            values[f"mu_{name}"] = score and score.mu[name]
-            values[f"sigma_{name}"] = score and score.sigma[name]
-        return _Candidate(values, image=path)
+            values[f"mu_{name}"] = score.mu[name] if isinstance(score, RewardScore) else None
+            values[f"sigma_{name}"] = score.sigma[name] if isinstance(score, RewardScore) else None
+        return _Candidate(values, error=str(score) if isinstance(score, JRMError) else None, image=path)
 
 
 class _Candidate(dict):
@@ -164,7 +271,7 @@ class _Candidate(dict):
     def __str__(self) -> str:
         names = [name.removeprefix("mu_") for name in self if name.startswith("mu_")]
         if self[f"mu_{OVERALL}"] is None:
-            return "no score"
+            return "invalid answer" if self["error"] is None else "cannot be scored"
         values = (f"{self[f'mu_{name}']:+.2f} ±{self[f'sigma_{name}']:.2f}" for name in names)
         lines = [f"{name.replace('_', ' ')}\n{value}" for name, value in zip(names, values, strict=True)]
         return "\n".join([*lines, Path(self["image"]).name] if self["image"] else lines)

@@ -1,7 +1,8 @@
 """One rollout in, its reward and what verl logs beside it out; the scores come from the run's pool of scorers."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from numbers import Integral
 from typing import Any
@@ -14,7 +15,7 @@ from jrm_plugin.integrations.verl.settings import JRMSettings, settings_of
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.rollouts import InvalidAnswer
+from jrm_plugin.rollouts import InvalidAnswer, RolloutReward
 from jrm_plugin.saved_rollouts import saved_rollouts
 
 
@@ -25,16 +26,17 @@ class PooledReward:
         self.settings, self.rollouts = settings, settings.rollouts()
         self.pool = shared_pool(settings.scorers())
         self._saved = saved_rollouts(settings.save_images, settings.save_folder)
-        self._dimensions: list[str] | None = None
+        self._objectives: dict[str, RolloutReward] = {}  # the reward by dimension and overall, once they are known
 
     async def __call__(
         self, rollout: Callable[[], tuple[str, dict[str, Any]]], name: str = "a rollout"
     ) -> tuple[float, dict[str, float | str]]:
         """The reward, and `reward_extra_info`, which has the same keys for every rollout.
 
-        These are `jrm_mode`; `jrm_<dimension>_mu` and `_sigma` for each dimension and `overall`; and 1 or 0 in
-        `jrm_invalid_answer` and `jrm_unscorable` for a rollout that got the floor, whose mu is the floor too, with a
-        sigma of 0: verl takes means of what it logs, and one NaN would be the mean of all.
+        For each dimension and `overall` these are `jrm_<dimension>`, the reward in the mode of the run, or the floor;
+        and `jrm_<dimension>_mu` and `_sigma`, the floor and 0 where nothing was scored. Beside them are `jrm_mode`, and
+        1 or 0 in `jrm_invalid_answer` and `jrm_unscorable` for a rollout that got the floor. No number is NaN: verl
+        takes means of what it logs and whitens advantages over the batch, and one NaN would be all of it.
 
         Args:
             rollout: gives what the policy wrote, and its row as in `RolloutReward.sample`; what it raises is the
@@ -44,10 +46,10 @@ class PooledReward:
         Raises:
             JRMError: the rollout cannot be scored (with `on_error: raise`), or nothing can.
         """
-        if self._dimensions is None:
+        if not self._objectives:
             dimensions = await self.pool.dimensions()
             self.rollouts.check_dimension(dimensions)
-            self._dimensions = dimensions
+            self._objectives = {name: replace(self.rollouts, dimension=name) for name in (*dimensions, OVERALL)}
         score, sources = None, []
         # drawing, decoding and writing files take a while, and the event loop has other rollouts to see to
         run = asyncio.get_running_loop().run_in_executor
@@ -62,8 +64,8 @@ class PooledReward:
             score = next((error for error in sources if isinstance(error, JRMError)), score)
         reward = self.rollouts.reward(score, *sources, name=name)
         if self._saved is not None and isinstance(score, RewardScore):
-            await run(None, lambda: self._saved.save(sample, score, reward, text, **_marks(row)))
-        return reward, self._extra_info(score)
+            await run(None, lambda: self._saved.save(sample, score, text, reward=reward, **_marks(row)))
+        return reward, self._extra_info(score, sources, name)
 
     def _sample(self, rollout: Callable[[], tuple[str, dict[str, Any]]]) -> tuple[Sample, str, dict[str, Any]]:
         """What is scored, and the text and the row that it was made of."""
@@ -75,12 +77,15 @@ class PooledReward:
             sample = Sample(*(tuple(map(_decoded, blocks)) for blocks in (sample.prompt, sample.response)))
             return sample, text, row
 
-    def _extra_info(self, score: RewardScore | JRMError | None) -> dict[str, Any]:
+    def _extra_info(
+        self, score: RewardScore | JRMError | None, sources: Sequence[RewardScore | JRMError], name: str
+    ) -> dict[str, Any]:
         info: dict[str, Any] = {"jrm_mode": self.settings.mode}
         scored = isinstance(score, RewardScore)
-        for name in (*self._dimensions, OVERALL):
-            info[f"jrm_{name}_mu"] = score.mu[name] if scored else self.rollouts.floor
-            info[f"jrm_{name}_sigma"] = score.sigma[name] if scored else 0.0
+        for dimension, objective in self._objectives.items():
+            info[f"jrm_{dimension}"] = objective.reward(score, *sources, name=name)
+            info[f"jrm_{dimension}_mu"] = score.mu[dimension] if scored else self.rollouts.floor
+            info[f"jrm_{dimension}_sigma"] = score.sigma[dimension] if scored else 0.0
         info["jrm_invalid_answer"] = float(score is None)
         info["jrm_unscorable"] = float(isinstance(score, JRMError))
         return info

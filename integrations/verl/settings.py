@@ -20,8 +20,9 @@ class JRMSettings(ScorerSettings):
     """What the section `reward.jrm` holds: the scorers, and what is scored how.
 
     Args:
-        task, render, mode, k, floor, on_error, dimension: as in [`RolloutReward`]; `render` is a dotted path, and the
-            mode `win_rate` cannot be offered, since verl asks for one reward at a time.
+        task, render, mode, k, beta, floor, on_error, dimension: as in [`RolloutReward`]; `render` is a dotted path. The
+            mode `win_rate` cannot be offered, since verl asks for one reward at a time, nor `on_error: leave_out`,
+            since it needs a number for each.
         save_images, save_folder: of each reward worker's rollouts, as in [`SavedRollouts`].
 
     Raises:
@@ -32,6 +33,7 @@ class JRMSettings(ScorerSettings):
     render: str | None = None
     mode: str = "mean"
     k: float = 1.0
+    beta: float = 1.0
     floor: float | None = None
     on_error: str = "raise"
     dimension: str = OVERALL
@@ -52,6 +54,7 @@ class JRMSettings(ScorerSettings):
         """Raises a `JRMError` for what is wrong."""
         rollouts = RolloutReward(**{field.name: getattr(self, field.name) for field in fields(RolloutReward)})
         rollouts.refuse_groups("verl asks for one reward at a time")
+        rollouts.refuse_leaving_out("verl needs one for every rollout")
         return rollouts
 
     def scorers(self) -> ScorerSettings:

@@ -30,6 +30,8 @@ class JRMRewardArguments:
         reward_model: `jrm`, and nothing else.
         reward_model_path: `model` of `JRMReward`; each of the others is its argument of that name. `save_folder` is by
             default the folder `jrm_rollouts` in the run's output folder.
+        reward_dimensions: of `jrm_rewards`: a reward function for each, in this order. Not together with
+            `reward_dimension`.
     """
 
     reward_model: str | None = field(default=None, metadata={"help": "jrm"})
@@ -38,20 +40,26 @@ class JRMRewardArguments:
     reward_render: str | None = field(default=None, metadata={"help": "Dotted path: completion and row to an image."})
     reward_mode: str | None = field(default=None, metadata={"help": "How a score becomes a reward."})
     reward_k: float | None = field(default=None, metadata={"help": "Of the mode lower_confidence_bound."})
+    reward_beta: float | None = field(default=None, metadata={"help": "Of the mode entropic."})
     reward_dimension: str | None = field(default=None, metadata={"help": "Whose mu and sigma count; overall."})
+    reward_dimensions: list[str] | None = field(default=None, metadata={"help": "A reward function for each."})
     reward_floor: float | None = field(default=None, metadata={"help": "Reward of an invalid answer."})
+    reward_on_error: str | None = field(default=None, metadata={"help": "raise, floor or leave_out."})
     reward_device: str | None = field(default=None, metadata={"help": "Of the reward model; a GPU if there is one."})
     reward_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16, of its backbone."})
     reward_save_images: int | None = field(default=None, metadata={"help": "Keep one of so many rollouts."})
     reward_save_folder: str | None = field(default=None, metadata={"help": "Where they are kept."})
 
     def arguments(self) -> dict[str, Any]:
-        """Those of `JRMReward`; raises a `JRMError` for a wrong variable."""
+        """Those of `JRMReward` or `jrm_rewards`; raises a `JRMError` for a wrong variable, or two that do not agree."""
         from jrm_plugin.integrations.trl.environment import arguments_from_environment
 
         given = {field.name.removeprefix("reward_"): getattr(self, field.name) for field in fields(self)}
         given["model"] = given.pop("model_path")
-        return arguments_from_environment() | {name: value for name, value in given.items() if value is not None}
+        arguments = arguments_from_environment() | {name: value for name, value in given.items() if value is not None}
+        if {"dimension", "dimensions"} <= arguments.keys():
+            raise JRMError("one reward of a dimension and a reward for each of several exclude each other; drop one.")
+        return arguments
 
     def check(self) -> None:
         """Raises a `JRMError` for what is wrong in them, as far as no model is needed to know it."""
@@ -64,14 +72,18 @@ class JRMRewardArguments:
             **{field.name: arguments[field.name] for field in fields(RolloutReward) if field.name in arguments}
         )
 
-    def reward(self, output_dir: str) -> "JRMReward":
+    def names(self) -> list[str]:
+        """What errors call the rewards, in the order of their weights."""
+        return ["jrm"] if self.reward_dimensions is None else [f"jrm_{name}" for name in self.reward_dimensions]
+
+    def rewards(self, output_dir: str) -> "list[JRMReward]":
         """Raises a `JRMError` if there is no such model, or the arguments or variables are wrong."""
-        from jrm_plugin.integrations.trl import JRMReward
+        from jrm_plugin.integrations.trl import JRMReward, jrm_rewards
 
         arguments = self.arguments()
         if "save_images" in arguments:
             arguments.setdefault("save_folder", Path(output_dir, SAVE_FOLDER))
-        return JRMReward(**arguments)
+        return [JRMReward(**arguments)] if self.reward_dimensions is None else jrm_rewards(**arguments)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
     from trl.scripts import grpo
 
     jrm, script, training, model, dataset = parse(options.config, options.overrides)
-    reward = jrm.reward(training.output_dir)  # before TRL loads anything
-    with importable([reward]) as paths:
+    rewards = jrm.rewards(training.output_dir)  # before TRL loads anything
+    with importable(rewards) as paths:
         script.reward_funcs = [*paths, *(script.reward_funcs or [])]
         try:
             grpo.main(script, training, model, dataset)
@@ -149,7 +161,7 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple:
         raise JRMError(f"the config {config} has no dataset_name and no datasets; give one of them.")
     (training,) = next(stages)
     names = [script.reward_model_name_or_path] if script.reward_model_name_or_path else []
-    names += ["jrm", *(script.reward_funcs or [])]
+    names += [*jrm.names(), *(script.reward_funcs or [])]
     if training.reward_weights is not None and len(training.reward_weights) != len(names):
         raise JRMError(
             f"reward_weights in the config {config} must hold one weight for each of {', '.join(names)}, in this "

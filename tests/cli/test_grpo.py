@@ -118,6 +118,25 @@ def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):
     assert "is in policy/completions, as Parquet files" in finished.out
 
 
+def test_a_reward_for_each_dimension(jrm, config, run_folder):
+    config(
+        **{"reward_dimensions": ["instruction_following", "visual_quality"], "reward_mode": "entropic"},
+        **{"reward_beta": 3.0, "reward_weights": [1.0, 0.5, 0.0], "reward_save_images": 1},
+        **{"multi_objective_aggregation": "normalize_then_sum", "max_steps": 1, "save_steps": 1},
+    )
+    finished = jrm("grpo", "--config", "grpo.yaml", folder=run_folder)
+    assert finished.code == 0, finished.err
+    state = json.loads((run_folder / "policy" / "checkpoint-1" / "trainer_state.json").read_text())
+    (log,) = (entry for entry in state["log_history"] if "reward" in entry)
+    (lines,) = (run_folder / "policy" / "jrm_rollouts").glob("*/metadata.jsonl")
+    lines = [json.loads(line) for line in lines.read_text().splitlines()]
+    for name in ("instruction_following", "visual_quality"):
+        rewards = [line[f"mu_{name}"] - line[f"sigma_{name}"] ** 2 / 6 for line in lines]
+        assert [line[f"reward_{name}"] for line in lines] == pytest.approx(rewards)
+        rewards += [-6.5] * (4 - len(rewards))
+        assert log[f"rewards/jrm_{name}/mean"] == pytest.approx(sum(rewards) / 4, abs=1e-4)
+
+
 def test_text_answers_from_a_mixture(jrm, config, run_folder):
     mixture = [{"path": "json", "data_files": "data/train.jsonl"}]
     config(
@@ -147,6 +166,11 @@ def test_text_answers_from_a_mixture(jrm, config, run_folder):
         ({"model_name_or_path": None, "num_generations": 3}, "has no model_name_or_path"),
         ({"reward_mode": "lower_confidence_bound", "reward_k": -1}, "k of a lower confidence bound must be at least 0"),
         ({"reward_dimension": "beauty"}, "the reward model has no dimension 'beauty'"),
+        ({"reward_dimensions": ["beauty"], "reward_weights": None}, "the reward model has no dimension 'beauty'"),
+        ({"reward_dimensions": ["a"], "reward_dimension": "a"}, "a reward for each of several exclude each other"),
+        ({"reward_dimensions": ["a", "b"]}, "one weight for each of jrm_a, jrm_b, my_rewards.length, in this order"),
+        ({"reward_mode": "entropic", "reward_beta": 0}, "beta of an entropic reward must be above 0"),
+        ({"reward_on_error": "skip"}, "on_error must be raise, floor or leave_out, not 'skip'"),
         ({"reward_device": "toaster"}, "the device toaster cannot be used here"),
         ({"reward_dtype": "int8"}, "dtype must be float32, bfloat16, float16 or left out, not 'int8'"),
         ({"reward_save_images": 0}, "save_images must be a whole number of at least 1"),

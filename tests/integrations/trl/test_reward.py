@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from jrm_plugin import JRMError, RewardScorer, Sample, group_rewards
-from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, environment, jrm_reward
+from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, environment, jrm_reward, jrm_rewards
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 FLOOR = -7.5
@@ -143,6 +144,148 @@ def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_pa
     expected = [p for k in (0, 4) for p in group_rewards(scores[k : k + 4], "win_rate")]
     assert rewards == pytest.approx(expected, abs=1e-5)
     assert "jrm_reward/invalid_answers" not in trainer.state.log_history[0]
+
+
+# --- a reward for each dimension --------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A scorer that counts what it is asked."""
+
+    def __init__(self, scorer: RewardScorer):
+        self.scorer, self.dimensions, self.calls = scorer, scorer.dimensions, []
+
+    def score(self, samples, *, on_error="raise", progress=False):
+        self.calls.append(len(samples))
+        return self.scorer.score(samples, on_error=on_error, progress=progress)
+
+    def rank(self, samples):
+        return self.scorer.rank(samples)
+
+
+def render_or_break(text: str, row: dict) -> Image.Image | bytes:
+    """As `render`, and what is drawn of some texts is no image."""
+    picture = render(text, row)
+    return b"no image" if sum(text.encode()) % 5 == 0 else picture
+
+
+def test_grpo_normalises_each_dimension_by_itself(tiny, rows, policy_folder, tmp_path):
+    """TRL's GDPO on two JRM objectives, invalid and unscorable completions among them, against numpy."""
+    mode = {"mode": "entropic", "beta": 2.0, "floor": FLOOR}
+    kept = {"save_images": 1, "save_folder": tmp_path / "kept"}
+    counting = Counting(tiny)
+    rewards = jrm_rewards(counting, render=render_or_break, **mode, **kept)
+    assert [reward.__name__ for reward in rewards] == ["jrm_instruction_following", "jrm_visual_quality"]
+    given = {"per_device_train_batch_size": 16, "num_generations": 8, "log_completions": True, **CPU}
+    given |= {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1.0, 0.5]}
+    trainer = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(policy_folder),
+        rewards,
+        GRPOConfig(str(tmp_path), max_steps=3, **given),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(policy_folder),
+    )
+    trainer.train()
+    assert len(counting.calls) == 3  # one forward pass a step, for both
+    by_prompt = {row["prompt"]: row for row in rows}
+    endings = {"invalid answer": 0, "cannot be scored": 0, "scored": 0}
+    for path in sorted((tmp_path / "completions").iterdir()):
+        table = pandas.read_parquet(path)
+        expected = np.full((16, 2), np.nan)
+        for k, (prompt, text) in enumerate(zip(table["prompt"], table["completion"], strict=True)):
+            row = by_prompt[prompt]
+            try:
+                edited = render_or_break(text, row)
+            except InvalidAnswer:
+                expected[k] = FLOOR
+                endings["invalid answer"] += 1
+                continue
+            if edited == b"no image":
+                endings["cannot be scored"] += 1
+                assert "image" in table["jrm"][k]["error"]
+                continue
+            endings["scored"] += 1
+            (score,) = tiny.score([Sample.edit(row["source_image"], row["instruction"], edited)])
+            expected[k] = [score.mu[name] - score.sigma[name] ** 2 / 4 for name in tiny.dimensions]
+        found = table[[reward.__name__ for reward in rewards]].to_numpy()
+        assert found == pytest.approx(expected, abs=1e-4, nan_ok=True)
+        advantages = table["advantage"].to_numpy()
+        assert np.isfinite(advantages).all()
+        assert advantages == pytest.approx(gdpo_by_hand(expected, [1.0, 0.5], 8), abs=1e-3)
+        assert not advantages[np.isnan(expected[:, 0])].any()
+    assert all(endings.values()), endings
+    (lines,) = (tmp_path / "kept").glob("*/metadata.jsonl")
+    lines = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert len(lines) == endings["scored"]
+    for line in lines:
+        wanted = line["mu_visual_quality"] - line["sigma_visual_quality"] ** 2 / 4
+        assert line["reward_visual_quality"] == pytest.approx(wanted)
+    shares = [entry["jrm_reward/unscorable"] for entry in trainer.state.log_history if "reward" in entry]
+    assert sum(shares) * 16 == pytest.approx(endings["cannot be scored"])
+
+
+def gdpo_by_hand(rewards: np.ndarray, weights: list[float], group: int) -> np.ndarray:
+    """Advantages of rewards `[B, K]`, group after group: columns normalised in the group, their sum in the batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of groups in which nothing, or one, could be scored
+        grouped = rewards.reshape(-1, group, rewards.shape[1])
+        deviation = np.nanstd(grouped, axis=1, ddof=1, keepdims=True)
+        normal = (grouped - np.nanmean(grouped, axis=1, keepdims=True)) / (deviation + 1e-4)
+        total = np.nansum(normal.reshape(rewards.shape) * weights, axis=1)
+        total[np.isnan(rewards).all(axis=1)] = np.nan
+        return np.nan_to_num((total - np.nanmean(total)) / (np.nanstd(total, ddof=1) + 1e-4))
+
+
+def test_objectives_share_scores_of_the_same_arguments_only(tiny, rows):
+    counting = Counting(tiny)
+    one, two = jrm_rewards(counting, ["visual_quality", "overall"], render=render, floor=FLOOR)
+    logged: list = []
+    batch = columns(rows[:2]) | {"log_extra": lambda name, values: logged.append((name, values))}
+    prompts, texts = ["p", "q"], ["a", "b"]
+    drawn = [(row["source_image"], row["instruction"], render(texts[k], row)) for k, row in enumerate(rows[:2])]
+    first, second = tiny.score([Sample.edit(*each) for each in drawn])
+    for _ in range(2):  # asked again, they are scored again
+        found = [reward(prompts, texts, **batch) for reward in (one, two)]
+        for name, values in zip(("visual_quality", "overall"), found, strict=True):
+            assert values == pytest.approx([first.mu[name], second.mu[name]], abs=1e-5)
+    assert counting.calls == [2, 2] and [name for name, _ in logged] == ["jrm", "jrm"]
+    one(prompts, texts, **batch)
+    texts[1] = "d"  # in the same list
+    changed = two(prompts, texts, **batch)
+    expected = tiny.score([Sample.edit(rows[1]["source_image"], rows[1]["instruction"], render("d", rows[1]))])
+    assert changed == pytest.approx([first.mu["overall"], expected[0].mu["overall"]], abs=1e-5)
+    assert counting.calls == [2] * 4
+    assert (one.__name__, two.__name__) == ("jrm_visual_quality", "jrm_reward")
+
+
+def test_an_unscorable_completion_raises_gets_the_floor_or_no_reward(tiny, rows):
+    batch = columns([rows[0]] * 3) | {"edited_image": [rows[0]["source_image"], b"no image", None]}
+    (score,) = tiny.score([Sample.edit(rows[0]["source_image"], rows[0]["instruction"], rows[0]["source_image"])])
+    with pytest.raises(JRMError, match="completion 1 cannot be scored"):
+        JRMReward(tiny)(["p"] * 3, [""] * 3, **batch)
+    for on_error, rest in (("leave_out", [None, None]), ("floor", [-9.0, -9.0])):
+        floor = -9.0 if on_error == "floor" else None
+        metrics: dict = {}
+        reward = JRMReward(tiny, on_error=on_error, floor=floor)
+        found = reward(["p"] * 3, [""] * 3, log_metric=metrics.__setitem__, **batch)
+        assert found[0] == pytest.approx(score.mu["overall"], abs=1e-5) and found[1:] == rest
+        assert metrics["jrm_reward/unscorable"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "message"),
+    [
+        (["beauty"], "has no dimension 'beauty'; take instruction_following, visual_quality or overall"),
+        (["visual_quality", "visual_quality"], "must be one or more, each once"),
+        ([], "must be one or more, each once"),
+    ],
+)
+def test_dimensions_that_are_not_there_are_named(tiny, dimensions, message):
+    with pytest.raises(JRMError, match=message):
+        jrm_rewards(tiny, dimensions)
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
 
 
 def columns(rows: list[dict]) -> dict[str, list]:

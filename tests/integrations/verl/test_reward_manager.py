@@ -21,6 +21,7 @@ from omegaconf import open_dict  # noqa: E402
 from PIL import Image  # noqa: E402
 from verl import DataProto  # noqa: E402
 from verl.experimental.reward_loop import RewardLoopManager  # noqa: E402
+from verl.trainer.ppo.ray_trainer import compute_advantage  # noqa: E402
 from verl.trainer.ppo.reward import load_reward_manager  # noqa: E402
 from verl.utils import hf_tokenizer  # noqa: E402
 
@@ -196,6 +197,60 @@ def test_a_dimension_is_the_reward_and_rollouts_are_kept(tiny, group_of, tmp_pat
             assert np.array_equal(image, Image.open(io.BytesIO(images[k])))
     with pytest.raises(JRMError, match="the reward model has no dimension 'beauty'; take instruction_following, vis"):
         rewards_of(data, dimension="beauty")
+
+
+# --- a reward for each dimension --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["mean", "lower_confidence_bound", "entropic", "win_over_source"])
+def test_gdpo_by_configuration_alone_whatever_cannot_be_scored(tiny, group_of, mode):
+    """verl's own GDPO on our keys, with invalid and unscorable rollouts among two groups, against numpy."""
+    groups = [group_of(9, 4), group_of(10, 4)]
+    samples = [sample for group in groups for sample in group]
+    texts = ["a", "blue", "", "red circle", "", "green", "a", "blue"]
+    ids = [tiny.processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    sources = [sample.prompt_images[0] for sample in samples]
+    sources[6] = b"no image"
+    data = batch_of(samples, texts=ids, source_image=sources)
+    answers = rewards_of(data, render="rendering.render", mode=mode, k=0.5, beta=2.0, on_error="floor", floor=FLOOR)
+    extra = {
+        name: np.array([a["reward_extra_info"][name] for a in answers]) for name in answers[0]["reward_extra_info"]
+    }
+    assert extra["jrm_invalid_answer"].tolist() == [0, 0, 1, 0, 1, 0, 0, 0]
+    assert extra["jrm_unscorable"].tolist() == [0, 0, 0, 0, 0, 0, 1, 0]
+    assert all(np.isfinite(values).all() for name, values in extra.items() if name != "jrm_mode")
+    assert extra["jrm_overall"].tolist() == [a["reward_score"] for a in answers]
+    for k in (0, 1, 3, 5, 7):
+        picture = rendering.render(texts[k], {"source_image": sources[k]})
+        edits = [Sample.edit(sources[k], samples[k].prompt_text, image) for image in (picture, sources[k])]
+        edit, unedited = tiny.score(edits)
+        for name in edit.mu:
+            wanted = {
+                "mean": edit.mu[name],
+                "lower_confidence_bound": edit.mu[name] - 0.5 * edit.sigma[name],
+                "entropic": edit.mu[name] - edit.sigma[name] ** 2 / 4,
+                "win_over_source": edit.reward("win_probability", dimension=name, against=unedited),
+            }[mode]
+            assert extra[f"jrm_{name}"][k] == pytest.approx(wanted, abs=1e-4)
+
+    keys, weights = ["jrm_instruction_following", "jrm_visual_quality"], [1.0, 0.5]
+    config = make_config()
+    with open_dict(config):
+        config.algorithm.adv_estimator = "gdpo"
+        config.algorithm.gdpo_reward_keys, config.algorithm.gdpo_reward_weights = keys, weights
+    mask, uid = data.batch["attention_mask"][:, 2:], np.repeat(["one", "two"], 4)
+    data = DataProto.from_dict(
+        {**data.batch, "response_mask": mask, "token_level_rewards": torch.zeros(8, 4)},
+        non_tensors={"uid": uid, **extra},
+    )
+    found = compute_advantage(data, config.algorithm.adv_estimator, config=config.algorithm).batch["advantages"]
+    rewards = np.stack([extra[key] for key in keys], axis=1).reshape(2, 4, 2)
+    normal = (rewards - rewards.mean(axis=1, keepdims=True)) / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-6)
+    total = np.repeat((normal @ weights).reshape(8, 1), 4, axis=1)
+    tokens = total[mask.bool().numpy()]  # verl whitens over the tokens of the batch
+    expected = (total - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8) * mask.numpy()
+    assert np.isfinite(found.numpy()).all() and found.abs().max() > 0.5
+    assert found.numpy() == pytest.approx(expected, abs=1e-3)
 
 
 # --- one of several rewards -------------------------------------------------------------------------------------------
