@@ -106,13 +106,15 @@ class RolloutReward:
     def _check_floor(self) -> None:
         if self.on_error not in ("raise", "floor", "leave_out"):
             raise JRMError(f"on_error must be raise, floor or leave_out, not {self.on_error!r}.")
-        needed = self.render is not None or self.on_error == "floor"
+        needs = "render" if self.render is not None else f"on_error: {self.on_error}"
+        # an empty answer is the policy's doing, and no reason to leave it out
+        empty = self.on_error == "leave_out" and self.task == "response"
+        needed = self.render is not None or self.on_error == "floor" or empty
         if self.floor is None and needed:
             if self.mode not in ("win_rate", "win_over_source"):
                 raise JRMError(
-                    f"{'render' if self.render is not None else 'on_error: floor'} needs a floor in the mode "
-                    f"{self.mode}: the reward of what is no answer or cannot be scored, in the units of the model's "
-                    "score and below what a bad image gets."
+                    f"{needs} needs a floor in the mode {self.mode}: the reward of what is no answer or cannot be "
+                    "scored, in the units of the model's score and below what a bad image gets."
                 )
             object.__setattr__(self, "floor", 0.0)
         elif self.floor is not None and not math.isfinite(self.floor):

@@ -36,6 +36,9 @@ class SavedRollouts:
         self._name = uuid.uuid4().hex[:12]
         check_writable(self.folder / self._name)
 
+    def __reduce__(self) -> tuple[type, tuple[int, Path]]:
+        return SavedRollouts, (self._every, self.folder)  # another process has a folder of its own
+
     def save(self, sample: Sample, score: RewardScore, response: str, **more: Any) -> str | None:
         """Keeps a rollout if it is its turn.
 

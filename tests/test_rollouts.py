@@ -110,6 +110,7 @@ def test_a_win_probability_has_the_floor_0_where_one_is_needed(mode):
         ({"mode": "win_over_source", "task": "generation"}, "the task generation has none; use another mode"),
         ({"mode": "entropic", "beta": 0.0}, "beta of an entropic reward must be above 0 and finite, got 0.0"),
         ({"mode": "entropic", "render": render}, "render needs a floor in the mode entropic"),
+        ({"on_error": "leave_out", "task": "response"}, "on_error: leave_out needs a floor in the mode mean"),
         ({"on_error": "skip"}, "on_error must be raise, floor or leave_out, not 'skip'"),
         ({"on_error": "floor"}, "on_error: floor needs a floor in the mode mean"),
         ({"render": render}, "render needs a floor in the mode mean"),

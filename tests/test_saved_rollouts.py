@@ -1,6 +1,7 @@
 """Rollouts that are kept for people to look at, and read back with `datasets`."""
 
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -39,7 +40,7 @@ def test_one_of_n_is_kept_whole_and_read_by_datasets(tmp_path):
 
 
 def test_processes_and_threads_do_not_write_over_each_other(tmp_path):
-    writers = [SavedRollouts(2, tmp_path) for _ in range(2)]
+    writers = [first := SavedRollouts(2, tmp_path), pickle.loads(pickle.dumps(first))]  # as a child process gets it
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda k: writers[k % 2].save(edit(k), SCORE, "", step=k), range(40)))
     lines = [json.loads(line) for file in tmp_path.glob("*/metadata.jsonl") for line in file.open()]

@@ -50,8 +50,8 @@ class JRMReward:
         save_images, save_folder: keeps one of so many rollouts with its images, as [`SavedRollouts`] says.
 
     Logs the means of mu and sigma by dimension, and the shares of invalid answers and of what could not be scored, as
-    metrics, and, where TRL logs completions, one column `jrm` with each candidate's mu and sigma, its error, and, where
-    it was kept, the path of its image in `save_folder`.
+    metrics, and, where TRL logs completions, one column with each candidate's mu and sigma, its error, and, where it
+    was kept, the path of its image in `save_folder`.
 
     Raises:
         JRMError: an argument is wrong or there is no such checkpoint; when called, a column is missing, a sample cannot
@@ -101,7 +101,8 @@ class JRMReward:
     ) -> list[float | None]:
         """The reward of each completion; the arguments are those with which TRL calls a reward function."""
         step = None if trainer_state is None else trainer_state.global_step
-        return self._judge.rewards(self.dimension, prompts, completions, columns, step, log_extra, log_metric)
+        name = self.__name__ if len(self._judge.objectives) == 1 else "jrm_reward"  # what they log is one for all
+        return self._judge.rewards(name, self.dimension, prompts, completions, columns, step, log_extra, log_metric)
 
 
 def jrm_rewards(
@@ -157,6 +158,7 @@ class _Judge:
 
     def rewards(
         self,
+        name: str,
         dimension: str,
         prompts: Sequence,
         completions: Sequence,
@@ -165,7 +167,7 @@ class _Judge:
         log_extra: Callable[[str, list], None] | None,
         log_metric: Callable[[str, float], None] | None,
     ) -> list[float | None]:
-        """The rewards of one objective. The first one that is asked has them computed and logged for all."""
+        """The rewards of one objective. The first that is asked has them computed for all, and logged as `name`."""
         asked = [prompts, *prompts, completions, *completions, *chain(*columns.values())]
         same = len(asked) == len(self._asked) and all(map(is_, asked, self._asked))
         if not same or dimension not in self._rewards:
@@ -176,18 +178,17 @@ class _Judge:
             )
             scores, sources = self._score(samples, unedited)
             groups = [*self._groups(prompts, columns)] if self.rollouts.mode == "win_rate" else []
-            self._asked, self._rewards = (
-                asked,
-                {
-                    name: objective.rewards(scores, groups, sources, name="completion")
-                    for name, objective in self.objectives.items()
-                },
-            )
+            self._rewards = {
+                objective.dimension: objective.rewards(scores, groups, sources, name="completion")
+                for objective in self.objectives.values()
+            }
+            self._asked = asked
             if log_metric is not None:
-                self._log_metrics(scores, log_metric)
+                self._log_metrics(name, scores, log_metric)
             paths = self._save(samples, scores, completions, step)
             if log_extra is not None:
-                log_extra("jrm", [self._candidate(*each) for each in zip(scores, paths, strict=True)])
+                candidates = [self._candidate(*each) for each in zip(scores, paths, strict=True)]
+                log_extra(f"{name} scores", candidates)
         rewards = self._rewards.pop(dimension)
         if not self._rewards:
             self._asked = []  # images are large
@@ -245,17 +246,18 @@ class _Judge:
         return paths
 
     def _log_metrics(
-        self, scores: Sequence[RewardScore | JRMError | None], log_metric: Callable[[str, float], None]
+        self, name: str, scores: Sequence[RewardScore | JRMError | None], log_metric: Callable[[str, float], None]
     ) -> None:
         scored = [score for score in scores if isinstance(score, RewardScore)]
-        for name in scored[0].mu if scored else ():
-            log_metric(f"jrm_reward/{name}/mu", math.fsum(score.mu[name] for score in scored) / len(scored))
-            log_metric(f"jrm_reward/{name}/sigma", math.fsum(score.sigma[name] for score in scored) / len(scored))
+        for dimension in scored[0].mu if scored else ():
+            for kind in ("mu", "sigma"):
+                total = math.fsum(getattr(score, kind)[dimension] for score in scored)
+                log_metric(f"{name}/{dimension}/{kind}", total / len(scored))
         invalid = scores.count(None)
         if self.rollouts.floor is not None and scores:
-            log_metric("jrm_reward/invalid_answers", invalid / len(scores))
+            log_metric(f"{name}/invalid_answers", invalid / len(scores))
         if self.rollouts.on_error != "raise" and scores:
-            log_metric("jrm_reward/unscorable", (len(scores) - len(scored) - invalid) / len(scores))
+            log_metric(f"{name}/unscorable", (len(scores) - len(scored) - invalid) / len(scores))
 
     def _candidate(self, score: RewardScore | JRMError | None, path: str | None) -> "_Candidate":
         values: dict[str, Any] = {}

@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 130
-    if training.log_completions:
+    if training.log_completions and training.process_index == 0:
         print(f"What was written in each step is in {Path(training.output_dir, 'completions')}, as Parquet files.")
     return 0
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path,
         assert log["jrm_reward/invalid_answers"] == pytest.approx(len(failed) / 8)
         drawn = [value for k, value in enumerate(expected) if k not in failed]
         assert log["jrm_reward/overall/mu"] == pytest.approx(np.mean(drawn), abs=1e-4)
-        candidates = pandas.json_normalize(table["jrm"])
+        candidates = pandas.json_normalize(table["jrm_reward scores"])
         for name in tiny.dimensions:
             assert log[f"jrm_reward/{name}/sigma"] > 0
             assert [k for k, mu in enumerate(candidates[f"mu_{name}"]) if math.isnan(mu)] == failed
@@ -202,7 +203,7 @@ def test_grpo_normalises_each_dimension_by_itself(tiny, rows, policy_folder, tmp
                 continue
             if edited == b"no image":
                 endings["cannot be scored"] += 1
-                assert "image" in table["jrm"][k]["error"]
+                assert "image" in table["jrm_reward scores"][k]["error"]
                 continue
             endings["scored"] += 1
             (score,) = tiny.score([Sample.edit(row["source_image"], row["instruction"], edited)])
@@ -248,7 +249,7 @@ def test_objectives_share_scores_of_the_same_arguments_only(tiny, rows):
         found = [reward(prompts, texts, **batch) for reward in (one, two)]
         for name, values in zip(("visual_quality", "overall"), found, strict=True):
             assert values == pytest.approx([first.mu[name], second.mu[name]], abs=1e-5)
-    assert counting.calls == [2, 2] and [name for name, _ in logged] == ["jrm", "jrm"]
+    assert counting.calls == [2, 2] and [name for name, _ in logged] == ["jrm_reward scores"] * 2
     one(prompts, texts, **batch)
     texts[1] = "d"  # in the same list
     changed = two(prompts, texts, **batch)
@@ -256,6 +257,19 @@ def test_objectives_share_scores_of_the_same_arguments_only(tiny, rows):
     assert changed == pytest.approx([first.mu["overall"], expected[0].mu["overall"]], abs=1e-5)
     assert counting.calls == [2] * 4
     assert (one.__name__, two.__name__) == ("jrm_visual_quality", "jrm_reward")
+
+
+def test_rewards_made_one_by_one_log_under_their_own_names(tiny, rows):
+    """TRL puts what functions log under one name into one column, which would then be too long."""
+    batch = columns(rows[:1]) | {"edited_image": [rows[0]["source_image"]]}
+    logged: dict = {}
+    for name in tiny.dimensions:
+        JRMReward(tiny, dimension=name)(
+            ["p"], [""], log_extra=logged.__setitem__, log_metric=logged.__setitem__, **batch
+        )
+    names = [f"jrm_{name}" for name in tiny.dimensions]
+    metrics = map("/".join, product(names, [*tiny.dimensions, "overall"], ["mu", "sigma"]))
+    assert {*logged} == {*metrics, *(f"{name} scores" for name in names)}
 
 
 def test_an_unscorable_completion_raises_gets_the_floor_or_no_reward(tiny, rows):
