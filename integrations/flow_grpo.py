@@ -21,6 +21,7 @@ import torch
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import is_data_url
+from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.rollouts import RolloutReward, pictures_of, settings_from_environment
 from jrm_plugin.scoring.loading import load_scorer
 from jrm_plugin.scoring.protocol import Scorer
@@ -41,6 +42,8 @@ def jrm_score(
     task: str | None = None,
     mode: str | None = None,
     k: float = 1.0,
+    beta: float = 1.0,
+    dimension: str = OVERALL,
     image_folder: str | Path | None = None,
 ) -> Callable[..., tuple[list[float], dict]]:
     """A reward function for flow_grpo that scores generated or edited images with a JRM checkpoint.
@@ -54,8 +57,8 @@ def jrm_score(
         device: where the model goes; one that is loaded already stays where it is.
         model: a JRM folder, a LoRA folder, a hub name, `jrm-tiny`, or a [`Scorer`] made with options of its own.
         task: `edit` (default) or `generation`.
-        mode, k: as in [`RolloutReward`]; `mean` by default. The mode `win_rate` cannot be offered, since flow_grpo
-            spreads the images of one prompt over calls and processes.
+        mode, k, beta, dimension: as in [`RolloutReward`]; `mean` by default. The mode `win_rate` cannot be offered,
+            since flow_grpo spreads the images of one prompt over calls and processes.
         image_folder: where the paths in flow_grpo's metadata start: the folder of its data set.
 
     Returns:
@@ -83,7 +86,9 @@ def jrm_score(
     }
     if "model" not in settings:
         raise JRMError("no reward model is named: set the variable JRM_MODEL, or call jrm_score with model=….")
-    rollouts = RolloutReward(settings.get("task", "edit"), mode=settings.get("mode", "mean"), k=k)
+    rollouts = RolloutReward(
+        settings.get("task", "edit"), mode=settings.get("mode", "mean"), k=k, beta=beta, dimension=dimension
+    )
     if rollouts.task == "response":
         raise JRMError("flow_grpo makes images, and the task response scores texts; take edit or generation.")
     rollouts.refuse_groups("flow_grpo spreads the images of one prompt over calls and processes")
@@ -91,6 +96,7 @@ def jrm_score(
     scorer = settings["model"]
     if not isinstance(scorer, Scorer):
         scorer = _scorer(str(scorer), str(device))
+    rollouts.check_dimension(scorer.dimensions)
 
     def reward(
         images: Any, prompts: Sequence[str], metadata: Sequence[Mapping], ref_images: Any = None

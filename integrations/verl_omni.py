@@ -5,7 +5,6 @@ its parents of reward managers add nothing that JRM needs to verl's own.
 """
 
 import re
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from verl import DataProto
 from verl.protocol import DataProtoItem
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.integrations.verl.pooled_reward import PooledReward
+from jrm_plugin.integrations.verl.pooled_reward import keyword_score
 from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, name_of, row_of
-from jrm_plugin.integrations.verl.settings import settings_of
 from jrm_plugin.rollouts import pictures_of
 
 # What verl-omni hands to every scorer beside the keys of its config.
@@ -75,13 +73,7 @@ async def compute_score_jrm(
             row.setdefault("source_image", row["source_img"])
         return "", row
 
-    reward, extra = await _reward(**settings)(rollout, name_of({"extra_info": extra_info}))
-    return {"score": reward, **extra}
-
-
-@cache
-def _reward(**settings: Any) -> PooledReward:
-    return PooledReward(settings_of(settings))
+    return await keyword_score(rollout, name_of({"extra_info": extra_info}), settings)
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError, as_jrm_error
-from jrm_plugin.records.samples import TASKS, Sample
+from jrm_plugin.records.samples import OVERALL, TASKS, Sample
 from jrm_plugin.records.scores import RewardScore, group_rewards
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class InvalidAnswer(Exception):
     """
 
 
-MODES = ("mean", "lower_confidence_bound", "win_rate", "win_over_source")
+MODES = ("mean", "lower_confidence_bound", "entropic", "win_rate", "win_over_source")
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,30 @@ class RolloutReward:
     What is scored is, with `render`, the image that it makes of the completion; with the task `response`, the
     completion itself; and otherwise the image `edited_image` of the rollout's row.
 
-    mu and sigma are those of the overall score, in the units of the model. A win probability is
+    mu and sigma are those of the `dimension`, in the units of the model. A win probability is
     P(a beats b) = E[sigmoid(r_a - r_b)] over the two Gaussian scores (paper eq. 4), between 0 and 1. The modes:
 
-    - `mean`: mu.
-    - `lower_confidence_bound`: mu - k sigma; an uncertain score counts less.
-    - `win_rate`: the mean of P(this beats j) over the other candidates j of the group. It is computed from the scores
-      of the group; no pair of candidates is read by the model. The only candidate of a group that has a score gets 0.5.
-    - `win_over_source`: P(the edit beats its first source image, left unedited). The source is scored as a candidate of
-      its own; only edits have one.
+    - `mean`: mu, in the model's units.
+    - `lower_confidence_bound`: mu - k sigma, in the model's units; an uncertain score counts less.
+    - `entropic`: mu - sigma^2 / (2 beta), in the model's units, as `beta` is: the certainty equivalent
+      -beta log E[exp(-r / beta)] (arXiv 2606.09073).
+    - `win_rate`: the mean of P(this beats j) over the other candidates j of the group, a probability (that of
+      Pref-GRPO, arXiv 2508.20751, without its pairwise judge). It is computed from the scores of the group; no pair of
+      candidates is read by the model. The only candidate of a group that has a score gets 0.5.
+    - `win_over_source`: P(the edit beats its first source image, left unedited), a probability. The source is scored as
+      a candidate of its own; only edits have one.
 
     Args:
         task: `edit`, `generation` (no source image) or `response` (with or without source images).
         render: a callable, or its dotted path (`package.module.name`, installed or in the current folder), that takes a
             completion's text and its row (a dict) and returns the image, or raises [`InvalidAnswer`].
         mode: one of the above.
-        k: of `lower_confidence_bound`; the other modes do not read it.
+        k, beta: of `lower_confidence_bound` and of `entropic`; the other modes do not read them.
+        dimension: whose mu and sigma count: one of the model's, or `overall`.
         floor: the reward of an [`InvalidAnswer`], and of what cannot be scored with `on_error="floor"`; in the units of
             the mode. `render` needs one; with `win_rate` and `win_over_source` it is 0 by default.
         on_error: what is done with a rollout that cannot be scored, such as one with a broken image: `raise` its error,
-            or give it the `floor`.
+            give it the `floor`, or `leave_out` its reward, which is then None.
 
     Raises:
         JRMError: an argument is wrong, or they do not go together.
@@ -69,6 +73,8 @@ class RolloutReward:
     k: float = 1.0
     floor: float | None = None
     on_error: str = "raise"
+    dimension: str = OVERALL
+    beta: float = 1.0
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -89,6 +95,8 @@ class RolloutReward:
             raise JRMError(f"unknown reward mode {self.mode!r}; use {', '.join(MODES[:-1])} or {MODES[-1]}.")
         if self.mode == "lower_confidence_bound" and not 0 <= self.k < math.inf:
             raise JRMError(f"k of a lower confidence bound must be at least 0 and finite, got {self.k!r}.")
+        if self.mode == "entropic" and not 0 < self.beta < math.inf:
+            raise JRMError(f"beta of an entropic reward must be above 0 and finite, got {self.beta!r}.")
         if self.mode == "win_over_source" and self.task != "edit":
             raise JRMError(
                 f"the mode win_over_source compares an edit with its unedited source, and the task {self.task} has "
@@ -96,15 +104,17 @@ class RolloutReward:
             )
 
     def _check_floor(self) -> None:
-        if self.on_error not in ("raise", "floor"):
-            raise JRMError(f"on_error must be raise or floor, not {self.on_error!r}.")
-        needed = self.render is not None or self.on_error == "floor"
+        if self.on_error not in ("raise", "floor", "leave_out"):
+            raise JRMError(f"on_error must be raise, floor or leave_out, not {self.on_error!r}.")
+        needs = "render" if self.render is not None else f"on_error: {self.on_error}"
+        # an empty answer is the policy's doing, and no reason to leave it out
+        empty = self.on_error == "leave_out" and self.task == "response"
+        needed = self.render is not None or self.on_error == "floor" or empty
         if self.floor is None and needed:
             if self.mode not in ("win_rate", "win_over_source"):
                 raise JRMError(
-                    f"{'render' if self.render is not None else 'on_error: floor'} needs a floor in the mode "
-                    f"{self.mode}: the reward of what is no answer or cannot be scored, in the units of the model's "
-                    "score and below what a bad image gets."
+                    f"{needs} needs a floor in the mode {self.mode}: the reward of what is no answer or cannot be "
+                    "scored, in the units of the model's score and below what a bad image gets."
                 )
             object.__setattr__(self, "floor", 0.0)
         elif self.floor is not None and not math.isfinite(self.floor):
@@ -115,6 +125,13 @@ class RolloutReward:
                 "be scored with on_error: floor. Leave it out."
             )
 
+    def check_dimension(self, dimensions: Sequence[str]) -> None:
+        """Raises a `JRMError` if a model with these dimensions has no score for the reward."""
+        if self.dimension not in (*dimensions, OVERALL):
+            raise JRMError(
+                f"the reward model has no dimension {self.dimension!r}; take {', '.join(dimensions)} or {OVERALL}."
+            )
+
     def refuse_groups(self, reason: str) -> None:
         """For frameworks that do not show a group as a whole; `reason` is a clause that says why.
 
@@ -123,8 +140,19 @@ class RolloutReward:
         """
         if self.mode == "win_rate":
             raise JRMError(
-                f"the mode win_rate compares the candidates of a group, and {reason}; use mean, lower_confidence_bound "
-                "or win_over_source."
+                f"the mode win_rate compares the candidates of a group, and {reason}; use mean, "
+                "lower_confidence_bound, entropic or win_over_source."
+            )
+
+    def refuse_leaving_out(self, reason: str) -> None:
+        """For frameworks that need a number for every rollout; `reason` is a clause that says so.
+
+        Raises:
+            JRMError: what cannot be scored is to have no reward.
+        """
+        if self.on_error == "leave_out":
+            raise JRMError(
+                f"on_error: leave_out gives what cannot be scored no reward, and {reason}; use raise or floor."
             )
 
     def check_columns(self, columns: Collection[str]) -> None:
@@ -191,8 +219,8 @@ class RolloutReward:
         source: RewardScore | JRMError | None = None,
         *,
         name: str = "a rollout",
-    ) -> float:
-        """The reward of one rollout, a finite number, in every mode but `win_rate`.
+    ) -> float | None:
+        """The reward of one rollout in every mode but `win_rate`: a finite number, or None with `leave_out`.
 
         Args:
             score: of its sample; None for an `InvalidAnswer`; the error of a sample that cannot be scored.
@@ -207,16 +235,16 @@ class RolloutReward:
         reward = error = next((each for each in (score, source) if isinstance(each, JRMError)), None)
         if error is None:
             if self.mode == "win_over_source":
-                reward = score.reward("win_probability", against=source)
+                reward = score.reward("win_probability", dimension=self.dimension, against=source)
             else:
-                reward = score.reward(self.mode, k=self.k)
+                reward = score.reward(self.mode, dimension=self.dimension, k=self.k, beta=self.beta)
             if not math.isfinite(reward):
                 error = JRMError(f"its reward in the mode {self.mode} is {reward}, from {score}.")
         if error is None:
             return reward
         if self.on_error == "raise":
             raise JRMError(f"{name} cannot be scored: {error}") from error
-        return self.floor
+        return self.floor if self.on_error == "floor" else None
 
     def rewards(
         self,
@@ -225,8 +253,8 @@ class RolloutReward:
         sources: Sequence[RewardScore | JRMError | None] = (),
         *,
         name: str = "rollout",
-    ) -> list[float]:
-        """The reward of each rollout.
+    ) -> list[float | None]:
+        """The reward of each rollout, a finite number, or None with `leave_out`.
 
         Args:
             scores: as in `reward`.
@@ -258,7 +286,7 @@ class RolloutReward:
                 )
             scored = [number for number in numbers if isinstance(scores[number], RewardScore)]
             if len(scored) > 1:
-                values = group_rewards([scores[number] for number in scored], "win_rate")
+                values = group_rewards([scores[number] for number in scored], "win_rate", dimension=self.dimension)
                 for number, value in zip(scored, values, strict=True):
                     rewards[number] = value
         return rewards

@@ -1,5 +1,6 @@
 """Switches of the whole process that others may have set, held where a computation needs them and given back."""
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,6 +45,18 @@ class Switch:
                     current = self._get()
                     if current == value and type(current) is type(value):
                         self._set(before)
+
+
+@contextmanager
+def kept_environment() -> Iterator[None]:
+    """At its end the environment variables are those of its beginning: what a run sets is for that run alone."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _filters_that_raise() -> tuple[list, list] | None:

@@ -31,7 +31,17 @@ ROOMS = [
     "data",
     "synthetic",
 ]
-ROOMS += ["model", "scoring", "rollouts", "training", "evaluation", "correction", "integrations", "cli"]
+ROOMS += [
+    "model",
+    "scoring",
+    "rollouts",
+    "saved_rollouts",
+    "training",
+    "evaluation",
+    "correction",
+    "integrations",
+    "cli",
+]
 
 
 def modules() -> dict[str, Path]:

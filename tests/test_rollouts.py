@@ -102,10 +102,16 @@ def test_a_win_probability_has_the_floor_0_where_one_is_needed(mode):
     ("arguments", "message"),
     [
         ({"task": "video"}, "must be edit, generation or response, not 'video'"),
-        ({"mode": "win_probability"}, "'win_probability'; use mean, lower_confidence_bound, win_rate or win_over_sou"),
+        (
+            {"mode": "win_probability"},
+            "'win_probability'; use mean, lower_confidence_bound, entropic, win_rate or win_o",
+        ),
         ({"mode": "lower_confidence_bound", "k": -1.0}, "k of a lower confidence bound must be at least 0"),
         ({"mode": "win_over_source", "task": "generation"}, "the task generation has none; use another mode"),
-        ({"on_error": "skip"}, "on_error must be raise or floor, not 'skip'"),
+        ({"mode": "entropic", "beta": 0.0}, "beta of an entropic reward must be above 0 and finite, got 0.0"),
+        ({"mode": "entropic", "render": render}, "render needs a floor in the mode entropic"),
+        ({"on_error": "leave_out", "task": "response"}, "on_error: leave_out needs a floor in the mode mean"),
+        ({"on_error": "skip"}, "on_error must be raise, floor or leave_out, not 'skip'"),
         ({"on_error": "floor"}, "on_error: floor needs a floor in the mode mean"),
         ({"render": render}, "render needs a floor in the mode mean"),
         ({"render": render, "task": "response"}, "drop one"),
@@ -120,5 +126,44 @@ def test_what_does_not_go_together_is_one_sentence(arguments, message):
 
 def test_a_framework_without_groups_says_so_and_names_the_modes_that_are_left():
     RolloutReward(mode="win_over_source").refuse_groups("it has none")
-    with pytest.raises(JRMError, match="and it has none; use mean, lower_confidence_bound or win_over_source"):
+    with pytest.raises(JRMError, match="and it has none; use mean, lower_confidence_bound, entropic or win_over_sou"):
         RolloutReward(mode="win_rate").refuse_groups("it has none")
+
+
+def test_a_framework_that_needs_a_number_for_each_rollout_says_so():
+    RolloutReward().refuse_leaving_out("it needs one for each")
+    with pytest.raises(
+        JRMError, match="gives what cannot be scored no reward, and it needs one for each; use raise or"
+    ):
+        RolloutReward(on_error="leave_out").refuse_leaving_out("it needs one for each")
+
+
+TWO = RewardScore({"a": 1.0, "b": 3.0}, {"a": 1.0, "b": 2.0})
+OTHER = RewardScore({"a": 2.0, "b": 0.0}, {"a": 0.5, "b": 0.5})
+
+
+@pytest.mark.parametrize("dimension", ["a", "b", "overall"])
+def test_a_dimension_is_what_counts_in_every_mode(dimension):
+    one = RewardScore({"x": TWO.mu[dimension]}, {"x": TWO.sigma[dimension]})
+    other = RewardScore({"x": OTHER.mu[dimension]}, {"x": OTHER.sigma[dimension]})
+    for mode in ("mean", "lower_confidence_bound", "entropic", "win_rate", "win_over_source"):
+        given = {"mode": mode, "k": 0.5, "beta": 3.0}
+        by_dimension = RolloutReward(dimension=dimension, **given)
+        sources = ([OTHER] * 2, [other] * 2) if mode == "win_over_source" else ((), ())
+        found = by_dimension.rewards([TWO, OTHER], "xx", sources[0])
+        assert found == pytest.approx(RolloutReward(**given).rewards([one, other], "xx", sources[1]))
+    with pytest.raises(JRMError, match="has no dimension 'c'; take a, b or overall"):
+        RolloutReward(dimension="c").check_dimension(["a", "b"])
+
+
+def test_entropic_takes_off_the_variance_over_twice_beta():
+    assert RolloutReward(mode="entropic", beta=2.0).rewards([GOOD, FAIR, BAD]) == [2 - 0.25 / 4, 1.0, -1 - 4 / 4]
+    overflowing = RewardScore({"a": 0.0}, {"a": 1e200})
+    assert RolloutReward(mode="entropic", on_error="floor", floor=-9.0).reward(overflowing) == -9.0
+
+
+def test_what_cannot_be_scored_may_have_no_reward_and_an_invalid_answer_keeps_its_floor():
+    rollouts = RolloutReward(render=render, floor=-3.0, on_error="leave_out")
+    assert rollouts.rewards([GOOD, BROKEN, None]) == [2.0, None, -3.0]
+    wins_of_two = RolloutReward(mode="win_rate", render=render, on_error="leave_out").rewards
+    assert wins_of_two([GOOD, BROKEN, BAD, None], "xxxx") == [wins(GOOD, BAD), None, wins(BAD, GOOD), 0.0]

@@ -9,6 +9,9 @@ reward.
 An oracle knows whether a command does what was asked for. It has weight 0: it is measured and never learned from.
 
     python examples/trl/shape_commands.py --seed 0 --output outputs/trl
+
+With `--per-dimension` each dimension of the reward model is a reward of its own, and TRL normalises each within the
+group before it adds them up (GDPO).
 """
 
 import argparse
@@ -26,8 +29,9 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, 
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
+from jrm_plugin import load_scorer
 from jrm_plugin.evaluation.metrics import Z95, proportion
-from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward
+from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, jrm_rewards
 from jrm_plugin.model.tiny import tiny_tokenizer
 from jrm_plugin.synthetic.preferences import GRID, PLACES
 from jrm_plugin.synthetic.shape_edits import COLOURS, SHAPES, as_asked, draw_edit, render
@@ -206,8 +210,8 @@ class Progress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "rewards/oracle/mean" in (logs or {}) and state.global_step % 20 == 0:
-            reward, success = logs["rewards/jrm_reward/mean"], logs["rewards/oracle/mean"]
-            print(f"GRPO step {state.global_step}: reward {reward:.2f}, oracle success {success:.2f}", flush=True)
+            means = (f"{name[8:-5]} {logs[name]:.2f}" for name in logs if name[:8] + name[-5:] == "rewards//mean")
+            print(f"GRPO step {state.global_step}: {', '.join(means)}", flush=True)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -219,6 +223,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/trl"), help="folder (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=120, help="GRPO steps (default: %(default)s)")
     parser.add_argument("--warm-up-steps", type=int, default=250, help="supervised steps (default: %(default)s)")
+    parser.add_argument("--per-dimension", action="store_true", help="a reward for each dimension (GDPO)")
     parser.add_argument("--heldout", type=int, default=500, help="held-out scenes (default: %(default)s)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -229,16 +234,19 @@ def main() -> None:
     policy, tokenizer = make_policy(train, options.seed)
     print(f"the policy has {policy.num_parameters():,} parameters")
     warm_up(policy, tokenizer, train, steps=options.warm_up_steps, seed=options.seed)
-    reward = JRMReward("jrm-tiny", render=draw, floor=FLOOR)
+    scorer = load_scorer("jrm-tiny", device="cpu")
+    reward = JRMReward(scorer, render=draw, floor=FLOOR)
+    rewards = jrm_rewards(scorer, render=draw, floor=FLOOR) if options.per_dimension else [reward]
     start = measure(policy, tokenizer, reward, heldout, options.seed)
     print(f"after the warm-up: {in_words(start)} ({time.monotonic() - started:.0f} s)", flush=True)
 
     trainer = GRPOTrainer(
         policy,
-        [reward, oracle],
+        [*rewards, oracle],
         GRPOConfig(
             output_dir=str(options.output),
-            reward_weights=[1.0, 0.0],
+            reward_weights=[1.0] * len(rewards) + [0.0],
+            multi_objective_aggregation="normalize_then_sum" if options.per_dimension else "sum_then_normalize",
             per_device_train_batch_size=64,
             num_generations=8,
             max_completion_length=12,
@@ -268,7 +276,8 @@ def main() -> None:
     history = [
         {
             "step": entry["step"],
-            "reward": entry["rewards/jrm_reward/mean"],
+            "reward": float(np.mean([entry[f"rewards/{each.__name__}/mean"] for each in rewards])),
+            "rewards": {each.__name__: entry[f"rewards/{each.__name__}/mean"] for each in rewards},
             "oracle_success": entry["rewards/oracle/mean"],
             "invalid_answers": entry["jrm_reward/invalid_answers"],
         }

@@ -4,7 +4,7 @@ from jrm_plugin.integrations.trl.environment import jrm_reward
 from jrm_plugin.integrations.trl.examples import to_dataset
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
-from jrm_plugin.integrations.trl.reward import JRMReward
+from jrm_plugin.integrations.trl.reward import JRMReward, jrm_rewards
 from jrm_plugin.integrations.trl.text_reward import JRMForTextReward
 from jrm_plugin.integrations.trl.training import TrainArguments, train
 from jrm_plugin.rollouts import InvalidAnswer
@@ -17,6 +17,7 @@ __all__ = [
     "InvalidAnswer",
     "TrainArguments",
     "jrm_reward",
+    "jrm_rewards",
     "to_dataset",
     "train",
 ]

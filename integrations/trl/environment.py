@@ -1,7 +1,7 @@
 """A [`JRMReward`] that variables configure: `jrm_reward` for `trl grpo`, which takes rewards by dotted path."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from jrm_plugin.errors import JRMError
@@ -14,36 +14,50 @@ VARIABLES = {
     "JRM_TASK": "task",
     "JRM_RENDER": "render",
     "JRM_MODE": "mode",
+    "JRM_K": "k",
+    "JRM_BETA": "beta",
+    "JRM_DIMENSION": "dimension",
     "JRM_FLOOR": "floor",
+    "JRM_ON_ERROR": "on_error",
     "JRM_DEVICE": "device",
+    "JRM_DTYPE": "dtype",
+    "JRM_SAVE_IMAGES": "save_images",
+    "JRM_SAVE_FOLDER": "save_folder",
 }
+# Those that are numbers.
+NUMBERS = {"JRM_K": float, "JRM_BETA": float, "JRM_FLOOR": float, "JRM_SAVE_IMAGES": int}
 
 
-def jrm_reward(prompts: Sequence, completions: Sequence, **columns: Any) -> list[float]:
+def jrm_reward(prompts: Sequence, completions: Sequence, **columns: Any) -> list[float | None]:
     """[`JRMReward`] by dotted path, for `reward_funcs: [jrm_plugin.integrations.trl.jrm_reward]` of `trl grpo`.
 
-    It is configured by the variables `JRM_MODEL`, `JRM_TASK`, `JRM_RENDER`, `JRM_MODE`, `JRM_FLOOR` and `JRM_DEVICE`,
-    which the `env:` block of TRL's YAML file can set, and is made once per process, when it is first called.
+    It is configured by the variables in `VARIABLES`, such as `JRM_MODEL`, which the `env:` block of TRL's YAML file can
+    set. They are read at every call; the reward is made anew, and the model loaded, when they have changed.
 
     Raises:
         JRMError: a variable has a wrong value, or what [`JRMReward`] raises.
     """
-    return reward_from_environment()(prompts, completions, **columns)
+    return _reward(**arguments_from_environment())(prompts, completions, **columns)
 
 
-@cache
-def reward_from_environment(**arguments: Any) -> JRMReward:
-    """[`JRMReward`] with these arguments; those that are not given come from the variables, then from its defaults.
-
-    An empty variable is as good as none. Equal arguments give the same reward again.
+def arguments_from_environment() -> dict[str, Any]:
+    """The arguments of [`JRMReward`] that variables give; an empty variable is as good as none.
 
     Raises:
-        JRMError: a variable is unknown or has a wrong value, or what [`JRMReward`] raises.
+        JRMError: a variable is unknown, or one that must be a number is none.
     """
-    arguments = settings_from_environment(VARIABLES, "jrm_reward") | arguments
-    if "floor" in arguments:
-        try:
-            arguments["floor"] = float(arguments["floor"])
-        except ValueError:
-            raise JRMError(f"the variable JRM_FLOOR must be a number, not {arguments['floor']!r}.") from None
+    arguments: dict[str, Any] = dict(settings_from_environment(VARIABLES, "jrm_reward"))
+    for variable, number in NUMBERS.items():
+        name = VARIABLES[variable]
+        if name in arguments:
+            try:
+                arguments[name] = number(arguments[name])
+            except ValueError:
+                kind = "a whole number" if number is int else "a number"
+                raise JRMError(f"the variable {variable} must be {kind}, not {arguments[name]!r}.") from None
+    return arguments
+
+
+@lru_cache(maxsize=1)  # a process has one set of variables; the model of the earlier set leaves its memory
+def _reward(**arguments: Any) -> JRMReward:
     return JRMReward(**arguments)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from transformers import TrainingArguments
 from trl import RewardConfig
 
 # Inherited options that this loss, or a processor with a layout of its own, has no use for.
@@ -12,6 +13,14 @@ _WITHOUT_EFFECT += ("chat_template_path", "eos_token", "pad_token", "pad_to_mult
 
 LEARNING_RATE = 2e-6  # the paper's, of all weights
 ADAPTERS_LEARNING_RATE = 1e-4  # TRL's, of LoRA adapters: small matrices that begin at zero
+
+
+def fit_to_device(arguments: TrainingArguments) -> None:
+    """Sets what depends on the device: `bf16` if it is not given, and pinned memory, of which torch warns on a CPU."""
+    has_cuda = torch.cuda.is_available() and not arguments.use_cpu
+    if arguments.bf16 is None:
+        arguments.bf16 = not arguments.fp16 and has_cuda and torch.cuda.is_bf16_supported()
+    arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and has_cuda
 
 
 @dataclass
@@ -74,10 +83,7 @@ class JointRewardConfig(RewardConfig):
         self._learning_rate_is_default = self.learning_rate is None
         if self.learning_rate is None:
             self.learning_rate = LEARNING_RATE
-        has_cuda = torch.cuda.is_available() and not self.use_cpu
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_cuda and torch.cuda.is_bf16_supported()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and has_cuda  # torch warns where it has no effect
+        fit_to_device(self)
         # TRL's defaults stand under names that newer versions of transformers replace and warn of.
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             new = old.replace("gradient", "activation")

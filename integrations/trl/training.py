@@ -117,7 +117,7 @@ def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, 
                 f"the config {config} cannot be used: eval_data must give {wrong[0]} one path, as name: path."
             )
         content["eval_data"] = [f"{name}={path}" for name, path in eval_data.items()]
-    return parse_config(config, content, overrides, (TrainArguments, JointRewardConfig))
+    return next(parse_config(config, content, overrides, (TrainArguments, JointRewardConfig)))
 
 
 def train(

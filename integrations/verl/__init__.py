@@ -1,4 +1,4 @@
-"""verl: the reward manager `jrm`.
+"""verl: the reward manager `jrm`, and the function `compute_score_jrm` for one of several rewards.
 
 verl loads `plugin` by itself (entry point group `verl.plugins`); nothing needs to be imported by hand. `plugin` lies in
 this package and comes with every `import verl`, so the package imports nothing before it is asked for.
@@ -6,9 +6,9 @@ this package and comes with every `import verl`, so the package imports nothing 
 
 from importlib import import_module
 
-_EXPORTS = {"JRMRewardManager": "reward_manager", "JRMSettings": "settings"}
+_EXPORTS = {"JRMRewardManager": "reward_manager", "JRMSettings": "settings", "compute_score_jrm": "compute_score"}
 
-__all__ = ["JRMRewardManager", "JRMSettings", "registered"]
+__all__ = ["JRMRewardManager", "JRMSettings", "compute_score_jrm", "registered"]
 
 
 def __getattr__(name: str):

@@ -8,7 +8,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.ray.settings import ScorerSettings
+from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.rollouts import RolloutReward
+from jrm_plugin.saved_rollouts import check_saving
 
 SECTION = "reward.jrm"
 
@@ -18,8 +20,10 @@ class JRMSettings(ScorerSettings):
     """What the section `reward.jrm` holds: the scorers, and what is scored how.
 
     Args:
-        task, render, mode, k, floor, on_error: as in [`RolloutReward`]; `render` is a dotted path, and the mode
-            `win_rate` cannot be offered, since verl asks for one reward at a time.
+        task, render, mode, k, beta, floor, on_error, dimension: as in [`RolloutReward`]; `render` is a dotted path. The
+            mode `win_rate` cannot be offered, since verl asks for one reward at a time, nor `on_error: leave_out`,
+            since it needs a number for each.
+        save_images, save_folder: of each reward worker's rollouts, as in [`SavedRollouts`].
 
     Raises:
         JRMError: a value is missing or wrong.
@@ -29,21 +33,28 @@ class JRMSettings(ScorerSettings):
     render: str | None = None
     mode: str = "mean"
     k: float = 1.0
+    beta: float = 1.0
     floor: float | None = None
     on_error: str = "raise"
+    dimension: str = OVERALL
+    save_images: int | None = None
+    save_folder: str | None = None
 
     section: ClassVar[str] = f"the settings {SECTION}"
 
     def __post_init__(self):
         super().__post_init__()
-        self.rollouts()  # raises what is wrong
-
-    def rollouts(self) -> RolloutReward:
         try:
-            rollouts = RolloutReward(self.task, self.render, self.mode, self.k, self.floor, self.on_error)
-            rollouts.refuse_groups("verl asks for one reward at a time")
+            self.rollouts()
+            check_saving(self.save_images, self.save_folder)
         except JRMError as error:
             raise JRMError(f"{self.section} cannot be used: {error}") from error
+
+    def rollouts(self) -> RolloutReward:
+        """Raises a `JRMError` for what is wrong."""
+        rollouts = RolloutReward(**{field.name: getattr(self, field.name) for field in fields(RolloutReward)})
+        rollouts.refuse_groups("verl asks for one reward at a time")
+        rollouts.refuse_leaving_out("verl needs one for every rollout")
         return rollouts
 
     def scorers(self) -> ScorerSettings:
@@ -99,7 +110,8 @@ def choose_jrm(config: DictConfig) -> None:
         )
     if config.reward.get("custom_reward_function") and config.reward.custom_reward_function.path is not None:
         raise JRMError(
-            "the reward manager jrm calls no other reward function; leave reward.custom_reward_function.path out."
+            "the reward manager jrm calls no other reward function; leave reward.custom_reward_function.path out, or "
+            "call compute_score_jrm in that function and leave the reward manager jrm out (docs/verl.md)."
         )
     settings = settings_of(config.reward.get("jrm"))
     with open_dict(config):

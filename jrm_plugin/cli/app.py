@@ -14,6 +14,7 @@ from importlib import import_module
 
 from jrm_plugin import __version__
 from jrm_plugin.errors import JRMError
+from jrm_plugin.switches import kept_environment
 
 COMMANDS = {
     "demo": "Train a small reward model from scratch, evaluate it, and write a report.",
@@ -46,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if sys.stdout is None:
             raise JRMError("the standard output is closed; leave it open, or send it to /dev/null.")
-        code = _run(sys.argv[1:] if arguments is None else arguments)
+        with kept_environment():
+            code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except JRMError as error:
         print(f"jrm: {error}", file=sys.stderr)

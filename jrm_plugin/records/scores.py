@@ -10,7 +10,7 @@ from jrm_plugin.records.checks import check_keys
 from jrm_plugin.records.samples import OVERALL
 
 SCORE_COLUMNS = ("mu", "sigma")  # beginnings of the names of a score's columns in a table
-RewardMode: TypeAlias = Literal["mean", "lower_confidence_bound", "win_probability"]
+RewardMode: TypeAlias = Literal["mean", "lower_confidence_bound", "entropic", "win_probability"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,17 +77,24 @@ class RewardScore:
         *,
         dimension: str = OVERALL,
         k: float = 1.0,
+        beta: float = 1.0,
         against: "RewardScore | Sequence[RewardScore] | None" = None,
     ) -> float:
-        """One number for an RL loop.
+        """One number for an RL loop, from the Gaussian score r with mean mu and standard deviation sigma.
 
-        - `mean`: mu.
-        - `lower_confidence_bound`: mu - k sigma; an uncertain score counts less.
-        - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] (paper eq. 4), between 0 and 1; the
-          mean of it where `against` is several scores.
+        - `mean`: mu = E[r], in the model's units.
+        - `lower_confidence_bound`: mu - k sigma, in the model's units; an uncertain score counts less. With k = 1.64, r
+          is above it with a probability of 95 %.
+        - `entropic`: mu - sigma^2 / (2 beta), in the model's units, as `beta` is. It is the certainty equivalent
+          -beta log E[exp(-r / beta)]: the least mean of any distribution q, with its distance from this Gaussian as a
+          price, min over q of E_q[r] + beta KL(q || r) (arXiv 2606.09073, the pessimistic branch, whose beta is the
+          weight of the policy's KL penalty). A large `beta` gives the mean.
+        - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] over both scores (paper eq. 4), a
+          probability; the mean of it where `against` is several scores.
 
         Raises:
-            JRMError: an unknown mode or dimension, k below 0, or `against` missing, empty or not wanted by the mode.
+            JRMError: an unknown mode or dimension, k below 0, beta not above 0, or `against` missing, empty or not
+                wanted by the mode.
         """
         if dimension not in self.mu:
             raise JRMError(f"this score has no dimension {dimension!r}; it has {', '.join(self.mu)}.")
@@ -99,8 +106,14 @@ class RewardScore:
             if not k >= 0:
                 raise JRMError(f"k of a lower confidence bound must be at least 0, got {k!r}.")
             return self.mu[dimension] - k * self.sigma[dimension]
+        if mode == "entropic":
+            if not 0 < beta < math.inf:
+                raise JRMError(f"beta of an entropic reward must be above 0 and finite, got {beta!r}.")
+            return self.mu[dimension] - self.sigma[dimension] * (self.sigma[dimension] / beta) / 2
         if mode != "win_probability":
-            raise JRMError(f"unknown reward mode {mode!r}; use mean, lower_confidence_bound or win_probability.")
+            raise JRMError(
+                f"unknown reward mode {mode!r}; use mean, lower_confidence_bound, entropic or win_probability."
+            )
         others = [against] if isinstance(against, RewardScore) else list(against or ())
         if not others:
             raise JRMError("win_probability needs at least one score to compare with; against is empty.")
@@ -156,13 +169,15 @@ class RewardScore:
 
 def group_rewards(
     scores: Sequence[RewardScore],
-    mode: Literal["mean", "lower_confidence_bound", "win_rate", "win_probability"] = "mean",
+    mode: Literal["mean", "lower_confidence_bound", "entropic", "win_rate", "win_probability"] = "mean",
     **options: Any,
 ) -> list[float]:
     """The reward of every candidate of a group.
 
-    In the mode `win_rate` it is the candidate's mean win probability against each of the others, computed from their
-    scores; in the other modes it is `RewardScore.reward`, whose options `options` are.
+    In the mode `win_rate` it is the candidate's mean win probability against each of the others,
+    sum over j != i of E[sigmoid(r_i - r_j)] / (G - 1), a probability: Pref-GRPO's reward (arXiv 2508.20751) with the
+    preferences of eq. 4 instead of those of a pairwise judge, so that G candidates cost G scores. The rewards of a
+    group have the mean 1/2. In the other modes it is `RewardScore.reward`, whose options `options` are.
 
     Raises:
         JRMError: what `RewardScore.reward` raises, or `win_rate` of fewer than two candidates.
@@ -177,20 +192,50 @@ def group_rewards(
     ]
 
 
-def group_advantages(rewards: Sequence[float], *, scale: bool = True) -> list[float]:
+def group_advantages(
+    rewards: Sequence[float], *, scale: bool = True, variances: Sequence[float] | None = None
+) -> list[float]:
     """(r - mean) / standard deviation within the group (GRPO); without `scale` only the mean is taken off (Dr. GRPO).
 
     The deviation is the sample's (over G - 1). Equal rewards have advantage 0, and so has a group of one.
+
+    With `variances`, a candidate counts by its reliability w_i = (1 / v_i) / (mean of 1 / v_j): the advantage is
+    w_i (r_i - b) / s, with the baseline b = sum of w_i r_i / G and s^2 = sum of w_i (r_i - b)^2 / (G - 1). A reward
+    that the model is unsure of moves neither the baseline nor the policy much; the advantages of a group still add up
+    to 0, and equal variances change nothing. That uncertain rewards get less weight in the advantage is UARM's idea
+    (arXiv 2606.19818); 1 / variance is the weight of the least-squares mean.
+
+    Args:
+        rewards: of the candidates of one group.
+        scale: whether to divide by the deviation.
+        variances: of the rewards, above 0, in their units squared: `score.sigma[dimension] ** 2` for the mode `mean`.
+
+    Raises:
+        JRMError: there is no reward, a number is not finite, or there is not one variance above 0 for each reward.
     """
     if not rewards or not all(map(math.isfinite, rewards)):
         raise JRMError(f"a group needs at least one reward, all finite, not {list(rewards)}.")
+    count = len(rewards)
+    weights = [1.0] * count
+    if variances is not None:
+        if len(variances) != count or not all(0 < variance < math.inf for variance in variances):
+            raise JRMError(
+                f"reliability weights need one variance above 0, finite, for each of {count} rewards, not "
+                f"{list(variances)}."
+            )
+        relative = [min(variances) / variance for variance in variances]
+        weights = [count * weight / math.fsum(relative) for weight in relative]
     if min(rewards) == max(rewards):  # their mean may be rounded to another number
-        return [0.0] * len(rewards)
-    mean = math.fsum(rewards) / len(rewards)
-    centred = [reward - mean for reward in rewards]
+        return [0.0] * count
+    baseline = math.fsum(weight * reward for weight, reward in zip(weights, rewards, strict=True)) / count
+    centred = [reward - baseline for reward in rewards]
     if not scale:
-        return centred
+        return [weight * c for weight, c in zip(weights, centred, strict=True)]
+    roots = [math.sqrt(weight) for weight in weights]
+    weighted = [root * c for root, c in zip(roots, centred, strict=True)]
+    largest = max(map(abs, weighted))
+    if largest == 0:  # one reward is all that is known, and it is the baseline
+        return [0.0] * count
     # in units of the largest, whose square neither overflows nor vanishes
-    largest = max(map(abs, centred))
-    deviation = math.sqrt(math.fsum((c / largest) ** 2 for c in centred) / (len(rewards) - 1))
-    return [c / largest / deviation for c in centred]
+    deviation = math.sqrt(math.fsum((c / largest) ** 2 for c in weighted) / (count - 1))
+    return [root * (c / largest / deviation) for root, c in zip(roots, weighted, strict=True)]

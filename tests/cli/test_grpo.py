@@ -1,12 +1,14 @@
 """`jrm grpo`: TRL's script with a JRM as a reward, and what it says to mistakes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from jrm_plugin import Sample
+from jrm_plugin.cli import app
 
 RENDER = """
 import json
@@ -82,7 +84,8 @@ def config(run_folder, policy_folder):
 def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):
     # The variables are set by TRL's own `env:` block; a key of the file wins over them, and they stay as they are.
     variables = {"JRM_FLOOR": "-1", "JRM_DEVICE": "cpu"}
-    config(env=variables)
+    keys = {"reward_mode": "lower_confidence_bound", "reward_k": 0.25, "reward_dimension": "visual_quality"}
+    config(env=variables, **keys, reward_dtype="float32", reward_save_images=1, log_completions=True)
     finished = jrm("grpo", "--config", "grpo.yaml", "--learning_rate", "1e-4", folder=run_folder)
     assert finished.code == 0, finished.err
     assert (run_folder / "policy" / "model.safetensors").is_file()
@@ -93,6 +96,7 @@ def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):
     assert json.loads((run_folder / "variables.json").read_text()) == variables
     rows = [json.loads(line) for line in (run_folder / "seen.jsonl").read_text().splitlines()]
     names: dict = {}
+    kept: list = []
     exec(RENDER, names)
     for log, seen in zip(logs, (rows[:4], rows[4:]), strict=True):
         rewards = []
@@ -102,11 +106,36 @@ def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):
             except names["InvalidAnswer"]:
                 rewards.append(-6.5)
             else:
-                rewards.append(tiny.score([Sample.edit(source, instruction, edited)])[0].mu["overall"])
+                (score,) = tiny.score([Sample.edit(source, instruction, edited)])
+                rewards.append(score.mu["visual_quality"] - 0.25 * score.sigma["visual_quality"])
         mean = sum(rewards) / 4
-        assert log["rewards/jrm_reward/mean"] == pytest.approx(mean, abs=1e-4)
+        kept += [reward for reward in rewards if reward != -6.5]
+        assert log["rewards/jrm_visual_quality/mean"] == pytest.approx(mean, abs=1e-4)
         lengths = sum(len(text) for text, *_ in seen) / 4
         assert log["reward"] == pytest.approx(mean + 0.5 * lengths, abs=1e-4)
+    (lines,) = (run_folder / "policy" / "jrm_rollouts").glob("*/metadata.jsonl")
+    lines = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [line["reward"] for line in lines] == pytest.approx(kept, abs=1e-4)
+    assert "is in policy/completions, as Parquet files" in finished.out
+
+
+def test_a_reward_for_each_dimension(jrm, config, run_folder):
+    config(
+        **{"reward_dimensions": ["instruction_following", "visual_quality"], "reward_mode": "entropic"},
+        **{"reward_beta": 3.0, "reward_weights": [1.0, 0.5, 0.0], "reward_save_images": 1},
+        **{"multi_objective_aggregation": "normalize_then_sum", "max_steps": 1, "save_steps": 1},
+    )
+    finished = jrm("grpo", "--config", "grpo.yaml", folder=run_folder)
+    assert finished.code == 0, finished.err
+    state = json.loads((run_folder / "policy" / "checkpoint-1" / "trainer_state.json").read_text())
+    (log,) = (entry for entry in state["log_history"] if "reward" in entry)
+    (lines,) = (run_folder / "policy" / "jrm_rollouts").glob("*/metadata.jsonl")
+    lines = [json.loads(line) for line in lines.read_text().splitlines()]
+    for name in ("instruction_following", "visual_quality"):
+        rewards = [line[f"mu_{name}"] - line[f"sigma_{name}"] ** 2 / 6 for line in lines]
+        assert [line[f"reward_{name}"] for line in lines] == pytest.approx(rewards)
+        rewards += [-6.5] * (4 - len(rewards))
+        assert log[f"rewards/jrm_{name}/mean"] == pytest.approx(sum(rewards) / 4, abs=1e-4)
 
 
 def test_text_answers_from_a_mixture(jrm, config, run_folder):
@@ -114,6 +143,8 @@ def test_text_answers_from_a_mixture(jrm, config, run_folder):
     config(
         **{"datasets": mixture, "dataset_name": None, "reward_funcs": None, "reward_weights": None},
         **{"reward_render": None, "reward_floor": None, "reward_task": "response", "reward_mode": "win_rate"},
+        # neither is given: the device decides, and TRL's own default of bf16 is not for every CPU
+        **{"bf16": None, "use_cpu": None},
         max_steps=1,
         save_strategy="no",
     )
@@ -132,6 +163,18 @@ def test_text_answers_from_a_mixture(jrm, config, run_folder):
         ({"reward_floor": "low"}, "reward_floor must be a number, not 'low'"),
         ({"reward_floor": None}, "render needs a floor in the mode mean"),
         ({"reward_mode": "median"}, "unknown reward mode 'median'"),
+        ({"reward_mode": "median", "num_generations": 3}, "unknown reward mode 'median'"),  # before TRL's own checks
+        ({"model_name_or_path": None, "num_generations": 3}, "has no model_name_or_path"),
+        ({"reward_mode": "lower_confidence_bound", "reward_k": -1}, "k of a lower confidence bound must be at least 0"),
+        ({"reward_dimension": "beauty"}, "the reward model has no dimension 'beauty'"),
+        ({"reward_dimensions": ["beauty"], "reward_weights": None}, "the reward model has no dimension 'beauty'"),
+        ({"reward_dimensions": ["a"], "reward_dimension": "a"}, "a reward for each of several exclude each other"),
+        ({"reward_dimensions": ["a", "b"]}, "one weight for each of jrm_a, jrm_b, my_rewards.length, in this order"),
+        ({"reward_mode": "entropic", "reward_beta": 0}, "beta of an entropic reward must be above 0"),
+        ({"reward_on_error": "skip"}, "on_error must be raise, floor or leave_out, not 'skip'"),
+        ({"reward_device": "toaster"}, "the device toaster cannot be used here"),
+        ({"reward_dtype": "int8"}, "dtype must be float32, bfloat16, float16 or left out, not 'int8'"),
+        ({"reward_save_images": 0}, "save_images must be a whole number of at least 1"),
         ({"reward_task": "video"}, "must be edit, generation or response, not 'video'"),
         ({"reward_render": "my_rewards.paint"}, "render my_rewards.paint cannot be imported"),
         ({"reward_model_path": "no_such_folder/x"}, "no_such_folder/x"),
@@ -156,3 +199,14 @@ def test_a_missing_column_is_named(jrm, config, run_folder):
     assert finished.code == 2
     assert "jrm: a JRM reward with the task edit needs instruction and source_image" in finished.err
     assert "Traceback" not in finished.err
+
+
+def test_what_a_config_sets_is_for_its_run_alone(config, run_folder, monkeypatch, capsys):
+    monkeypatch.chdir(run_folder)
+    monkeypatch.setenv("JRM_DEVICE", "cpu")
+    before = dict(os.environ)
+    config(env={"JRM_MODEL": "no_such_folder/first", "JRM_DEVICE": "cuda:7"}, reward_device="cpu")
+    with pytest.raises(SystemExit):
+        app.main(["grpo", "--config", "grpo.yaml"])
+    assert "no_such_folder/first" in capsys.readouterr().err
+    assert dict(os.environ) == before

@@ -40,7 +40,7 @@ TRAIN = {
     **{"report_to": "none", "lora_r": 8, "max_pixels": 2304, "optim": "adamw_torch", "lr_scheduler_type": "cosine"},
 }
 GRPO = {
-    **{"reward_model": "jrm", "reward_render": "drawing.draw", "reward_floor": -5.0, "reward_mode": "mean"},
+    **{"reward_model": "jrm", "reward_render": "json.dumps", "reward_floor": -5.0, "reward_mode": "mean"},
     **{"model_name_or_path": "policy", "dataset_name": "data", "output_dir": "policy", "use_cpu": True},
     **{"reward_funcs": ["my_rewards.length"], "reward_weights": [1.0, 0.5], "num_generations": 4, "bf16": False},
     **{"per_device_train_batch_size": 4, "env": {"JRM_DEVICE": "cpu"}, "scale_rewards": False, "report_to": "none"},

@@ -15,3 +15,12 @@ def render(text: str, row: dict) -> Image.Image:
     pixels = np.array(Image.open(io.BytesIO(row["source_image"])).convert("RGB"))
     pixels[:, : len(text)] = 0
     return Image.fromarray(pixels)
+
+
+async def jrm_and_brevity(data_source, solution_str, ground_truth, extra_info, **settings):
+    """A user's reward of two parts, as verl calls it."""
+    from jrm_plugin.integrations.verl import compute_score_jrm
+
+    jrm = await compute_score_jrm(data_source, solution_str, ground_truth, extra_info, **settings)
+    brevity = -len(solution_str)
+    return jrm | {"score": jrm["score"] + brevity, "brevity": brevity}

@@ -167,9 +167,11 @@ def test_arguments_go_before_variables(tiny, batch, expected, monkeypatch):
         ({"mode": "median"}, "unknown reward mode 'median'"),
         (
             {"mode": "win_rate"},
-            "and flow_grpo spreads the images .*; use mean, lower_confidence_bound or",
+            "and flow_grpo spreads the images .*; use mean, lower_confidence_bound, entropic or",
         ),
         ({"mode": "lower_confidence_bound", "k": -1.0}, "must be at least 0"),
+        ({"mode": "entropic", "beta": -1.0}, "beta of an entropic reward must be above 0"),
+        ({"dimension": "beauty"}, "the reward model has no dimension 'beauty'"),
     ],
 )
 def test_wrong_settings_are_one_sentence(tiny, arguments, message):

@@ -99,6 +99,8 @@ assert_type(RewardScore.from_dict(score.to_dict()), RewardScore)
 assert_type(RewardScore(**score.to_dict()), RewardScore)
 assert_type(group_rewards([score, score], "win_rate"), list[float])
 assert_type(group_advantages([0.0, 1.0]), list[float])
+assert_type(group_advantages([0.0, 1.0], variances=[0.1, 0.2]), list[float])
+assert_type(score.reward("entropic", beta=2.0, dimension="visual_quality"), float)
 score.reward("median")  # type: ignore[arg-type]  # no such mode
 
 

@@ -1,8 +1,10 @@
 """JRM as a reward function, in real GRPO and RLOO steps and called by hand as TRL calls it."""
 
-import io
 import json
 import math
+import re
+import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from jrm_plugin import JRMError, RewardScorer, Sample, group_rewards
-from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, jrm_reward
-from jrm_plugin.integrations.trl.environment import reward_from_environment
+from jrm_plugin.integrations.trl import InvalidAnswer, JRMReward, environment, jrm_reward, jrm_rewards
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 FLOOR = -7.5
@@ -65,8 +66,9 @@ def alone(scorer: RewardScorer, sample: Sample) -> float:
     return scorer.score([sample])[0].mu["overall"]
 
 
-def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path):
-    spy = Spy(JRMReward(tiny, render=render, floor=FLOOR))
+def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    spy = Spy(JRMReward(tiny, render=render, floor=FLOOR, save_images=3, save_folder=tmp_path / "kept"))
     trainer = GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(policy_folder),
         spy,
@@ -83,7 +85,7 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
     logs = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert len(spy.calls) == len(logs) == 2
     tables = sorted((tmp_path / "completions").iterdir())
-    errors = 0
+    errors, kept = 0, []
     for (given, rewards), log, table in zip(spy.calls, logs, map(pandas.read_parquet, tables), strict=True):
         expected, failed = [], []
         for k, text in enumerate(given["completions"]):
@@ -101,13 +103,27 @@ def test_grpo_steps_earn_the_scorers_scores(tiny, rows, policy_folder, tmp_path)
         assert log["jrm_reward/invalid_answers"] == pytest.approx(len(failed) / 8)
         drawn = [value for k, value in enumerate(expected) if k not in failed]
         assert log["jrm_reward/overall/mu"] == pytest.approx(np.mean(drawn), abs=1e-4)
+        candidates = pandas.json_normalize(table["jrm_reward scores"])
         for name in tiny.dimensions:
             assert log[f"jrm_reward/{name}/sigma"] > 0
-            assert [k for k, mu in enumerate(table[f"jrm_reward/{name}/mu"]) if math.isnan(mu)] == failed
-        for k, png in enumerate(table["jrm_reward/image"]):
-            assert (png is None) == (k in failed)
-            assert png is None or Image.open(io.BytesIO(png)).size == (48, 48)
+            assert [k for k, mu in enumerate(candidates[f"mu_{name}"]) if math.isnan(mu)] == failed
+        assert [mu for mu in candidates["mu_overall"] if not math.isnan(mu)] == pytest.approx(drawn, abs=1e-5)
+        kept += [path for path in candidates["image"] if isinstance(path, str)]
     assert 0 < errors < 16
+    assert len(kept) == math.ceil((16 - errors) / 3)
+    for path in kept:
+        with Image.open(tmp_path / "kept" / path) as image:
+            assert image.size == (48, 48)
+    assert_readable_at_80_columns(capsys.readouterr().out, [rewards for _, rewards in spy.calls])
+
+
+def assert_readable_at_80_columns(printed: str, rewards: list[list[float]]) -> None:
+    """TRL's tables of completions: every score stands in one piece."""
+    tables = [line for line in printed.splitlines() if line.startswith(("╭", "│", "╰"))]
+    assert len(tables[0]) == 80
+    scores = re.findall(r"([+-][0-9]+\.[0-9]{2}) ±[0-9]+\.[0-9]{2} ", "\n".join(tables))
+    for reward in (reward for step in rewards for reward in step if reward != FLOOR):
+        assert f"{reward:+.2f}" in scores
 
 
 def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_path):
@@ -129,6 +145,161 @@ def test_rloo_step_on_answers_in_conversations(tiny, rows, policy_folder, tmp_pa
     expected = [p for k in (0, 4) for p in group_rewards(scores[k : k + 4], "win_rate")]
     assert rewards == pytest.approx(expected, abs=1e-5)
     assert "jrm_reward/invalid_answers" not in trainer.state.log_history[0]
+
+
+# --- a reward for each dimension --------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A scorer that counts what it is asked."""
+
+    def __init__(self, scorer: RewardScorer):
+        self.scorer, self.dimensions, self.calls = scorer, scorer.dimensions, []
+
+    def score(self, samples, *, on_error="raise", progress=False):
+        self.calls.append(len(samples))
+        return self.scorer.score(samples, on_error=on_error, progress=progress)
+
+    def rank(self, samples):
+        return self.scorer.rank(samples)
+
+
+def render_or_break(text: str, row: dict) -> Image.Image | bytes:
+    """As `render`, and what is drawn of some texts is no image."""
+    picture = render(text, row)
+    return b"no image" if sum(text.encode()) % 5 == 0 else picture
+
+
+def test_grpo_normalises_each_dimension_by_itself(tiny, rows, policy_folder, tmp_path):
+    """TRL's GDPO on two JRM objectives, invalid and unscorable completions among them, against numpy."""
+    mode = {"mode": "entropic", "beta": 2.0, "floor": FLOOR}
+    kept = {"save_images": 1, "save_folder": tmp_path / "kept"}
+    counting = Counting(tiny)
+    rewards = jrm_rewards(counting, render=render_or_break, **mode, **kept)
+    assert [reward.__name__ for reward in rewards] == ["jrm_instruction_following", "jrm_visual_quality"]
+    given = {"per_device_train_batch_size": 16, "num_generations": 8, "log_completions": True, **CPU}
+    given |= {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1.0, 0.5]}
+    trainer = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(policy_folder),
+        rewards,
+        GRPOConfig(str(tmp_path), max_steps=3, **given),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(policy_folder),
+    )
+    trainer.train()
+    assert len(counting.calls) == 3  # one forward pass a step, for both
+    by_prompt = {row["prompt"]: row for row in rows}
+    endings = {"invalid answer": 0, "cannot be scored": 0, "scored": 0}
+    for path in sorted((tmp_path / "completions").iterdir()):
+        table = pandas.read_parquet(path)
+        expected = np.full((16, 2), np.nan)
+        for k, (prompt, text) in enumerate(zip(table["prompt"], table["completion"], strict=True)):
+            row = by_prompt[prompt]
+            try:
+                edited = render_or_break(text, row)
+            except InvalidAnswer:
+                expected[k] = FLOOR
+                endings["invalid answer"] += 1
+                continue
+            if edited == b"no image":
+                endings["cannot be scored"] += 1
+                assert "image" in table["jrm_reward scores"][k]["error"]
+                continue
+            endings["scored"] += 1
+            (score,) = tiny.score([Sample.edit(row["source_image"], row["instruction"], edited)])
+            expected[k] = [score.mu[name] - score.sigma[name] ** 2 / 4 for name in tiny.dimensions]
+        found = table[[reward.__name__ for reward in rewards]].to_numpy()
+        assert found == pytest.approx(expected, abs=1e-4, nan_ok=True)
+        advantages = table["advantage"].to_numpy()
+        assert np.isfinite(advantages).all()
+        assert advantages == pytest.approx(gdpo_by_hand(expected, [1.0, 0.5], 8), abs=1e-3)
+        assert not advantages[np.isnan(expected[:, 0])].any()
+    assert all(endings.values()), endings
+    (lines,) = (tmp_path / "kept").glob("*/metadata.jsonl")
+    lines = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert len(lines) == endings["scored"]
+    for line in lines:
+        wanted = line["mu_visual_quality"] - line["sigma_visual_quality"] ** 2 / 4
+        assert line["reward_visual_quality"] == pytest.approx(wanted)
+    shares = [entry["jrm_reward/unscorable"] for entry in trainer.state.log_history if "reward" in entry]
+    assert sum(shares) * 16 == pytest.approx(endings["cannot be scored"])
+
+
+def gdpo_by_hand(rewards: np.ndarray, weights: list[float], group: int) -> np.ndarray:
+    """Advantages of rewards `[B, K]`, group after group: columns normalised in the group, their sum in the batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of groups in which nothing, or one, could be scored
+        grouped = rewards.reshape(-1, group, rewards.shape[1])
+        deviation = np.nanstd(grouped, axis=1, ddof=1, keepdims=True)
+        normal = (grouped - np.nanmean(grouped, axis=1, keepdims=True)) / (deviation + 1e-4)
+        total = np.nansum(normal.reshape(rewards.shape) * weights, axis=1)
+        total[np.isnan(rewards).all(axis=1)] = np.nan
+        return np.nan_to_num((total - np.nanmean(total)) / (np.nanstd(total, ddof=1) + 1e-4))
+
+
+def test_objectives_share_scores_of_the_same_arguments_only(tiny, rows):
+    counting = Counting(tiny)
+    one, two = jrm_rewards(counting, ["visual_quality", "overall"], render=render, floor=FLOOR)
+    logged: list = []
+    batch = columns(rows[:2]) | {"log_extra": lambda name, values: logged.append((name, values))}
+    prompts, texts = ["p", "q"], ["a", "b"]
+    drawn = [(row["source_image"], row["instruction"], render(texts[k], row)) for k, row in enumerate(rows[:2])]
+    first, second = tiny.score([Sample.edit(*each) for each in drawn])
+    for _ in range(2):  # asked again, they are scored again
+        found = [reward(prompts, texts, **batch) for reward in (one, two)]
+        for name, values in zip(("visual_quality", "overall"), found, strict=True):
+            assert values == pytest.approx([first.mu[name], second.mu[name]], abs=1e-5)
+    assert counting.calls == [2, 2] and [name for name, _ in logged] == ["jrm_reward scores"] * 2
+    one(prompts, texts, **batch)
+    texts[1] = "d"  # in the same list
+    changed = two(prompts, texts, **batch)
+    expected = tiny.score([Sample.edit(rows[1]["source_image"], rows[1]["instruction"], render("d", rows[1]))])
+    assert changed == pytest.approx([first.mu["overall"], expected[0].mu["overall"]], abs=1e-5)
+    assert counting.calls == [2] * 4
+    assert (one.__name__, two.__name__) == ("jrm_visual_quality", "jrm_reward")
+
+
+def test_rewards_made_one_by_one_log_under_their_own_names(tiny, rows):
+    """TRL puts what functions log under one name into one column, which would then be too long."""
+    batch = columns(rows[:1]) | {"edited_image": [rows[0]["source_image"]]}
+    logged: dict = {}
+    for name in tiny.dimensions:
+        JRMReward(tiny, dimension=name)(
+            ["p"], [""], log_extra=logged.__setitem__, log_metric=logged.__setitem__, **batch
+        )
+    names = [f"jrm_{name}" for name in tiny.dimensions]
+    metrics = map("/".join, product(names, [*tiny.dimensions, "overall"], ["mu", "sigma"]))
+    assert {*logged} == {*metrics, *(f"{name} scores" for name in names)}
+
+
+def test_an_unscorable_completion_raises_gets_the_floor_or_no_reward(tiny, rows):
+    batch = columns([rows[0]] * 3) | {"edited_image": [rows[0]["source_image"], b"no image", None]}
+    (score,) = tiny.score([Sample.edit(rows[0]["source_image"], rows[0]["instruction"], rows[0]["source_image"])])
+    with pytest.raises(JRMError, match="completion 1 cannot be scored"):
+        JRMReward(tiny)(["p"] * 3, [""] * 3, **batch)
+    for on_error, rest in (("leave_out", [None, None]), ("floor", [-9.0, -9.0])):
+        floor = -9.0 if on_error == "floor" else None
+        metrics: dict = {}
+        reward = JRMReward(tiny, on_error=on_error, floor=floor)
+        found = reward(["p"] * 3, [""] * 3, log_metric=metrics.__setitem__, **batch)
+        assert found[0] == pytest.approx(score.mu["overall"], abs=1e-5) and found[1:] == rest
+        assert metrics["jrm_reward/unscorable"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "message"),
+    [
+        (["beauty"], "has no dimension 'beauty'; take instruction_following, visual_quality or overall"),
+        (["visual_quality", "visual_quality"], "must be one or more, each once"),
+        ([], "must be one or more, each once"),
+    ],
+)
+def test_dimensions_that_are_not_there_are_named(tiny, dimensions, message):
+    with pytest.raises(JRMError, match=message):
+        jrm_rewards(tiny, dimensions)
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
 
 
 def columns(rows: list[dict]) -> dict[str, list]:
@@ -153,6 +324,11 @@ def test_images_in_every_form_of_a_column(tiny, edits, rows):
     assert made == pytest.approx([alone(tiny, Sample.generation(instruction, edited))], abs=1e-5)
     careful = JRMReward(tiny, mode="lower_confidence_bound", k=2.0)
     score = tiny.score([Sample.edit(source, instruction, edited)])[0]
+    image = {"instruction": [instruction], "source_image": [source], "edited_image": [edited]}
+    for name in tiny.dimensions:
+        one = JRMReward(tiny, mode="lower_confidence_bound", k=2.0, dimension=name)
+        assert one(["p"], [""], **image) == pytest.approx([score.mu[name] - 2 * score.sigma[name]], abs=1e-5)
+        assert one.__name__ == f"jrm_{name}"  # TRL's name of its mean
     found = careful(["p"], [""], instruction=[instruction], source_image=[source], edited_image=[edited])
     assert found == pytest.approx([score.reward("lower_confidence_bound", k=2.0)], abs=1e-5)
 
@@ -277,6 +453,9 @@ def test_equal_pictures_in_prompts_are_one_group(tiny, edits, rows):
         ({"render": "json.__name__", "floor": 0.0}, "render json.__name__ cannot be called"),
         ({"model": "no/such/model/anywhere"}, "no/such/model/anywhere"),
         ({"model": "jrm-tiny", "device": "toaster"}, "the device toaster cannot be used here"),
+        ({"dtype": "int8"}, "dtype must be float32, bfloat16, float16 or left out, not 'int8'"),
+        ({"dimension": "beauty"}, "has no dimension 'beauty'; take instruction_following, visual_quality or overall"),
+        ({"save_images": 2}, "save_images and save_folder belong together"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(tiny, arguments, message):
@@ -286,10 +465,8 @@ def test_wrong_arguments_are_one_sentence(tiny, arguments, message):
 
 @pytest.fixture
 def variables(monkeypatch):
-    """Sets variables for `jrm_reward`, which is made anew."""
-    reward_from_environment.cache_clear()
-    yield lambda **given: [monkeypatch.setenv(name, value) for name, value in given.items()]
-    reward_from_environment.cache_clear()
+    """Sets variables for `jrm_reward`."""
+    return lambda **given: [monkeypatch.setenv(name, value) for name, value in given.items()]
 
 
 def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypatch, tmp_path):
@@ -301,17 +478,31 @@ def test_by_dotted_path_configured_by_variables(tiny, rows, variables, monkeypat
     samples = [Sample.edit(s, i, s) for s, i in zip(sources, instructions, strict=True)]
     expected = [score.reward("lower_confidence_bound") for score in tiny.score(samples)]
     assert found == pytest.approx(expected, abs=1e-5)
-    assert reward_from_environment() is reward_from_environment()
-    assert reward_from_environment().rollouts.floor == -3
-    given = reward_from_environment(model=tiny, floor=-4.0, mode="mean")
-    assert (given.scorer, given.rollouts.floor, given.rollouts.mode) == (tiny, -4.0, "mean")
-    assert given.rollouts.render is reward_from_environment().rollouts.render
+
+
+def test_other_variables_in_the_same_process_are_another_reward(tiny, rows, variables, monkeypatch):
+    made = []
+    monkeypatch.setattr(environment, "JRMReward", lambda **given: made.append(given) or JRMReward(tiny, **given))
+    batch = columns(rows[:1]) | {"edited_image": [rows[0]["source_image"]]}
+    (score,) = tiny.score([Sample.edit(rows[0]["source_image"], rows[0]["instruction"], rows[0]["source_image"])])
+    for given, expected in (
+        ({}, score.mu["overall"]),
+        ({"JRM_MODE": "lower_confidence_bound", "JRM_K": "0.5"}, score.reward("lower_confidence_bound", k=0.5)),
+        ({"JRM_K": "3"}, score.reward("lower_confidence_bound", k=3.0)),
+        ({"JRM_MODE": "", "JRM_DIMENSION": "visual_quality"}, score.mu["visual_quality"]),
+    ):
+        variables(**given)
+        for _ in range(2):
+            assert jrm_reward(["p"], [""], **batch) == pytest.approx([expected], abs=1e-5)
+    assert len(made) == 4  # one for each set of variables, not one for each call
 
 
 @pytest.mark.parametrize(
     "name, value, message",
     [
         ("JRM_FLOOR", "low", "JRM_FLOOR must be a number, not 'low'"),
+        ("JRM_SAVE_IMAGES", "1.5", "JRM_SAVE_IMAGES must be a whole number, not '1.5'"),
+        ("JRM_DTYPE", "int8", "dtype must be float32"),
         ("JRM_TASK", "video", "not 'video'"),
         ("JRM_DEVICE", "toaster", "the device toaster cannot be used here"),
         ("JRM_MODLE", "x", "JRM_MODLE means nothing to jrm_reward; it reads JRM_MODEL"),

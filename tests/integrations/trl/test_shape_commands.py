@@ -49,12 +49,17 @@ def test_what_is_no_command_is_not_drawn(example, command):
         example.draw(command, example.draw_rows(1, 0, heldout=False)[0])
 
 
-def test_it_runs_to_its_end(example, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [([], ["jrm_reward"]), (["--per-dimension"], ["jrm_instruction_following", "jrm_visual_quality"])],
+)
+def test_it_runs_to_its_end(example, tmp_path, monkeypatch, flags, names):
     arguments = ["--steps", "2", "--warm-up-steps", "2", "--heldout", "6", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["shape_commands.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["shape_commands.py", *arguments, *flags])
     example.main()
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [entry["step"] for entry in summary["training"]] == [1, 2]
+    assert all([*entry["rewards"]] == names for entry in summary["training"])
     for end in ("start", "end"):
         assert summary[end]["oracle_success"]["n"] == summary[end]["reward"]["n"] == 6
     assert Image.open(tmp_path / "out" / "curves.png").width > 500

@@ -132,18 +132,23 @@ def with_jrm(compose, **changes) -> DictConfig:
         ({"reward__jrm__model_path": "???"}, "the settings reward.jrm have no model_path; give the folder"),
         ({"reward__jrm__modle": 1}, "reward.jrm has no key modle; its keys are model_path, device"),
         ({"reward__jrm__replicas": 0}, "replicas in the settings reward.jrm must be a whole number of at least 1"),
+        ({"reward__jrm__save_images": 10}, "reward.jrm cannot be used: save_images and save_folder belong together"),
         ({"reward__jrm__task": "paint"}, "must be edit, generation or response, not 'paint'"),
         ({"reward__jrm__mode": "best"}, "unknown reward mode 'best'"),
         (
             {"reward__jrm__on_error": "skip"},
-            "the settings reward.jrm cannot be used: on_error must be raise or floor",
+            "the settings reward.jrm cannot be used: on_error must be raise, floor or leave_",
+        ),
+        (
+            {"reward__jrm__on_error": "leave_out"},
+            "gives what cannot be scored no reward, and verl needs one for every rollout; use raise or floor",
         ),
         ({"reward__jrm__on_error": "floor"}, "the settings reward.jrm cannot be used: on_error: floor needs a floor"),
         ({"reward__jrm__floor": -3.0}, "the settings reward.jrm cannot be used: floor has no use here"),
         ({"reward__jrm__render": "no.such.function", "reward__jrm__floor": -3.0}, "render no.such.function cannot be"),
         (
             {"reward__jrm__mode": "win_rate"},
-            "and verl asks for one reward at a time; use mean, lower_confidence_bound or win_over_source",
+            "and verl asks for one reward at a time; use mean, lower_confidence_bound, entropic or win_ov",
         ),
         (
             {"reward__jrm__mode": "win_over_source", "reward__jrm__task": "generation"},

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import signal
 import threading
@@ -16,13 +17,15 @@ pytest.importorskip("verl")
 
 import ray  # noqa: E402
 from hydra import compose, initialize_config_module  # noqa: E402
+from omegaconf import open_dict  # noqa: E402
 from PIL import Image  # noqa: E402
 from verl import DataProto  # noqa: E402
 from verl.experimental.reward_loop import RewardLoopManager  # noqa: E402
+from verl.trainer.ppo.ray_trainer import compute_advantage  # noqa: E402
 from verl.trainer.ppo.reward import load_reward_manager  # noqa: E402
 from verl.utils import hf_tokenizer  # noqa: E402
 
-from jrm_plugin import Sample  # noqa: E402
+from jrm_plugin import JRMError, Sample  # noqa: E402
 from jrm_plugin.integrations.ray import ScorerPool, shared_pool  # noqa: E402
 from jrm_plugin.integrations.verl.reward_manager import row_of  # noqa: E402
 from jrm_plugin.integrations.verl.settings import settings_of  # noqa: E402
@@ -168,6 +171,128 @@ def test_rendered_text_and_the_win_over_the_source(tiny, group_of):
     expected = [score.reward("win_probability", against=source) for score in scores]
     assert [a["reward_score"] for a in answers] == pytest.approx([*expected, 0], abs=1e-5)
     assert [a["reward_extra_info"]["jrm_invalid_answer"] for a in answers] == [0, 0, 1]
+
+
+def test_a_dimension_is_the_reward_and_rollouts_are_kept(tiny, group_of, tmp_path):
+    samples = group_of(8, 4)
+    images = edited(samples)
+    images[1] = b"no image"
+    kept = {"save_images": 2, "save_folder": str(tmp_path / "kept")}
+    floor = {"on_error": "floor", "floor": FLOOR}
+    data = batch_of(samples, edited_image=images, global_steps=[7] * 4, uid=["a", "a", "b", "b"])
+    answers = rewards_of(data, dimension="visual_quality", **kept, **floor)
+    good = [0, 2, 3]
+    expected = dict(zip(good, tiny.score([samples[k] for k in good]), strict=True))
+    for k, answer in enumerate(answers):
+        wanted = expected[k].mu["visual_quality"] if k in good else FLOOR
+        assert answer["reward_score"] == pytest.approx(wanted, abs=1e-5)
+    (file,) = (tmp_path / "kept").glob("*/metadata.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 2  # of the three that were scored, in whichever order that was
+    for line in lines:
+        (k,) = [k for k in good if line["mu_overall"] == pytest.approx(expected[k].mu["overall"], abs=1e-5)]
+        assert line["reward"] == answers[k]["reward_score"]
+        assert (line["step"], line["uid"], line["instruction"]) == (7, "aabb"[k], samples[k].prompt_text)
+        with Image.open(file.with_name(line["file_name"])) as image:
+            assert np.array_equal(image, Image.open(io.BytesIO(images[k])))
+    with pytest.raises(JRMError, match="the reward model has no dimension 'beauty'; take instruction_following, vis"):
+        rewards_of(data, dimension="beauty")
+
+
+# --- a reward for each dimension --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["mean", "lower_confidence_bound", "entropic", "win_over_source"])
+def test_gdpo_by_configuration_alone_whatever_cannot_be_scored(tiny, group_of, mode):
+    """verl's own GDPO on our keys, with invalid and unscorable rollouts among two groups, against numpy."""
+    groups = [group_of(9, 4), group_of(10, 4)]
+    samples = [sample for group in groups for sample in group]
+    texts = ["a", "blue", "", "red circle", "", "green", "a", "blue"]
+    ids = [tiny.processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    sources = [sample.prompt_images[0] for sample in samples]
+    sources[6] = b"no image"
+    data = batch_of(samples, texts=ids, source_image=sources)
+    answers = rewards_of(data, render="rendering.render", mode=mode, k=0.5, beta=2.0, on_error="floor", floor=FLOOR)
+    extra = {
+        name: np.array([a["reward_extra_info"][name] for a in answers]) for name in answers[0]["reward_extra_info"]
+    }
+    assert extra["jrm_invalid_answer"].tolist() == [0, 0, 1, 0, 1, 0, 0, 0]
+    assert extra["jrm_unscorable"].tolist() == [0, 0, 0, 0, 0, 0, 1, 0]
+    assert all(np.isfinite(values).all() for name, values in extra.items() if name != "jrm_mode")
+    assert extra["jrm_overall"].tolist() == [a["reward_score"] for a in answers]
+    for k in (0, 1, 3, 5, 7):
+        picture = rendering.render(texts[k], {"source_image": sources[k]})
+        edits = [Sample.edit(sources[k], samples[k].prompt_text, image) for image in (picture, sources[k])]
+        edit, unedited = tiny.score(edits)
+        for name in edit.mu:
+            wanted = {
+                "mean": edit.mu[name],
+                "lower_confidence_bound": edit.mu[name] - 0.5 * edit.sigma[name],
+                "entropic": edit.mu[name] - edit.sigma[name] ** 2 / 4,
+                "win_over_source": edit.reward("win_probability", dimension=name, against=unedited),
+            }[mode]
+            assert extra[f"jrm_{name}"][k] == pytest.approx(wanted, abs=1e-4)
+
+    keys, weights = ["jrm_instruction_following", "jrm_visual_quality"], [1.0, 0.5]
+    config = make_config()
+    with open_dict(config):
+        config.algorithm.adv_estimator = "gdpo"
+        config.algorithm.gdpo_reward_keys, config.algorithm.gdpo_reward_weights = keys, weights
+    mask, uid = data.batch["attention_mask"][:, 2:], np.repeat(["one", "two"], 4)
+    data = DataProto.from_dict(
+        {**data.batch, "response_mask": mask, "token_level_rewards": torch.zeros(8, 4)},
+        non_tensors={"uid": uid, **extra},
+    )
+    found = compute_advantage(data, config.algorithm.adv_estimator, config=config.algorithm).batch["advantages"]
+    rewards = np.stack([extra[key] for key in keys], axis=1).reshape(2, 4, 2)
+    normal = (rewards - rewards.mean(axis=1, keepdims=True)) / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-6)
+    total = np.repeat((normal @ weights).reshape(8, 1), 4, axis=1)
+    tokens = total[mask.bool().numpy()]  # verl whitens over the tokens of the batch
+    expected = (total - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8) * mask.numpy()
+    assert np.isfinite(found.numpy()).all() and found.abs().max() > 0.5
+    assert found.numpy() == pytest.approx(expected, abs=1e-3)
+
+
+# --- one of several rewards -------------------------------------------------------------------------------------------
+
+
+def test_function_for_one_of_several_rewards_beside_verls_own_manager(tiny, group_of):
+    """`custom_reward_function` with verl's manager `naive`: by itself, and inside a function of the user's."""
+    samples = group_of(6, 3)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        tokenizer = f"actor_rollout_ref.model.path={built_in_folder('jrm-tiny')}"
+        config = compose("ppo_trainer", overrides=[tokenizer])
+    texts = ["a", "blue", ""]
+    ids = [tiny.processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    extra = [{"instruction": s.prompt_text, "source_image": s.prompt_images[0], "index": 3} for s in samples]
+    tables = {"data_source": ["edits"] * 3, "reward_model": [{"ground_truth": "not read"}] * 3, "extra_info": extra}
+    data = batch_of(samples, texts=ids, **tables)
+    with open_dict(config):
+        given = {"model_path": "jrm-tiny", "device": "cpu", "render": "rendering.render", "floor": FLOOR}
+        config.reward.custom_reward_function.reward_kwargs = given
+
+    def rewards(path: str, name: str) -> list[dict]:
+        config.reward.custom_reward_function.path, config.reward.custom_reward_function.name = path, name
+
+        async def each():  # verl's manager belongs to the event loop in which it is made
+            manager = load_reward_manager(config, hf_tokenizer(built_in_folder("jrm-tiny")))
+            return await asyncio.gather(*(manager.run_single(data[k : k + 1]) for k in range(3)))
+
+        return asyncio.run(each())
+
+    drawn = [
+        Sample.edit(one["source_image"], one["instruction"], rendering.render(text, one))
+        for one, text in zip(extra[:2], texts, strict=False)
+    ]
+    expected = [*(score.reward() for score in tiny.score(drawn)), FLOOR]
+    alone = rewards("pkg://jrm_plugin.integrations.verl", "compute_score_jrm")
+    assert [one["reward_score"] for one in alone] == pytest.approx(expected, abs=1e-5)
+    assert [one["reward_extra_info"]["jrm_invalid_answer"] for one in alone] == [0, 0, 1]
+    both = rewards("pkg://rendering", "jrm_and_brevity")
+    assert [one["reward_score"] for one in both] == pytest.approx(
+        [value - len(text) for value, text in zip(expected, texts, strict=True)], abs=1e-5
+    )
+    assert both[0]["reward_extra_info"]["brevity"] == -1
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
