@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
@@ -45,9 +46,15 @@ from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.preferences import PreferencePair, example_to_record
 from jrm_plugin.runs import check_settings, locked
+from jrm_plugin.switches import Switch
 
 LOCK_FILE = ".jrm_train.lock"
 CURVES_FILE = "curves.png"
+# A model with fewer parameters than this computes for microseconds between two points at which threads wait for each
+# other. A further thread hardly pays there, and on a machine that is not idle it makes training ten times slower
+# (benchmarks/threads.py).
+SMALL = 10_000_000
+_THREADS = Switch(torch.get_num_threads, torch.set_num_threads)
 # What a run leaves, beside its checkpoints.
 _RESULTS = ("config.json", "adapter_config.json", "model.safetensors")
 
@@ -195,7 +202,8 @@ def _train(
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if is_main:
             write_json(settings_file, settings)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with _THREADS.held(threads_that_pay(trainer.model)):
+            trainer.train(resume_from_checkpoint=checkpoint)
     if is_main:
         _draw_curves(trainer)
     if stop.signalled and trainer.state.global_step < trainer.state.max_steps:
@@ -203,6 +211,16 @@ def _train(
     trainer.save_model(training.output_dir)
     trainer.save_state()
     return trainer
+
+
+def threads_that_pay(model: nn.Module) -> int:
+    """With how many of torch's threads a model is trained: with one if it is small and on a CPU, else with those set.
+
+    What is in `OMP_NUM_THREADS` stays.
+    """
+    is_small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    return 1 if is_small and on_cpu and "OMP_NUM_THREADS" not in os.environ else torch.get_num_threads()
 
 
 def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> None:

@@ -389,10 +389,21 @@ class JRMProcessor:
         critiques: Iterable[Mapping[str, Critique] | str | None] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Makes the model's inputs: [`~JRMProcessor.encode`] for each sample, then [`~JRMProcessor.collate`]."""
+        encoded: dict[str, EncodedImage] = {}
+
+        def encode_image(image: Any) -> EncodedImage:
+            """Both samples of a pair name one source."""
+            if not isinstance(image, str):
+                return self.encode_image(image)
+            if image not in encoded:
+                encoded[image] = self.encode_image(image)
+            return encoded[image]
+
+        encode = partial(self.encode, encode_image=encode_image)
         if critiques is None:
-            return self.collate([sequence for sample in samples for sequence in self.encode(sample)])
+            return self.collate([sequence for sample in samples for sequence in encode(sample)])
         pairs = zip(samples, critiques, strict=True)
-        return self.collate([s for sample, critique in pairs for s in self.encode(sample, critique)], with_labels=True)
+        return self.collate([s for sample, critique in pairs for s in encode(sample, critique)], with_labels=True)
 
     def encode(
         self,
