@@ -107,7 +107,7 @@ class JRMReward:
 
 
 def jrm_rewards(
-    model: str | Path | Scorer = "jrm-tiny",
+    model: str | Path | Scorer | None = None,
     dimensions: Sequence[str] | None = None,
     *,
     on_error: str = "leave_out",
