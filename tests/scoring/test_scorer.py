@@ -178,6 +178,14 @@ def test_a_score_that_is_not_finite_is_its_samples_error(make_scorer, make_sampl
         scorer.score([good[0], poisoned])
     with pytest.raises(JRMError, match="sample 1 cannot be read by the model: its hidden state"):
         scorer.hidden_states([good[0], poisoned])
+    for sampling in ({}, {"temperature": 1.0}):
+        options = {"max_new_tokens": 4, **sampling}
+        *critiques, critique = scorer.critique([*good[:2], poisoned], on_error="return", **options)
+        assert "its critique, computed in the precision float32, is not a finite number" in str(critique)
+        assert critiques == scorer.critique(good[:2], **options) or sampling
+        with pytest.raises(JRMError, match="sample 1 cannot be criticised: its critique"):
+            scorer.critique([good[0], poisoned], **options)
+    assert scorer.critique(good[0], max_new_tokens=4) == scorer.critique(good[:1], max_new_tokens=4)[0]
 
 
 def test_an_overflow_of_float16_names_the_precision(make_scorer, make_samples):
