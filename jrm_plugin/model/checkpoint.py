@@ -348,7 +348,9 @@ def load_image_processor(folder: str | Path, **hub: Any) -> backbone.ImageProces
         elif key == "resample":
             _check_between(value, 0, 5, place)
     with reading(folder, "the image processor"):
-        processor = backbone.ImageProcessor.from_dict(content)
+        # A size of its own: without one, the bounds of older files are written into the class's, for all that come after.
+        size = dict(content.get("size") or backbone.ImageProcessor.size)
+        processor = backbone.ImageProcessor.from_dict(content | {"size": size})
         smallest, largest = backbone.min_pixels(processor), backbone.max_pixels(processor)
     _check_between(largest, backbone.pixels_per_token(processor), _MOST_PIXELS, f"{file}, the largest size in pixels")
     most = min(largest, _MOST_IMAGE_TOKENS * backbone.pixels_per_token(processor))

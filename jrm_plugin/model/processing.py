@@ -242,10 +242,15 @@ class JRMProcessor:
             raise JRMError(f"max_pixels={value} is less than one image token's {smallest} pixels.")
         backbone.set_max_pixels(self.image_processor, value)
 
+    @property
+    def min_pixels(self) -> int:
+        """Images with fewer pixels than this are scaled up."""
+        return backbone.min_pixels(self.image_processor)
+
     def __repr__(self) -> str:
         return (
             f"JRMProcessor(order={self.order!r}, sequences={self.sequences!r}, dimensions={self.dimensions}, "
-            f"tasks={list(self.rubrics)}, max_pixels={self.max_pixels})"
+            f"tasks={list(self.rubrics)}, min_pixels={self.min_pixels}, max_pixels={self.max_pixels})"
         )
 
     # -- from a sample to its pieces

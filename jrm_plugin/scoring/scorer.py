@@ -230,7 +230,9 @@ class RewardScorer:
         if not all(map(math.isfinite, [*mu_D, *sigma_D])):
             raise JRMError(self._not_finite("score"))
         return RewardScore(
-            mu=dict(zip(self.dimensions, mu_D, strict=True)), sigma=dict(zip(self.dimensions, sigma_D, strict=True))
+            mu=dict(zip(self.dimensions, mu_D, strict=True)),
+            sigma=dict(zip(self.dimensions, sigma_D, strict=True)),
+            overall_rule=self.model.config.overall_rule,
         )
 
     def _not_finite(self, what: str) -> str:
@@ -371,8 +373,13 @@ class RewardScorer:
             [`UnparsedCritique`] with the raw text where it is beyond that.
 
         Raises:
-            JRMError: the checkpoint has no such dimension, or a sample cannot be read.
+            JRMError: the checkpoint writes no critiques or has no such dimension, or a sample cannot be read.
         """
+        if not self.model.config.writes_critiques:
+            raise JRMError(
+                f"{self.model.name_or_path or 'this model'} writes no critiques: it is converted from a reward model "
+                "that was trained to score alone; score with it, or train it on critiques first."
+            )
         if dimension is not None:
             self._check_dimension(dimension)
         if temperature < 0 or not 0 < top_p <= 1:
