@@ -81,7 +81,8 @@ class TrainArguments:
         dimensions, order, sequences: the layout (see docs/architecture.md); by default as `JRMProcessor` has it.
         rubrics: `full` (the default), `short`, or a JSON file of texts by task and dimension.
         reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound, rope_positions, overall_rule:
-            see `JRMConfig`. These and the layout belong to a JRM checkpoint and cannot be given when one is gone on from.
+            see `JRMConfig`. These and the layout belong to a JRM checkpoint and cannot be given when one is gone on
+            from.
         lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
     """
 

@@ -348,7 +348,7 @@ def load_image_processor(folder: str | Path, **hub: Any) -> backbone.ImageProces
         elif key == "resample":
             _check_between(value, 0, 5, place)
     with reading(folder, "the image processor"):
-        # A size of its own: without one, the bounds of older files are written into the class's, for all that come after.
+        # A size of its own: else the bounds of an older file are written into the class's, for all that come after.
         size = dict(content.get("size") or backbone.ImageProcessor.size)
         processor = backbone.ImageProcessor.from_dict(content | {"size": size})
         smallest, largest = backbone.min_pixels(processor), backbone.max_pixels(processor)

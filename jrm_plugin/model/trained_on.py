@@ -73,8 +73,8 @@ class NotTrainedOn:
         given = sequences[0].source_images
         if self._source_images is not None and given > self._source_images:
             sentences.append(
-                f"this checkpoint was trained on at most {self._source_images} source images a sample; one with {given} "
-                "is scored, whose score may mean little."
+                f"this checkpoint was trained on at most {self._source_images} source images a sample; one with "
+                f"{given} is scored, whose score may mean little."
             )
             self._source_images = None
         return sentences
