@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
             prompts=options.prompts,
             constant=options.constant,
             overall_rule=options.overall_rule,
+            verified=options.verify,
         )
     print("\n".join(sentences))
     return 0

@@ -25,6 +25,7 @@ from jrm_plugin.model.foreign import LAYOUTS
 from jrm_plugin.model.foreign.layout import Layout, Settings
 from jrm_plugin.model.foreign.names import EMBEDDINGS, LM_HEAD, HeadNames, is_head, naming, to_ours, to_theirs
 from jrm_plugin.model.foreign.prompts import templates
+from jrm_plugin.model.foreign.verification import verify
 from jrm_plugin.model.foreign.weights import (
     ADAPTER_FILES,
     LazyTensor,
@@ -56,6 +57,7 @@ def convert(
     prompts: Sequence[Path] = (),
     constant: str | None = None,
     overall_rule: str | None = None,
+    verified: bool = False,
 ) -> list[str]:
     """Makes a JRM folder of another project's checkpoint.
 
@@ -68,6 +70,8 @@ def convert(
         prompts: files of the project's code that hold its prompts; they are read and not run.
         constant: the name of the prompt of a single head.
         overall_rule: how the overall score comes of the dimensions'; by default as the run's settings say, or the mean.
+        verified: whether scores of the folder are compared with those of transformers' own class before it is in its
+            place; both models are loaded for that, one after the other.
 
     Returns:
         What was made, as sentences.
@@ -137,7 +141,11 @@ def convert(
         jrm_config.save_pretrained(staging)
         processor.save_pretrained(staging)
         write_weights(staging / "model.safetensors", ours)
-    return _summary(layout, jrm_config, processor, head, target)
+        sentences = _summary(layout, jrm_config, processor, head, target)
+        if verified:
+            difference = verify(staging, weights, config, head, jrm_config.rope_positions, layout.task)
+            sentences.append(f"Its scores are those of transformers' own class: no difference above {difference:.1g}.")
+    return sentences
 
 
 def convert_back(source: Path, target: Path, name: str) -> list[str]:
