@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     Qwen2VLImageProcessorPil,
 )
@@ -112,6 +113,36 @@ def old_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value
         for key, value in weights.items()
     }
+
+
+def make_peer(name: str, family: str, base: Path, code: Path) -> Peer:
+    """Heads with random weights over a tiny backbone whose rows are cut to its tokenizer; prompts go into `code`."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    generator = torch.Generator().manual_seed(0)
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer) + 1, mean_resizing=False)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    embeddings = weights["model.language_model.embed_tokens.weight"]
+    for key in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        weights[key][-1] = torch.randn(embeddings.shape[1], generator=generator)
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    heads = ("rm_head",) if name == "hpsv3" else ("rm_heads.head_0", "rm_heads.head_1")
+    for head in heads:
+        width = embeddings.shape[1]
+        for k, out in ((0, 24), (3, 16), (5, 2)):
+            weights[f"{head}.{k}.weight"] = torch.randn(out, width, generator=generator) / width**0.5
+            weights[f"{head}.{k}.bias"] = torch.randn(out, generator=generator)
+            width = out
+    if name == "hpsv3":
+        files, templates = {"collator.py": HPSV3_COLLATOR}, (PREFERENCE,)
+        weights = old_names(weights)
+    else:
+        files = {"prompts.py": EDITREWARD_PROMPTS, "collator.py": EDITREWARD_COLLATOR}
+        templates = (FOLLOWING, QUALITY)
+    for file, text in files.items():
+        (code / file).write_text(text)
+    return Peer(name, family, base, weights, tuple(code / file for file in files), templates, heads)
 
 
 def settings(folder: Path, **values: object) -> None:
