@@ -154,6 +154,16 @@ def in_file(path: Path) -> Iterator[None]:
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 
+def model_type(folder: str | Path, **hub: Any) -> str | None:
+    """What the config of a folder, a hub name or a built-in model says that it is; None where nothing does."""
+    folder = built_in_folder(folder)
+    path = Path(folder)
+    if not path.is_dir() and (path.is_absolute() or len(path.parts) != 2 or path.is_file()):
+        return None
+    file = find_file(folder, CONFIG_FILE, **hub)
+    return None if file is None else read_object(file).get("model_type")
+
+
 def load_config(folder: str | Path, **hub: Any) -> PreTrainedConfig:
     """The config of a folder, a hub name or a built-in model, every value checked.
 
