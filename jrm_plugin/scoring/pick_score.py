@@ -90,7 +90,7 @@ class PickScorer:
 
     def score(
         self,
-        samples: Any,
+        samples: SampleLike | Iterable[SampleLike],
         *,
         on_error: Literal["raise", "return"] = "raise",
         progress: bool = False,

@@ -163,6 +163,23 @@ def test_files_beside_the_weights_are_taken_before_the_bases(hpsv3, backbone_fol
     assert processor.min_pixels == processor.max_pixels == 256 * 28 * 28
 
 
+def test_a_config_as_transformers_wrote_it_when_the_peers_trained(hpsv3, tmp_path):
+    hpsv3.write(tmp_path / "theirs")
+    config = json.loads((hpsv3.base / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    for name in ("model_type", "layer_types", "dtype", "use_sliding_window"):
+        text.pop(name, None)
+    text |= {"rope_theta": rope["rope_theta"], "vocab_size": 151936, "torch_dtype": "float32"}
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    flat = config | text | {"transformers_version": "4.45.2", "architectures": ["Qwen2VLRewardModelBT"]}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(flat))
+    converted_from(hpsv3, None, tmp_path / "ours", tmp_path / "theirs")
+    sample, images = sample_of(hpsv3, "a red circle")
+    score = RewardScorer.from_pretrained(tmp_path / "ours", device="cpu").score(sample)
+    assert score.mu["human_preference"] == pytest.approx(hpsv3.scores(images, "a red circle")[0][0], abs=1e-5)
+
+
 def test_the_rule_of_the_overall_score_is_the_runs_or_what_is_said(two_heads, tmp_path):
     two_heads.write(tmp_path / "theirs")
     settings(tmp_path / "theirs", pooling_strategy="min", rm_head_type="ranknet_multi_head", use_special_tokens=True)
