@@ -127,6 +127,12 @@ class PickScorer:
             check_one_prompt(candidates)
         return ranked(self.score(candidates), dimension)
 
+    def critique(self, *_: Any, **__: Any) -> None:
+        """Raises a [`JRMError`]: it writes none."""
+        raise JRMError(
+            f"{self.model.name_or_path or 'this model'} is a PickScore, which writes no critiques; take a JRM."
+        )
+
     @torch.inference_mode()
     def _score(self, sample: Sample, texts: dict[str, torch.Tensor]) -> RewardScore:
         """One at a time: the last digits of a score would depend on what stands beside it in a batch."""

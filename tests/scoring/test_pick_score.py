@@ -101,5 +101,7 @@ def test_what_it_has_no_use_for_is_refused(folder, tmp_path):
         load_scorer(folder, max_pixels=100)
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes((folder / file).read_bytes())
+    with pytest.raises(JRMError, match="which writes no critiques; take a JRM"):
+        load_scorer(folder).critique([Sample.generation(TEXT, picture(1))])
     with pytest.raises(JRMError, match="has no preprocessor_config.json"):
         load_scorer(tmp_path)
