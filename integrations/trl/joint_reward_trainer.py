@@ -165,6 +165,7 @@ class JointRewardTrainer(RewardTrainer):
         self._outcomes: dict[str, defaultdict[str, list]] = {m: defaultdict(list) for m in ("train", "eval")}
         self._staging = False
         self._trained_on = TrainedOn()
+        self._overall_rule = model.config.overall_rule
         self._alpha = args.alpha  # `self.args` is not there yet when the examples are checked
         self._columns = columns
         # TRL takes its own two types alone; `_prepare_dataset` makes examples of what was given.
@@ -181,6 +182,8 @@ class JointRewardTrainer(RewardTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        if self._alpha > 0 and isinstance(train_dataset, IterableDataset):  # nobody knows yet what it holds
+            self._trained_on.critiques = True
         self._trained_on.record(model.config)
 
     # -- data
@@ -214,6 +217,8 @@ class JointRewardTrainer(RewardTrainer):
             if length > self._longest:
                 too_long.append((number, length))
             critiques += has_critique(example)
+            if dataset_name == "train" and self._alpha > 0 and has_critique(example):
+                self._trained_on.critiques = True
 
         with bar:
             examples = checked_examples(dataset, self._columns, what, check)
@@ -297,6 +302,7 @@ class JointRewardTrainer(RewardTrainer):
                 *chosen,
                 *rejected,
                 label_NC,
+                overall_rule=self._overall_rule,
                 tie_threshold=self.args.tie_threshold,
                 objective=self.args.objective,
             )
@@ -342,7 +348,9 @@ class JointRewardTrainer(RewardTrainer):
     @torch.no_grad()
     def _record(self, mode: str, chosen, rejected, label_NC: torch.Tensor, loss_NC: torch.Tensor) -> None:
         """Keeps each pair's outcome, so that what is logged is a mean over pairs and not over batches."""
-        (mu_i, log_sigma_i), (mu_j, log_sigma_j) = with_overall(*chosen), with_overall(*rejected)
+        (mu_i, log_sigma_i), (mu_j, log_sigma_j) = (
+            with_overall(*scores, self._overall_rule) for scores in (chosen, rejected)
+        )
         per_pair_NCK = torch.stack(
             [
                 label_NC,

@@ -37,7 +37,7 @@ from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
-from jrm_plugin.model.configuration import HEAD_FIELDS
+from jrm_plugin.model.configuration import CHOSEN_FIELDS
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
@@ -80,8 +80,9 @@ class TrainArguments:
             read, which finds all but damage in its middle. Without `strict` every image is decoded in any case.
         dimensions, order, sequences: the layout (see docs/architecture.md); by default as `JRMProcessor` has it.
         rubrics: `full` (the default), `short`, or a JSON file of texts by task and dimension.
-        reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound: see `JRMConfig`.
-            These and the layout belong to a JRM checkpoint and cannot be given when one is gone on from.
+        reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound, rope_positions, overall_rule:
+            see `JRMConfig`. These and the layout belong to a JRM checkpoint and cannot be given when one is gone on
+            from.
         lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
     """
 
@@ -100,6 +101,8 @@ class TrainArguments:
     reward_head_dropout: float | None = field(default=None, metadata={"help": "Dropout of the head."})
     reward_head_activation: str | None = field(default=None, metadata={"help": "Activation of the head."})
     log_sigma_bound: list[float] | None = field(default=None, metadata={"help": "Centre and half range of log sigma."})
+    rope_positions: str | None = field(default=None, metadata={"help": "mrope or 1d."})
+    overall_rule: str | None = field(default=None, metadata={"help": "mean, sum or min of the dimensions' scores."})
     lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
 
@@ -259,7 +262,7 @@ def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMF
     layout = _given(arguments, ("dimensions", "order", "sequences", "rubrics"))
     if "rubrics" in layout:
         layout["rubrics"] = _rubrics(layout["rubrics"])
-    head = _given(arguments, HEAD_FIELDS)
+    head = _given(arguments, CHOSEN_FIELDS)
     return start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head)
 
 

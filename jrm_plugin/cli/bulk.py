@@ -29,7 +29,7 @@ from jrm_plugin.files import check_writable, replacing, to_json, write_jsonl
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.names import value_of
 from jrm_plugin.records.samples import OVERALL, StoredImage
-from jrm_plugin.records.scores import SCORE_COLUMNS, RewardScore
+from jrm_plugin.records.scores import RULE, SCORE_COLUMNS, RewardScore
 from jrm_plugin.runs import append_records, cut_off_line, locked, read_records
 from jrm_plugin.scoring.loading import named_model
 from jrm_plugin.scoring.protocol import Scorer, ranked
@@ -89,7 +89,7 @@ def bulk_rows(
         options.input, columns=_mapping(options.columns), instruction=options.instruction, sources=options.source
     )
     for name in {name for item in items for name in item.record}:
-        if name in {*ROW_COLUMNS, *columns} or name.partition("_")[0] in SCORE_COLUMNS:
+        if name in {*ROW_COLUMNS, RULE, *columns} or name.partition("_")[0] in SCORE_COLUMNS:
             raise JRMError(
                 f"the input {options.input} has the key {name!r}, which is a column of the output; rename it."
             )

@@ -132,6 +132,16 @@ def in_file(path: Path) -> Iterator[None]:
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 
+def model_type(folder: str | Path, **hub: Any) -> str | None:
+    """What the config of a folder, a hub name or a built-in model says that it is; None where nothing does."""
+    folder = built_in_folder(folder)
+    path = Path(folder)
+    if not path.is_dir() and (path.is_absolute() or len(path.parts) != 2 or path.is_file()):
+        return None
+    file = find_file(folder, CONFIG_FILE, **hub)
+    return None if file is None else read_object(file).get("model_type")
+
+
 def load_config(folder: str | Path, **hub: Any) -> PreTrainedConfig:
     """The config of a folder, a hub name or a built-in model, every value checked.
 
@@ -326,7 +336,9 @@ def load_image_processor(folder: str | Path, **hub: Any) -> backbone.ImageProces
         elif key == "resample":
             _check_between(value, 0, 5, place)
     with reading(folder, "the image processor"):
-        processor = backbone.ImageProcessor.from_dict(content)
+        # A size of its own: else the bounds of an older file are written into the class's, for all that come after.
+        size = dict(content.get("size") or backbone.ImageProcessor.size)
+        processor = backbone.ImageProcessor.from_dict(content | {"size": size})
         smallest, largest = backbone.min_pixels(processor), backbone.max_pixels(processor)
     _check_between(largest, backbone.pixels_per_token(processor), _MOST_PIXELS, f"{file}, the largest size in pixels")
     most = min(largest, _MOST_IMAGE_TOKENS * backbone.pixels_per_token(processor))

@@ -8,10 +8,12 @@ from transformers.activations import ACT2FN
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.backbone import ROPE_POSITIONS, check_backbone_family
-from jrm_plugin.records.samples import DIMENSIONS, TASKS
+from jrm_plugin.records.samples import DIMENSIONS, OVERALL, TASKS
+from jrm_plugin.records.scores import OVERALL_RULES
 
-# The fields of the config that shape the reward head.
-HEAD_FIELDS = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
+# The fields of the config that whoever makes a new model chooses.
+CHOSEN_FIELDS = ("reward_head_widths", "reward_head_dropout", "reward_head_activation", "log_sigma_bound")
+CHOSEN_FIELDS += ("rope_positions", "overall_rule")
 
 
 def check_dimensions(dimensions: Any) -> list[str]:
@@ -23,6 +25,8 @@ def check_dimensions(dimensions: Any) -> list[str]:
     names = list(dimensions) if isinstance(dimensions, (list, tuple)) else []
     fine = all(isinstance(name, str) and name for name in names) and 0 < len(set(map(str, names))) == len(names) <= 64
     _check(fine, "dimensions must be a list of distinct names", dimensions)
+    if OVERALL in names:
+        raise JRMError(f"no dimension can be called {OVERALL}: that is what comes of all dimensions; rename it.")
     return names
 
 
@@ -53,8 +57,12 @@ class JRMConfig(PreTrainedConfig):
         log_sigma_bound: `None`, or `(centre, half_range)`: log sigma is `centre + half_range * tanh(.)`.
         rope_positions: rotary positions of image tokens: `mrope`, the backbone's own in three dimensions, or `1d`, one
             after another like text, as some published reward models were trained.
+        overall_rule: how the overall score comes of the dimensions' (see [`RewardScore`]): `mean`, `sum` or `min`.
+        writes_critiques: whether the language head was trained to write critiques; converted reward models were not.
         trained_tasks: tasks of the samples it was trained on; None where that was not recorded.
         trained_pixels: `[smallest, largest]` of the images it was trained on, before they were scaled; likewise.
+        trained_source_images: how many source images a sample had at most; likewise.
+        converted_from: what `jrm convert` recorded of the files that it read, from which it writes them back.
     """
 
     model_type = "jrm"
@@ -68,8 +76,12 @@ class JRMConfig(PreTrainedConfig):
     reward_head_activation: str = "relu"
     log_sigma_bound: list[float] | tuple[float, ...] | None = None
     rope_positions: str = "mrope"
+    overall_rule: str = "mean"
+    writes_critiques: bool = True
     trained_tasks: list[str] | tuple[str, ...] | None = None
     trained_pixels: list[int] | tuple[int, ...] | None = None
+    trained_source_images: int | None = None
+    converted_from: dict | None = None
     tie_word_embeddings: bool = False  # the backbone's, always; peft reads it here
 
     def __post_init__(self, **kwargs: Any):
@@ -113,7 +125,13 @@ class JRMConfig(PreTrainedConfig):
             "rope_positions in the model's config must be mrope or 1d",
             self.rope_positions,
         )
-        tasks, pixels = self.trained_tasks, self.trained_pixels
+        _check(
+            self.overall_rule in OVERALL_RULES,
+            f"overall_rule must be one of {', '.join(OVERALL_RULES)}",
+            self.overall_rule,
+        )
+        _check(isinstance(self.writes_critiques, bool), "writes_critiques must be true or false", self.writes_critiques)
+        tasks, pixels, sources = self.trained_tasks, self.trained_pixels, self.trained_source_images
         _check(
             tasks is None or (isinstance(tasks, (list, tuple)) and {*map(str, tasks)} <= {*TASKS}),
             f"trained_tasks must be a list of tasks ({', '.join(TASKS)})",
@@ -125,6 +143,7 @@ class JRMConfig(PreTrainedConfig):
             "trained_pixels must be [smallest, largest]",
             pixels,
         )
+        _check(sources is None or _is_whole(sources, 0), "trained_source_images must be a whole number", sources)
         self.trained_tasks = None if tasks is None else list(tasks)
         self.trained_pixels = None if pixels is None else list(pixels)
         self.tie_word_embeddings = self.backbone_config.tie_word_embeddings

@@ -22,7 +22,7 @@ from jrm_plugin.model.checkpoint import (
     read_object,
     reading,
 )
-from jrm_plugin.model.configuration import HEAD_FIELDS, JRMConfig
+from jrm_plugin.model.configuration import CHOSEN_FIELDS, JRMConfig
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.trained_on import copy_fields
@@ -150,7 +150,7 @@ def load_lora(folder: str | Path, *, _chain: int = 0, **kwargs: Any) -> JRMForRe
     else:
         config, processor = load_config(folder), JRMProcessor.from_pretrained(folder)
         _check_holds_all(folder, shapes, content, processor)
-        fields = {name: getattr(config, name) for name in (*HEAD_FIELDS, "rope_positions")}
+        fields = {name: getattr(config, name) for name in CHOSEN_FIELDS}
         model = JRMForRewardModeling.from_backbone(base, processor=processor, config=fields, **kwargs)
     with reading(folder, "the LoRA checkpoint"):
         model = get_peft_model(model, adapters)

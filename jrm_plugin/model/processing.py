@@ -1,7 +1,8 @@
-"""From samples to sequences: the layout, the rubric, the tokenizer and the image processor.
+"""From samples to sequences: the layout, the rubrics, the tokenizer and the image processor.
 
-A sequence is one user turn (images, rubric, instruction, in the order of the layout) that the reward token closes,
-and, in training, the assistant turn with the critiques. Shape suffixes: B sequences, L length.
+A sequence is one user turn (images and texts, in the order of the layout) that the reward token closes, and, in
+training, the assistant turn with the critiques. Every text is a template of the checkpoint, in whose slot stands what
+comes from outside; template and filling are encoded as one string. Shape suffixes: B sequences, L length.
 """
 
 import copy
@@ -38,6 +39,7 @@ from jrm_plugin.records.images import image_size, load_image
 from jrm_plugin.records.samples import DIMENSIONS, TASKS, Sample
 
 REWARD_TOKEN = "<|Reward|>"
+SLOT = "{instruction}"  # the slot of a template
 LAYOUT_FILE = "jrm_processor.json"
 ORDERS = ("images_first", "rubric_first")
 SEQUENCES = ("joint", "per_dimension")
@@ -48,19 +50,20 @@ _LAYOUT = ("image_token", "dimensions", "order", "sequences", "rubrics")
 
 _REGION_TAG = re.compile("(" + "|".join(map(re.escape, REGION_TAGS)) + ")")
 # Marks a slot in the rendered chat template; private-use characters, so that no template's own text contains it.
-_SLOT = re.compile("\ue000([trR])\ue001")
+_MARKER = re.compile("\ue000([trR])\ue001")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a sequence: an image, or text that is read as plain text whatever it spells.
+    """A piece of a user turn: an image, or a text that stands in the slot of a template.
 
-    Only in a rubric, which belongs to the checkpoint, region tags are the tokens that critiques use.
+    The text is read as plain text whatever it spells. Only in the template, which belongs to the checkpoint, region
+    tags are the tokens that critiques use.
     """
 
     kind: Literal["image", "text"]
     content: Any
-    is_rubric: bool = False
+    template: str = SLOT
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +90,14 @@ class EncodedImage:
 class EncodedSequence:
     """One sequence before it is padded: token ids of both turns, its images, the dimension it scores, and its task.
 
-    `dimension` is `None` where a sequence scores every dimension (or none: a text to learn).
+    `dimension` is `None` where a sequence scores every dimension (or none: a text to learn). The first `source_images`
+    of the images are the prompt's.
     """
 
     prompt: list[int]
     critique: list[int]
     images: list[EncodedImage]
+    source_images: int
     dimension: int | None
     task: str
 
@@ -108,7 +113,9 @@ class JRMProcessor:
         order: `images_first` (images, rubric, instruction) or `rubric_first` (rubric, instruction, prompt images, and
             the response's image last).
         sequences: `joint` (one sequence scores every dimension) or `per_dimension` (one sequence and rubric each).
-        rubrics: text by task and dimension; by default the package's full ones.
+        rubrics: text by task and dimension; by default the package's full ones. `{instruction}` in one is the slot in
+            which the instruction stands. Where no rubric of a sequence has a slot, each is a line, and the instruction
+            comes behind them.
         max_pixels: images larger than this are scaled down; by default the image processor's own.
 
     Tokenizer and image processor stay the caller's: what is changed in them is changed in copies.
@@ -235,10 +242,15 @@ class JRMProcessor:
             raise JRMError(f"max_pixels={value} is less than one image token's {smallest} pixels.")
         backbone.set_max_pixels(self.image_processor, value)
 
+    @property
+    def min_pixels(self) -> int:
+        """Images with fewer pixels than this are scaled up."""
+        return backbone.min_pixels(self.image_processor)
+
     def __repr__(self) -> str:
         return (
             f"JRMProcessor(order={self.order!r}, sequences={self.sequences!r}, dimensions={self.dimensions}, "
-            f"tasks={list(self.rubrics)}, max_pixels={self.max_pixels})"
+            f"tasks={list(self.rubrics)}, min_pixels={self.min_pixels}, max_pixels={self.max_pixels})"
         )
 
     # -- from a sample to its pieces
@@ -253,15 +265,19 @@ class JRMProcessor:
 
     def segments(self, sample: Sample, dimensions: Sequence[str]) -> list[Segment]:
         """The user turn's pieces, in the order of the layout; without dimensions there is no rubric."""
-        rubrics = [self.rubric(sample.task, dimension) for dimension in dimensions]
-        rubric = [Segment("text", text + "\n", is_rubric=True) for text in rubrics]
-        instruction = [Segment("text", sample.prompt_text)] if sample.prompt_text else []
-        answer = [Segment("text", "\n" + sample.response_text)] if sample.response_text else []
+        texts = [Segment("text", sample.prompt_text, text) for text in self.templates(sample.task, dimensions)]
+        answer = [Segment("text", sample.response_text, "\n" + SLOT)] if sample.response_text else []
         before = [Segment("image", image) for image in sample.prompt_images]
         after = [Segment("image", image) for image in sample.response_images]
         if self.order == "images_first":
-            return before + after + rubric + instruction + answer
-        return rubric + instruction + before + after + answer
+            return before + after + texts + answer
+        return texts + before + after + answer
+
+    def templates(self, task: str, dimensions: Sequence[str]) -> list[str]:
+        """The texts of a user turn, with the slot in which the instruction stands, in their order."""
+        rubrics = [self.rubric(task, dimension) for dimension in dimensions]
+        texts = [text if SLOT in text else text + "\n" for text in rubrics]
+        return texts if any(SLOT in text for text in rubrics) else [*texts, SLOT]
 
     def rubric(self, task: str, dimension: str) -> str:
         if task not in self.rubrics:
@@ -298,14 +314,18 @@ class JRMProcessor:
         """Tokens of an assistant turn: region tags are tokens, all else is plain text; ends the turn."""
         return [*self._encode_with_tags(text), self.tokenizer.eos_token_id]
 
-    def _encode_with_tags(self, text: str) -> list[int]:
+    def _encode_with_tags(self, text: str, filled: Callable[[str], str] = str) -> list[int]:
+        """Tokens of a text, its region tags tokens; `filled` gives what is read of each piece between them."""
         ids: list[int] = []
         for k, piece in enumerate(_REGION_TAG.split(text)):
             if k % 2:
                 ids.append(self.tokenizer.convert_tokens_to_ids(piece))
             elif piece:
-                ids += self.encode_text(piece)
+                ids += self.encode_text(filled(piece))
         return ids
+
+    def _encode_filled(self, text: Segment) -> list[int]:
+        return self._encode_with_tags(text.template, lambda piece: piece.replace(SLOT, text.content))
 
     def encode_image(self, image: Any) -> EncodedImage:
         """Decodes an image, scales it and cuts it into patches.
@@ -346,7 +366,7 @@ class JRMProcessor:
             self.tokenizer, [{"role": "user", "content": content}], add_generation_prompt=True
         )
         pieces: list[list[int] | str] = []
-        for k, piece in enumerate(_SLOT.split(rendered)):
+        for k, piece in enumerate(_MARKER.split(rendered)):
             if k % 2:
                 pieces.append(piece)
                 continue
@@ -373,8 +393,7 @@ class JRMProcessor:
             if piece == "i":
                 ids += [self.image_token_id] * next(counts)
             elif piece == "t":
-                text = next(texts)
-                ids += self._encode_with_tags(text.content) if text.is_rubric else self.encode_text(text.content)
+                ids += self._encode_filled(next(texts))
             elif piece == "R":
                 ids.append(self.reward_token_id)
             else:
@@ -435,6 +454,7 @@ class JRMProcessor:
                     prompt=self._prompt_ids(segments, [image.tokens for image in images]),
                     critique=self._critique_ids(critiques, dimensions),
                     images=images,
+                    source_images=len(sample.prompt_images),
                     dimension=k if len(dimensions) == 1 < len(self.dimensions) else None,
                     task=sample.task,
                 )
@@ -485,6 +505,8 @@ def _check_rubrics(rubrics: Any, dimensions: Sequence[str]) -> dict[str, dict[st
             raise JRMError(f"the rubrics for task {task!r} must be texts by dimension, not {shortened(texts)}.")
         if missing := [d for d in dimensions if d not in texts]:
             raise JRMError(f"the rubrics for task {task!r} have no text for dimension {', '.join(missing)}.")
+        if several := [d for d in dimensions if texts[d].count(SLOT) > 1]:
+            raise JRMError(f"the rubric for task {task!r}, {several[0]}, has {SLOT} more than once; leave one.")
     return {task: dict(texts) for task, texts in rubrics.items()}
 
 

@@ -8,20 +8,26 @@ from jrm_plugin.model.processing import EncodedSequence
 from jrm_plugin.records.images import image_size
 from jrm_plugin.records.samples import Sample
 
-FIELDS = ("trained_tasks", "trained_pixels")  # of the config
+# Of the config.
+FIELDS = ("trained_tasks", "trained_pixels", "trained_source_images", "writes_critiques")
 TOLERANCE = 4  # times more or fewer pixels, twice or half of each side, are no other size yet
 
 
 class TrainedOn:
-    """Gathers the tasks of examples and the sizes of their images, as they are before they are scaled."""
+    """Gathers the tasks of examples, the sizes of their images before they are scaled, and how many sources they have.
+
+    `critiques` is for the caller to set, if there are any.
+    """
 
     def __init__(self) -> None:
-        self._tasks, self._pixels = set[str](), set[int]()
+        self._tasks, self._pixels, self._source_images = set[str](), set[int](), set[int]()
+        self.critiques = False
 
     def add(self, *samples: Sample) -> None:
         """Looks at samples that are trained on; reads no more of an image than its header."""
         for sample in samples:
             self._tasks.add(sample.task)
+            self._source_images.add(len(sample.prompt_images))
             for image in (*sample.prompt_images, *sample.response_images):
                 width, height = image_size(image)
                 self._pixels.add(width * height)
@@ -32,13 +38,17 @@ class TrainedOn:
             config.trained_tasks = sorted(self._tasks | {*(config.trained_tasks or ())})
         if pixels := self._pixels | {*(config.trained_pixels or ())}:
             config.trained_pixels = [min(pixels), max(pixels)]
+        if self._source_images:
+            config.trained_source_images = max(*self._source_images, config.trained_source_images or 0)
+        config.writes_critiques = config.writes_critiques or self.critiques
 
 
 class NotTrainedOn:
-    """Notices, once each, a task and an image size that a checkpoint was not trained on."""
+    """Notices, once each, a task, an image size and a number of sources that a checkpoint was not trained on."""
 
     def __init__(self, config: PreTrainedConfig):
-        self._tasks, self._pixels = (getattr(config, name, None) for name in FIELDS)
+        self._tasks, self._pixels = config.trained_tasks, config.trained_pixels
+        self._source_images = config.trained_source_images
 
     def notice(self, sequences: Sequence[EncodedSequence]) -> list[str]:
         """What is to be said of a sample that is about to be scored, of its sequences."""
@@ -60,6 +70,13 @@ class NotTrainedOn:
                     "scored, and scores may mean little at that size."
                 )
                 self._pixels = None
+        given = sequences[0].source_images
+        if self._source_images is not None and given > self._source_images:
+            sentences.append(
+                f"this checkpoint was trained on at most {self._source_images} source images a sample; one with "
+                f"{given} is scored, whose score may mean little."
+            )
+            self._source_images = None
         return sentences
 
 

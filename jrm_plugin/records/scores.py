@@ -3,13 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import check_keys
 from jrm_plugin.records.samples import OVERALL
 
 SCORE_COLUMNS = ("mu", "sigma")  # beginnings of the names of a score's columns in a table
+RULE = "overall_rule"  # a field, and a column where it is not the mean
+OverallRule: TypeAlias = Literal["mean", "sum", "min"]
+OVERALL_RULES = get_args(OverallRule)
 RewardMode: TypeAlias = Literal["mean", "lower_confidence_bound", "entropic", "win_probability"]
 
 
@@ -17,13 +20,18 @@ RewardMode: TypeAlias = Literal["mean", "lower_confidence_bound", "entropic", "w
 class RewardScore:
     """A Gaussian score per dimension: `mu` and `sigma` by name, larger `mu` is better.
 
-    Made from the dimensions' values; `"overall"` is added: its `mu` is the mean of theirs, its `sigma` that of a mean
-    of D independent Gaussians, `sqrt(sum of squares) / D`. Where it is given, as in what `to_dict` wrote, it must be
-    that.
+    Made from the dimensions' values; `"overall"` is added, by a rule:
+
+    - `mean`: its `mu` is the mean of theirs, its `sigma` that of a mean of D independent Gaussians,
+      `sqrt(sum of squares) / D`;
+    - `sum`: the sum of theirs, and `sqrt(sum of squares)`;
+    - `min`: `mu` and `sigma` of the dimension whose `mu` is lowest, the first of equal ones.
+
+    Where it is given, as in what `to_dict` wrote, it must be that.
 
     Raises:
         JRMError: `mu` and `sigma` are of different dimensions or of none, a number is not finite, a sigma is below 0,
-            or the overall score that was given is not the dimensions'.
+            the rule is unknown, or the overall score that was given is not the dimensions'.
 
     Example:
         >>> score = RewardScore(mu={"a": 1, "b": 2}, sigma={"a": 3, "b": 4})
@@ -35,8 +43,13 @@ class RewardScore:
 
     mu: Mapping[str, float]
     sigma: Mapping[str, float]
+    overall_rule: OverallRule = "mean"
 
     def __post_init__(self) -> None:
+        if self.overall_rule not in OVERALL_RULES:
+            raise JRMError(
+                f"the overall score is one of {', '.join(OVERALL_RULES)} of the dimensions', not {self.overall_rule!r}."
+            )
         names = [name for name in self.mu if name != OVERALL]
         if not names or {*names} != {*self.sigma} - {OVERALL}:
             raise JRMError(
@@ -46,9 +59,15 @@ class RewardScore:
         mu, sigma = ({name: float(values[name]) for name in names} for values in (self.mu, self.sigma))
         if not all(map(math.isfinite, [*mu.values(), *sigma.values()])) or min(sigma.values()) < 0:
             raise JRMError(f"a reward score must be finite with sigma of 0 or more, not mu {mu} and sigma {sigma}.")
+        if self.overall_rule == "min":
+            lowest = min(mu, key=mu.__getitem__)
+            overall_mu, overall_sigma = mu[lowest], sigma[lowest]
+        else:
+            parts = len(mu) if self.overall_rule == "mean" else 1
+            overall_mu, overall_sigma = math.fsum(mu.values()) / parts, math.hypot(*sigma.values()) / parts
         for kind, given, values, overall in (
-            ("mu", self.mu, mu, math.fsum(mu.values()) / len(mu)),
-            ("sigma", self.sigma, sigma, math.hypot(*sigma.values()) / len(sigma)),
+            ("mu", self.mu, mu, overall_mu),
+            ("sigma", self.sigma, sigma, overall_sigma),
         ):
             if not math.isfinite(overall):
                 raise JRMError(f"a reward score must be finite, and its overall {kind} is {overall} of {values}.")
@@ -131,19 +150,26 @@ class RewardScore:
         wins = win_probability(mu[:1].expand(count), log_sigma[:1].expand(count), mu[1:], log_sigma[1:])
         return float(wins.mean())
 
-    def to_dict(self) -> dict[str, dict[str, float]]:
-        """`{"mu": {...}, "sigma": {...}}` by dimension and overall; `from_dict` reads it."""
-        return {"mu": dict(self.mu), "sigma": dict(self.sigma)}
+    def to_dict(self) -> dict[str, Any]:
+        """`{"mu": {...}, "sigma": {...}}` by dimension and overall, with the rule if it is not `mean`."""
+        return {"mu": dict(self.mu), "sigma": dict(self.sigma)} | self._rule()
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Mapping[str, float]]) -> "RewardScore":
+    def from_dict(cls, record: Mapping[str, Any]) -> "RewardScore":
         """The score of which `to_dict` made `record`; raises a `JRMError` as the class does, or for other keys."""
-        check_keys(record, "a reward score's record", required={"mu", "sigma"})
-        return cls(record["mu"], record["sigma"])
+        check_keys(record, "a reward score's record", required={"mu", "sigma"}, optional={RULE})
+        return cls(record["mu"], record["sigma"], record.get(RULE, "mean"))
 
-    def to_columns(self) -> dict[str, float]:
-        """`{"mu_overall": …, "sigma_overall": …, "mu_<dimension>": …, …}`, for a table; `from_columns` reads it."""
-        return {f"{kind}_{name}": getattr(self, kind)[name] for name in self.names for kind in SCORE_COLUMNS}
+    def _rule(self) -> dict[str, str]:
+        return {} if self.overall_rule == "mean" else {RULE: self.overall_rule}
+
+    def to_columns(self) -> dict[str, Any]:
+        """`{"mu_overall": …, "sigma_overall": …, "mu_<dimension>": …, …}`, for a table; `from_columns` reads it.
+
+        With a column `overall_rule` if the rule is not `mean`.
+        """
+        columns = {f"{kind}_{name}": getattr(self, kind)[name] for name in self.names for kind in SCORE_COLUMNS}
+        return columns | self._rule()
 
     @classmethod
     def from_columns(cls, record: Mapping[str, Any]) -> "RewardScore":
@@ -164,7 +190,7 @@ class RewardScore:
                     values[kind][name] = float(value)
                 except (TypeError, ValueError):
                     raise JRMError(f"the column {column!r} of a score must hold a number, not {value!r}.") from None
-        return cls(values["mu"], values["sigma"])
+        return cls(values["mu"], values["sigma"], record.get(RULE) or "mean")
 
 
 def group_rewards(

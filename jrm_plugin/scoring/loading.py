@@ -28,13 +28,13 @@ def named_model(model: str | None) -> str:
 def load_scorer(
     model: "str | Path | Scorer | None", *, device: "str | torch.device | None" = None, **options: Any
 ) -> Scorer:
-    """The scorer that a user names.
+    """The scorer that a user names: a JRM, or what its config says that it is.
 
     Args:
-        model: a JRM folder, a LoRA folder that `jrm train` wrote, a hub name, the built-in `jrm-tiny`; or a [`Scorer`],
-            which comes back as it is; None as `named_model` takes it.
+        model: a JRM folder, a LoRA folder that `jrm train` wrote, a hub name, the built-in `jrm-tiny`; a PickScore's
+            folder or hub name; or a [`Scorer`], which comes back as it is; None as `named_model` takes it.
         device: where the model goes; by default the GPU if there is one.
-        options: further arguments of `RewardScorer.from_pretrained`.
+        options: further arguments of `RewardScorer.from_pretrained`, as far as the model has a use for them.
 
     Raises:
         JRMError: there is no such model, its weights do not fit, or the device cannot be used.
@@ -42,6 +42,10 @@ def load_scorer(
     if isinstance(model, Scorer):
         return model
     model = model if isinstance(model, Path) else named_model(model)
-    from jrm_plugin.scoring.scorer import RewardScorer  # imports torch and transformers
+    from jrm_plugin.model.checkpoint import model_type  # slow to import, as all that follows
+    from jrm_plugin.scoring.pick_score import PickScorer
+    from jrm_plugin.scoring.scorer import RewardScorer
 
+    if model_type(model, revision=options.get("revision")) == "clip":
+        return PickScorer.from_pretrained(model, device=device, **options)
     return RewardScorer.from_pretrained(model, device=device, **options)

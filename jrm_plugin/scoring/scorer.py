@@ -21,6 +21,7 @@ from jrm_plugin.model.trained_on import NotTrainedOn
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.samples import OVERALL, SampleLike, is_sample, to_sample
 from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.scoring.devices import check_device, default_device, default_dtype
 from jrm_plugin.scoring.plain import PlainEngine
 from jrm_plugin.scoring.prefetch import DecodingBudget, encode_ahead
 from jrm_plugin.scoring.protocol import Ranked, check_one_prompt, ranked
@@ -120,12 +121,11 @@ class RewardScorer:
             JRMError: there is no such checkpoint, its weights do not fit, or the device cannot be used.
         """
         if device is not None:
-            _check_device(device)
+            check_device(device)
         elif device_map is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = default_device()
         if dtype is None:
-            on_gpu = torch.cuda.is_available() and (device_map is not None or torch.device(device).type == "cuda")
-            dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
+            dtype = default_dtype(None if device_map is not None else device)
         options = {
             "dtype": dtype,
             "attn_implementation": attn_implementation,
@@ -232,7 +232,9 @@ class RewardScorer:
         if not all(map(math.isfinite, [*mu_D, *sigma_D])):
             raise JRMError(self._not_finite("score"))
         return RewardScore(
-            mu=dict(zip(self.dimensions, mu_D, strict=True)), sigma=dict(zip(self.dimensions, sigma_D, strict=True))
+            mu=dict(zip(self.dimensions, mu_D, strict=True)),
+            sigma=dict(zip(self.dimensions, sigma_D, strict=True)),
+            overall_rule=self.model.config.overall_rule,
         )
 
     def _not_finite(self, what: str) -> str:
@@ -401,8 +403,14 @@ class RewardScorer:
             [`UnparsedCritique`] with the raw text where it is beyond that.
 
         Raises:
-            JRMError: the checkpoint has no such dimension, or (with `on_error="raise"`) a sample cannot be read.
+            JRMError: the checkpoint writes no critiques or has no such dimension, or (with `on_error="raise"`) a sample
+                cannot be read.
         """
+        if not self.model.config.writes_critiques:
+            raise JRMError(
+                f"{self.model.name_or_path or 'this model'} writes no critiques: it is converted from a reward model "
+                "that was trained to score alone; score with it, or train it on critiques first."
+            )
         if dimension is not None:
             self._check_dimension(dimension)
         if temperature < 0 or not 0 < top_p <= 1:
@@ -477,11 +485,3 @@ def _engine(
     if not known:
         raise JRMError("this backbone's structure is unknown to the engine shared_prefix; leave engine out.")
     return SharedPrefixEngine(model, processor, memory_budget=memory_budget, cache_bytes=cache_bytes)
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except Exception as error:  # no such device, not on this machine, not in this torch: each raises another
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise JRMError(f"the device {device} cannot be used here ({reason}); use cpu, or leave it out.") from error

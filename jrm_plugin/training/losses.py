@@ -8,17 +8,27 @@ import math
 import torch
 
 from jrm_plugin.kernels import uncertainty_ranking_loss
+from jrm_plugin.records.scores import OverallRule
 
 
-def with_overall(mu_ND: torch.Tensor, log_sigma_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def with_overall(
+    mu_ND: torch.Tensor, log_sigma_ND: torch.Tensor, overall_rule: OverallRule = "mean"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Appends the overall score to the dimensions' scores: `[N, D]` to `[N, C]`.
 
-    The overall score is the mean of the dimensions' scores, taken as independent: mu is the mean of the mus, sigma
-    the square root of the sum of the squared sigmas, over D. The same definition as `RewardScore`'s.
+    By the same rules as `RewardScore`'s: the mean or the sum of the dimensions' scores, taken as independent, or the
+    score of the dimension whose mu is lowest.
     """
-    overall_mu_N = mu_ND.mean(-1, keepdim=True)
-    overall_log_sigma_N = 0.5 * torch.logsumexp(2 * log_sigma_ND, -1, keepdim=True) - math.log(mu_ND.shape[-1])
-    return torch.cat([mu_ND, overall_mu_N], -1), torch.cat([log_sigma_ND, overall_log_sigma_N], -1)
+    if overall_rule == "min":
+        lowest_N1 = mu_ND.argmin(-1, keepdim=True)
+        overall_mu_N1, overall_log_sigma_N1 = mu_ND.gather(-1, lowest_N1), log_sigma_ND.gather(-1, lowest_N1)
+    elif overall_rule == "sum":
+        overall_mu_N1 = mu_ND.sum(-1, keepdim=True)
+        overall_log_sigma_N1 = 0.5 * torch.logsumexp(2 * log_sigma_ND, -1, keepdim=True)
+    else:
+        overall_mu_N1 = mu_ND.mean(-1, keepdim=True)
+        overall_log_sigma_N1 = 0.5 * torch.logsumexp(2 * log_sigma_ND, -1, keepdim=True) - math.log(mu_ND.shape[-1])
+    return torch.cat([mu_ND, overall_mu_N1], -1), torch.cat([log_sigma_ND, overall_log_sigma_N1], -1)
 
 
 def ranking_loss_per_label(
@@ -28,6 +38,7 @@ def ranking_loss_per_label(
     log_sigma_rejected_ND: torch.Tensor,
     label_NC: torch.Tensor,
     *,
+    overall_rule: OverallRule = "mean",
     tie_threshold: float = 0.0,
     objective: str = "marginal",
 ) -> torch.Tensor:
@@ -37,10 +48,11 @@ def ranking_loss_per_label(
         mu_*, log_sigma_*: `[N, D]` scores of both samples of each pair.
         label_NC: 1 where the chosen sample is better, 0 for a tie, -1 where the rejected one is better, and NaN where
             the pair has no label; the last column is the overall label.
+        overall_rule: see [`with_overall`].
         tie_threshold, objective: see [`uncertainty_ranking_loss`].
     """
-    mu_i, log_sigma_i = with_overall(mu_chosen_ND, log_sigma_chosen_ND)
-    mu_j, log_sigma_j = with_overall(mu_rejected_ND, log_sigma_rejected_ND)
+    mu_i, log_sigma_i = with_overall(mu_chosen_ND, log_sigma_chosen_ND, overall_rule)
+    mu_j, log_sigma_j = with_overall(mu_rejected_ND, log_sigma_rejected_ND, overall_rule)
     # A preference for j over i is the loss of the swapped pair.
     swap_NC = label_NC < 0
     return uncertainty_ranking_loss(

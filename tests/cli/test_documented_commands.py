@@ -28,6 +28,8 @@ NOT_RUN = {
     "python examples/trl/shape_commands.py": "two minutes; tests/integrations/trl/test_shape_commands.py has parts",
     "python examples/verl/reward_path_on_cpu.py": "tests/integrations/verl/test_example.py runs it",
     "JRM_MODEL=/models/jrm": "GPUs",
+    "jrm convert": "checkpoints of 17 GB; tests/cli/test_convert.py converts small ones",
+    "jrm score --model PickScore_v1": "a model of the hub; tests/scoring/test_pick_score.py has a small one",
     "jrm push": "the hub; tests/cli/test_push.py pushes to a server of its own",
 }
 

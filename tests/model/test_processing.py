@@ -198,6 +198,48 @@ def test_region_tags_in_a_rubric_are_tokens(processor_of):
         assert sequence.prompt.count(processor.tokenizer.convert_tokens_to_ids(tag)) == 1
 
 
+# --- templates with a slot --------------------------------------------------------------------------------------------
+
+TEMPLATE = "\njudge it  \nthe request: {instruction}\n\nrate it: "
+
+
+@TOKENIZER_OF
+@pytest.mark.parametrize("instruction", ["make it red", " {x} two  words ", "{instruction}"])
+def test_a_filled_template_is_encoded_as_one_string(processor_of, family, instruction):
+    rubrics = {"edit": {FOLLOWING: TEMPLATE, QUALITY: "and this " + TEMPLATE}}
+    processor = processor_of(family, sequences="per_dimension", rubrics=rubrics)
+    sample = Sample.edit(image(2), instruction, image(1))
+    for sequence, rubric in zip(processor.encode(sample), rubrics["edit"].values(), strict=True):
+        end = sequence.prompt.index(processor.reward_token_id)
+        whole = processor.tokenizer(rubric.replace("{instruction}", instruction) + REWARD_TOKEN)["input_ids"]
+        assert sequence.prompt[end + 1 - len(whole) : end + 1] == whole
+        assert len(whole) < end  # before it stand the images
+
+
+def test_a_slot_takes_the_instruction_once(processor_of):
+    rubrics = {"edit": {FOLLOWING: "do {instruction} well", QUALITY: "judge beauty"}}
+    processor = processor_of(rubrics=rubrics, order="rubric_first")
+    (sequence,) = processor.encode(Sample.edit(image(1), "draw", image(2)))
+    assert written(processor, sequence.prompt) == HEAD + "do draw welljudge beauty\n[1][2]" + TAIL
+
+
+@TOKENIZER_OF
+def test_what_fills_a_slot_becomes_no_added_token(processor_of, family):
+    rubrics = {"edit": {FOLLOWING: "<|bbox_0|>" + TEMPLATE + "<|global|>", QUALITY: TEMPLATE}}
+    processor = processor_of(family, sequences="per_dimension", rubrics=rubrics)
+    every = "".join(processor.tokenizer.get_added_vocab())
+    plain, hostile = ([s.prompt for s in processor.encode(Sample.edit(image(1), t, image(1)))] for t in ("a", every))
+    added = {*processor.tokenizer.get_added_vocab().values()}
+    for one, other in zip(plain, hostile, strict=True):
+        assert [token for token in one if token in added] == [token for token in other if token in added]
+
+
+def test_a_template_with_two_slots_is_refused(processor_of):
+    rubrics = {"edit": {FOLLOWING: TEMPLATE, QUALITY: TEMPLATE * 2}}
+    with pytest.raises(JRMError, match=r"rubric for task 'edit', visual_quality, has \{instruction\} more than once"):
+        processor_of(rubrics=rubrics)
+
+
 words = st.text(min_size=1, max_size=30).filter(str.strip)
 some_critiques = st.builds(
     lambda reasoning, boxes: Critique(

@@ -20,6 +20,7 @@ def test_tasks_and_sizes_are_written_down_beside_earlier_ones():
     trained_on.add(Sample.edit(picture(32), "make it blue", picture(48)), Sample.generation("a cat", picture(16)))
     trained_on.record(config)
     assert config.trained_tasks == ["edit", "generation"] and config.trained_pixels == [16 * 16, 48 * 48]
+    assert config.trained_source_images == 1
     later = TrainedOn()
     later.add(Sample.text_response(None, "what is it?", "a cat"))
     later.record(config)
@@ -46,3 +47,26 @@ def test_another_task_and_another_size_are_said_once_each(make_scorer, caplog):
     size, task = caplog.messages
     assert "trained on images of 3,136 pixels" in size and "an image of 19,600 pixels is scored" in size
     assert "trained on samples of the task edit; a sample of the task generation is scored" in task
+
+
+def test_more_source_images_than_in_training_are_said_once(make_scorer, caplog):
+    scorer = make_scorer("qwen2_vl")
+    scorer.model.config.trained_source_images = 1
+    scorer = type(scorer)(scorer.model, scorer.processor)
+    scorer.score([Sample.edit(picture(56), "x", picture(56)), Sample.generation("x", picture(56))])
+    assert not caplog.messages
+    scorer.score([Sample.edit([picture(56)] * 2, "x", picture(56))] * 2)
+    (sources,) = caplog.messages
+    assert "trained on at most 1 source images a sample; one with 2 is scored" in sources
+
+
+def test_a_checkpoint_that_writes_no_critiques_says_so_until_it_is_trained_on_some(make_scorer):
+    scorer = make_scorer("qwen2_vl", config={"writes_critiques": False})
+    with pytest.raises(JRMError, match="writes no critiques: it is converted from a reward model"):
+        scorer.critique([Sample.generation("x", picture(56))])
+    trained_on = TrainedOn()
+    trained_on.record(scorer.model.config)
+    assert not scorer.model.config.writes_critiques
+    trained_on.critiques = True
+    trained_on.record(scorer.model.config)
+    assert scorer.critique([Sample.generation("x", picture(56))], max_new_tokens=2)

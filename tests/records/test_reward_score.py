@@ -21,6 +21,23 @@ def test_overall_is_the_mean_and_the_sigma_of_the_mean():
     assert pickle.loads(pickle.dumps(score)) == score
 
 
+@pytest.mark.parametrize(("rule", "mu", "sigma"), [("mean", 1.5, 2.5), ("sum", 3.0, 5.0), ("min", 1.0, 4.0)])
+def test_overall_by_each_rule(rule, mu, sigma):
+    score = RewardScore({"a": 2, "b": 1}, {"a": 3, "b": 4}, rule)
+    assert (score.mu["overall"], score.sigma["overall"]) == (mu, sigma)
+    for again in (RewardScore.from_dict(score.to_dict()), RewardScore.from_columns(score.to_columns())):
+        assert again == score and again.overall_rule == rule
+    assert pickle.loads(pickle.dumps(score)) == dataclasses.replace(score) == score
+
+
+def test_an_unknown_rule_and_one_that_does_not_fit_the_overall_score():
+    with pytest.raises(JRMError, match="one of mean, sum, min of the dimensions', not 'max'"):
+        RewardScore({"a": 1}, {"a": 1}, "max")
+    record = RewardScore({"a": 2, "b": 1}, {"a": 3, "b": 4}, "sum").to_dict()
+    with pytest.raises(JRMError, match="it is 1, not 3"):
+        RewardScore.from_dict(record | {"overall_rule": "min"})
+
+
 def test_scores_are_plain_floats():
     score = RewardScore({"a": np.float32(1)}, {"a": np.float64(2)})
     assert {type(value) for value in (*score.mu.values(), *score.sigma.values())} == {float}

@@ -342,6 +342,15 @@ def test_one_dimension_of_ones_own(make_scorer, make_samples, sequences):
     assert score.mu["beauty"] == score.mu[OVERALL]
 
 
+def test_the_overall_score_follows_the_checkpoints_rule(make_scorer, make_samples):
+    for rule in ("mean", "sum", "min"):
+        scorer = make_scorer("qwen2_vl", config={"overall_rule": rule})
+        for score in scorer.score(make_samples(2)):
+            mus = [score.mu[name] for name in scorer.dimensions]
+            assert score.overall_rule == rule
+            assert score.mu[OVERALL] == pytest.approx({"mean": sum(mus) / 2, "sum": sum(mus), "min": min(mus)}[rule])
+
+
 def test_max_pixels_overrides_the_checkpoint(scorer_of, tmp_path):
     scorer = scorer_of("qwen2_vl")
     scorer.model.save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.records.samples import OVERALL
-from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.records.scores import OVERALL_RULES, RewardScore
 from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
 
 LABELS = (1.0, 0.0, -1.0, math.nan)
@@ -32,15 +32,15 @@ def close(a, b):
     torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-6)
 
 
-@given(pairs())
-def test_overall_is_the_overall_of_a_reward_score(pair):
+@given(pairs(), st.sampled_from(OVERALL_RULES))
+def test_overall_is_the_overall_of_a_reward_score(pair, rule):
     (mu_ND, log_sigma_ND, *_), _ = pair
-    mu_NC, log_sigma_NC = with_overall(mu_ND, log_sigma_ND)
+    mu_NC, log_sigma_NC = with_overall(mu_ND, log_sigma_ND, rule)
     assert torch.equal(mu_NC[:, :-1], mu_ND) and torch.equal(log_sigma_NC[:, :-1], log_sigma_ND)
     for n, (mu_D, log_sigma_D) in enumerate(zip(mu_ND.tolist(), log_sigma_ND.tolist(), strict=True)):
         names = [f"dimension {d}" for d in range(len(mu_D))]
         sigma_D = [math.exp(x) for x in log_sigma_D]
-        score = RewardScore(dict(zip(names, mu_D, strict=True)), dict(zip(names, sigma_D, strict=True)))
+        score = RewardScore(dict(zip(names, mu_D, strict=True)), dict(zip(names, sigma_D, strict=True)), rule)
         assert mu_NC[n, -1].item() == pytest.approx(score.mu[OVERALL], abs=1e-12)
         assert log_sigma_NC[n, -1].exp().item() == pytest.approx(score.sigma[OVERALL])
 
