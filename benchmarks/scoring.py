@@ -15,6 +15,8 @@ candidates, two dimensions. Providers:
                one layout, images first and a rubric for each dimension, and is what the ratios of all layouts refer to
     plain      the model's own forward pass, in the row's layout; score differences are differences from it
     engine     RewardScorer, in the row's layout, with nothing remembered from the run before
+    converted  the same with templates that go on behind the instruction, as those of a converted EditReward; in its
+               layout, images_first and per_dimension, alone
 
 Research style takes `--batch` sequences at a time, plain batching as many samples. On CPU one is fastest: what
 several need is large enough for glibc to take it from the system anew for every operation.
@@ -44,7 +46,7 @@ from benchmarks.measuring import device_description, slug, versions, write_csv
 from jrm_plugin.model.backbone import token_types
 from jrm_plugin.model.configuration import JRMConfig
 from jrm_plugin.model.modeling import JRMForRewardModeling
-from jrm_plugin.model.processing import ORDERS, SEQUENCES, JRMProcessor
+from jrm_plugin.model.processing import ORDERS, SEQUENCES, SLOT, JRMProcessor
 from jrm_plugin.model.tiny import VISION, tiny_tokenizer
 from jrm_plugin.records.samples import DIMENSIONS, Sample
 from jrm_plugin.scoring.plain import PlainEngine
@@ -52,6 +54,8 @@ from jrm_plugin.scoring.scorer import RewardScorer
 
 HERE = Path(__file__).parent
 PATCH, MERGE = 16, 2
+BEHIND = 16  # tokens of EditReward's prompts behind the instruction, about
+PEERS_LAYOUT = ("images_first", "per_dimension")
 RUBRIC = "judge whether the edited image shows what was asked for and nothing else and looks right"
 WORDS = RUBRIC.split()
 INSTRUCTION = "make the red circle on the left blue and keep everything else as it is"
@@ -72,10 +76,18 @@ class Measured(NamedTuple):
     peak_bytes: int | None
 
 
-def make_processor(tokenizer, order: str, sequences: str, rubric: int, size: int) -> JRMProcessor:
-    """A processor whose sequences hold a rubric of so many tokens, and images of size x size pixels."""
+def make_processor(
+    tokenizer, order: str, sequences: str, rubric: int, size: int, *, behind: int | None = None
+) -> JRMProcessor:
+    """A processor whose sequences hold a rubric of so many tokens, and images of size x size pixels.
+
+    With `behind`, so many of them stand behind the instruction, which is in a slot.
+    """
     per_text = rubric if sequences == "per_dimension" else rubric // len(DIMENSIONS)
     texts = {d: _text_of(tokenizer, per_text - 1, first=k) for k, d in enumerate(DIMENSIONS)}  # a line end follows
+    if behind is not None:
+        fronts = {d: _text_of(tokenizer, per_text - behind, first=k) for k, d in enumerate(DIMENSIONS)}
+        texts = {d: f"{front} {SLOT}{_text_of(tokenizer, behind, first=0)}" for d, front in fronts.items()}
     images = Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=MERGE, size={"shortest_edge": size**2, "longest_edge": size**2}
     )
@@ -209,7 +221,7 @@ def measure_setting(bench: Bench, setting: Setting, known: dict) -> list[dict]:
     own = make_processor(tokenizer, setting.order, setting.sequences, setting.rubric, setting.size)
     task = setting[2:]
     if task not in known:
-        theirs = make_processor(tokenizer, "images_first", "per_dimension", setting.rubric, setting.size)
+        theirs = make_processor(tokenizer, *PEERS_LAYOUT, setting.rubric, setting.size)
         # its candidates share nothing: where only FLOPs are asked for, those of one tell those of all
         count = setting.group if repeats or "plain" in providers else 1
         found = measure(lambda: research(model, theirs, group[:count], batch), device, repeats)
@@ -220,6 +232,9 @@ def measure_setting(bench: Bench, setting: Setting, known: dict) -> list[dict]:
         measured["plain"] = measure(lambda: plain(model, own, group, batch), device, repeats)
     if "engine" in providers:
         measured["engine"] = measure(lambda: engine(model, own, group), device, repeats)
+    if "converted" in providers and (setting.order, setting.sequences) == PEERS_LAYOUT:
+        converted = make_processor(tokenizer, *PEERS_LAYOUT, setting.rubric, setting.size, behind=BEHIND)
+        measured["converted"] = measure(lambda: engine(model, converted, group), device, repeats)
     rows = []
     for name, found in measured.items():
         row = setting._asdict() | {"batch": batch, "provider": name, "gflop": round(found.gflop, 3)}
@@ -230,7 +245,8 @@ def measure_setting(bench: Bench, setting: Setting, known: dict) -> list[dict]:
         row["floor_seconds"] = round(found.gflop * 1e9 / rate, 5)
         row["peak_bytes"] = found.peak_bytes
         # research scores another layout, with other sequences, unless the row's is images_first and per_dimension
-        comparable = name != "research" or (setting.order, setting.sequences) == ("images_first", "per_dimension")
+        comparable = name != "research" or (setting.order, setting.sequences) == PEERS_LAYOUT
+        comparable = comparable and name != "converted"  # its text is another
         exact = measured.get("plain") if comparable else None
         row["max_score_difference"] = float(np.abs(found.scores - exact.scores).max()) if exact else None
         rows.append(row)
@@ -295,7 +311,7 @@ def main() -> None:
     parser.add_argument("--rubric", type=int, nargs="+", default=[455], help="tokens of a sequence's rubric")
     layouts = [f"{order}/{sequences}" for order in ORDERS for sequences in SEQUENCES[::-1]]
     parser.add_argument("--layout", nargs="+", choices=layouts, default=layouts)
-    parser.add_argument("--provider", nargs="+", choices=["plain", "engine"], default=["plain", "engine"])
+    parser.add_argument("--provider", nargs="+", choices=["plain", "engine", "converted"], default=["plain", "engine"])
     parser.add_argument("--batch", type=int, help="rows at once of research and plain; by default 1 on CPU, 8 on a GPU")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each provider; 0: count only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -47,24 +47,19 @@ class PickScorer:
 
     @classmethod
     def from_pretrained(
-        cls,
-        path_or_name: str | Path,
-        *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        revision: str | None = None,
-        **options: Any,
+        cls, path_or_name: str | Path, *, device: str | torch.device | None = None, **options: Any
     ) -> "PickScorer":
         """Loads a folder or a hub name, such as `yuvalkirstain/PickScore_v1`.
 
         Args:
-            device, dtype, revision: as in `RewardScorer.from_pretrained`.
-            options: of other scorers, each of them None.
+            device: by default the GPU if there is one.
+            options: `dtype` and `revision`, as in `RewardScorer.from_pretrained`; its others must be None.
 
         Raises:
             JRMError: there is no such model, its weights do not fit, the device cannot be used, or an option is given
                 that it has no use for.
         """
+        dtype, revision = options.pop("dtype", None), options.pop("revision", None)
         if given := [name for name, value in options.items() if value is not None]:
             raise JRMError(f"{path_or_name} is a PickScore, which has no {', '.join(given)}; leave that out.")
         if device is not None:

@@ -42,6 +42,10 @@ def test_the_engine_computes_what_differs_and_no_more():
         assert flops <= LARGEST_SHARE[layout] * research
         if processor is theirs:
             assert np.abs(scores - research_scores).max() < 1e-5
+    peers = benchmark.PEERS_LAYOUT  # as a converted EditReward has it, with text behind the instruction
+    converted = benchmark.make_processor(tokenizer, *peers, 455, 224, behind=benchmark.BEHIND)
+    assert len(converted.encode(group[0])[0].prompt) == len(theirs.encode(group[0])[0].prompt)
+    assert counted(lambda: benchmark.engine(model, converted, group))[1] <= LARGEST_SHARE[peers] * research
 
 
 def test_the_benchmark_writes_its_rows(tmp_path):

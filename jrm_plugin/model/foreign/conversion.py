@@ -104,8 +104,14 @@ def convert(
     rows, kept = len(processor.tokenizer), processor.reward_token_id + 1
     _check_rows(ours, kept, tokens, source, is_lora=(folder / ADAPTER_FILE).is_file())
     had_lm_head = LM_HEAD in ours
-    if config.tie_word_embeddings:
-        ours.pop(LM_HEAD, None)
+    if (
+        had_lm_head
+        and config.tie_word_embeddings
+        and not torch.equal(ours.pop(LM_HEAD).read(), ours[EMBEDDINGS].read())
+    ):
+        raise JRMError(
+            f"{source} has an lm_head of its own, and its config ties it to the embeddings; it is another's."
+        )
     for key in (EMBEDDINGS, LM_HEAD):
         if key in ours:
             ours[key] = with_rows(ours[key], kept, rows)

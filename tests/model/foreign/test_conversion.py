@@ -17,7 +17,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.model.checkpoint import built_in_folder, load_config
 from jrm_plugin.model.foreign import conversion
 from jrm_plugin.model.foreign.conversion import convert, convert_back
-from jrm_plugin.model.loading import start_from
+from jrm_plugin.model.loading import load, start_from
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.records.samples import Sample
@@ -68,6 +68,32 @@ def test_and_back_bit_for_bit(peer, converted, tmp_path):
     assert back.keys() == peer.weights.keys()
     for name, weight in peer.weights.items():
         assert back[name].dtype == weight.dtype and torch.equal(back[name], weight), name
+
+
+def test_and_back_after_it_was_loaded_and_saved(two_heads, tmp_path):
+    converted_from(two_heads, two_heads.weights, tmp_path / "ours")
+    model, processor = load(tmp_path / "ours")
+    with torch.no_grad():  # as training would
+        model.backbone.get_input_embeddings().weight[:5] += 1
+        model.reward_head.heads[1][5].bias += 1
+    model.save_pretrained(tmp_path / "trained")
+    processor.save_pretrained(tmp_path / "trained")
+    convert_back(tmp_path / "trained", tmp_path / "back", "editreward")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == two_heads.weights.keys()
+    changed = {name for name in back if not torch.equal(back[name], two_heads.weights[name])}
+    assert changed == {"model.language_model.embed_tokens.weight", "rm_heads.head_1.5.bias"}
+
+
+def test_an_lm_head_that_is_tied_comes_back(hpsv3, tmp_path):
+    weights = hpsv3.weights | {"lm_head.weight": hpsv3.weights[EMBEDDINGS].clone()}
+    assert "backbone.lm_head.weight" not in converted_from(hpsv3, weights, tmp_path / "ours")
+    convert_back(tmp_path / "ours", tmp_path / "back", "hpsv3")
+    back = load_file(tmp_path / "back" / "HPSv3.safetensors")
+    assert back.keys() == weights.keys() and torch.equal(back["lm_head.weight"], weights[EMBEDDINGS])
+    weights["lm_head.weight"] += 1
+    with pytest.raises(JRMError, match="has an lm_head of its own, and its config ties it"):
+        converted_from(hpsv3, weights, tmp_path / "again")
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
