@@ -228,9 +228,12 @@ class GenerativeJudge:
                     model=self._model, messages=[{"role": "user", "content": content}], **options
                 )
             except APIStatusError as error:
+                said = f"{error.status_code}: {shortened(error.response.text)}"
                 if error.status_code in _REFUSED:
-                    return f"{error.status_code}: {reason(error)}", None
-                raise _Unusable(f"{self.name} answers with {error.status_code}: {reason(error)}.") from error
+                    raise JRMError(f"the server refuses it with {said}") from error
+                raise _Unusable(
+                    f"{self.name} answers with {said}; see to the server, and the same command goes on."
+                ) from error
             except (OpenAIError, ValueError) as error:
                 raise _Unusable(
                     f"{self.name} cannot be asked: {reason(error)}; see to the server, and the same command goes on."

@@ -63,19 +63,23 @@ class ScorerJudge:
         yield [(k, {"error": str(s)} if isinstance(s, JRMError) else s.to_columns()) for k, s in enumerate(scores)]
 
 
-def dimension_for(dimension: str, judge: Judge, chosen: Mapping[str, str]) -> str:
-    """In which of its dimensions a judge is asked for a benchmark's dimension.
+def dimension_for(dimension: str, there: Sequence[str], chosen: Mapping[str, str] | None = None) -> str:
+    """In which of a judge's dimensions it is asked for a benchmark's dimension.
 
     It is the one that was chosen, the one of that name or meaning, or overall where it has none.
+
+    Args:
+        dimension: the benchmark's.
+        there: the judge's.
+        chosen: the judge's by the benchmark's, where names do not say it.
 
     Raises:
         JRMError: the judge has not the chosen one.
     """
-    there = [*judge.dimensions, OVERALL]
-    wanted = chosen.get(dimension)
-    if wanted is not None and wanted not in there:
-        raise JRMError(f"{judge.name} has no dimension {wanted!r} for {dimension}; it has {', '.join(there)}.")
-    return next((name for name in (wanted, dimension, _SAME.get(dimension)) if name in there), OVERALL)
+    wanted, names = (chosen or {}).get(dimension), [*there, OVERALL]
+    if wanted is not None and wanted not in names:
+        raise JRMError(f"no judge's dimension {wanted!r} can answer for {dimension}; there are {', '.join(names)}.")
+    return next((name for name in (wanted, dimension, _SAME.get(dimension)) if name in names), OVERALL)
 
 
 def file_name(judge: str) -> str:

@@ -102,7 +102,7 @@ def judge_all(
         for benchmark in benchmarks:
             keys = Keys.of(benchmark, digests)
             by = {
-                judge.name: {name: dimension_for(name, judge, dimensions or {}) for name in benchmark.dimensions}
+                judge.name: {name: dimension_for(name, judge.dimensions, dimensions) for name in benchmark.dimensions}
                 for judge in judges
             }
             _ask(benchmark, keys, judges, by, answers, progress)
@@ -250,7 +250,7 @@ def _verdicts(
         name: Judged(
             np.array(labels[name]),
             prompt_N=np.array(prompts[name]),
-            info=_columns(benchmark, infos[name]),
+            info=division_columns(benchmark, infos[name]),
             **(_compared(rows[name]) if judge.compares else _scored(rows[name], by[name])),
         )
         for name in by
@@ -258,7 +258,7 @@ def _verdicts(
     return Verdicts(dict(by), judged, rows, positions)
 
 
-def _columns(benchmark: Benchmark, infos: Sequence[Mapping]) -> dict[str, np.ndarray]:
+def division_columns(benchmark: Benchmark, infos: Sequence[Mapping]) -> dict[str, np.ndarray]:
     """The columns of `info` by which a benchmark divides its pairs."""
     wanted = {column.where[0] for column in benchmark.columns if column.where} | {*benchmark.divisions}
     wanted |= {name for name in ("group", "group_size", "task") if infos and name in infos[0]}
