@@ -192,15 +192,17 @@ def _judges(options: Namespace) -> "list[Judge]":
 
 
 def _print(results: dict[str, Any], *, wide: bool) -> None:
+    """The tables; intervals stand below their values, where the terminal has room for them."""
     for result in results["benchmarks"].values():
 
         def table(with_intervals: bool, result: dict[str, Any] = result) -> "Table":
             table = make_table(result["title"], "judge", *result["columns"])
             for name, *cells in rows_of(result):
-                table.add_row(name, *(cell if with_intervals else cell.split(" (")[0] for cell in cells))
+                parts = [cell.removesuffix(")").split(" (") for cell in cells]
+                table.add_row(name, *("\n".join(part if with_intervals else part[:1]) for part in parts))
             return table
 
         fits = wide or table_width(table(True)) <= terminal().width
         print_table(table(fits), wide=wide)
-        for note in notes_of(result):
+        for note in [*notes_of(result), *([] if fits else ["--wide shows the intervals as well."])]:
             print(f"  {note}")

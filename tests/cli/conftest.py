@@ -17,6 +17,9 @@ from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 _PRELOAD = [
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "transformers.models.auto.tokenization_auto",
+    "matplotlib.figure",
+    "openai.resources.chat.completions",
+    "scipy.stats",
     "jrm_plugin.cli.eval",
     "jrm_plugin.cli.score",
     "jrm_plugin.cli.train",

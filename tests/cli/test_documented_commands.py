@@ -28,6 +28,8 @@ NOT_RUN = {
     "python examples/trl/shape_commands.py": "two minutes; tests/integrations/trl/test_shape_commands.py has parts",
     "python examples/verl/reward_path_on_cpu.py": "tests/integrations/verl/test_example.py runs it",
     "JRM_MODEL=/models/jrm": "GPUs",
+    "jrm eval --benchmark mmrb2": "the published data; tests/evaluation/benchmarks reads small files in their form",
+    "jrm eval --benchmark shape_edits --limit 50 --model jrm-tiny openai": "a server; tests/cli/test_eval.py has one",
     "jrm push": "the hub; tests/cli/test_push.py pushes to a server of its own",
 }
 
