@@ -18,7 +18,7 @@ from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.records.images import digest, plain_image
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.rollouts import InvalidAnswer, RolloutReward
+from jrm_plugin.rollouts import InvalidAnswer, RolloutReward, source_in
 from jrm_plugin.saved_rollouts import SavedRollouts, saved_rollouts
 from jrm_plugin.scoring.loading import load_scorer
 from jrm_plugin.scoring.protocol import Scorer
@@ -30,7 +30,7 @@ class JRMReward:
     """A reward function that scores what the policy wrote, or the image that was made of it, with a JRM checkpoint.
 
     The dataset needs the column `instruction`, and for edits `source_image` (or `source_images`, with a list in each
-    row): whatever `Sample` takes as an image. What is scored is
+    row; without either, TRL's `image` or `images`): whatever `Sample` takes as an image. What is scored is
 
     - with `render`, the image that it makes of the completion;
     - with the task `response`, the completion itself, a text answer to the instruction;
@@ -107,7 +107,7 @@ class JRMReward:
 
 
 def jrm_rewards(
-    model: str | Path | Scorer = "jrm-tiny",
+    model: str | Path | Scorer | None = None,
     dimensions: Sequence[str] | None = None,
     *,
     on_error: str = "leave_out",
@@ -218,7 +218,7 @@ class _Judge:
 
     def _groups(self, prompts: Sequence, columns: Mapping[str, Any]) -> Iterator[Hashable]:
         """What the candidates of a group have in common, for each completion."""
-        sources = columns.get("source_images", columns.get("source_image"))
+        sources = source_in(columns)
         for number, prompt in enumerate(prompts):
             with as_jrm_error(f"completion {number}: its prompt and source images cannot be compared"):
                 shown = None if sources is None else _source_key(sources[number])

@@ -205,7 +205,8 @@ def test_what_a_config_sets_is_for_its_run_alone(config, run_folder, monkeypatch
     monkeypatch.chdir(run_folder)
     monkeypatch.setenv("JRM_DEVICE", "cpu")
     before = dict(os.environ)
-    config(env={"JRM_MODEL": "no_such_folder/first", "JRM_DEVICE": "cuda:7"}, reward_device="cpu")
+    variables = {"JRM_MODEL": "no_such_folder/first", "JRM_DEVICE": "cuda:7"}
+    config(env=variables, reward_model_path=None, reward_device="cpu")
     with pytest.raises(SystemExit):
         app.main(["grpo", "--config", "grpo.yaml"])
     assert "no_such_folder/first" in capsys.readouterr().err
