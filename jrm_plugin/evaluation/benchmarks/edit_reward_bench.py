@@ -82,8 +82,11 @@ def _pair(row: Mapping[str, Any], table: Table) -> list[PreferencePair]:
 
 
 def _group_of(row: Mapping[str, Any]) -> str:
+    """By which part of an id pairs of three and four candidates belong together; two candidates are one pair."""
     name = str(row["id"])
-    return f"{row['dataset']} {name.split('_')[0] if '_' in name else name[:10]}"
+    if row["dataset"] != "2pair":
+        name = name.split("_")[0] if "_" in name else name[:10]
+    return f"{row['dataset']} {name}"
 
 
 def _check_groups(table: Table) -> None:
