@@ -13,3 +13,8 @@ def encode(picture: np.ndarray | Image.Image, kind: str = "PNG", **options) -> b
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png(seed: int, size: int = 16) -> bytes:
+    """A PNG file of one colour, another for each seed."""
+    return encode(Image.new("RGB", (size, size), (37 * seed % 256, 91 * seed % 256, 151 * seed % 256)))

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from trl import RewardTrainer
 from jrm_plugin.data.columns import Columns
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation.metrics import preference_calibration
+from jrm_plugin.integrations.trl.benchmarks import Figures
 from jrm_plugin.integrations.trl.checkpoints import (
     damage_of,
     last_checkpoint_in_words,
@@ -116,6 +117,8 @@ class JointRewardTrainer(RewardTrainer):
         eval_dataset: likewise, or several sets by name.
         columns: what the columns of the data sets mean where they have other names than the usual ones; see
             [`jrm_plugin.data.preferences.read_preferences`].
+        eval_figures: by the name of an evaluation set, what else is computed of it at every evaluation: a function of
+            mu(chosen) - mu(rejected) of its pairs, in their order, by dimension and overall; it gives numbers by name.
         kwargs: further arguments of TRL's `RewardTrainer` (`callbacks`, ...). `peft_config` may be any `LoraConfig`:
             where it leaves out the reward head or the added tokens, they are trained and saved all the same.
 
@@ -139,6 +142,7 @@ class JointRewardTrainer(RewardTrainer):
         train_dataset: ExamplesLike,
         eval_dataset: ExamplesLike | dict[str, ExamplesLike] | None = None,
         columns: Columns | None = None,
+        eval_figures: Mapping[str, Figures] | None = None,
         **kwargs: Any,
     ):
         args = args or JointRewardConfig("jrm-joint-reward")
@@ -168,6 +172,7 @@ class JointRewardTrainer(RewardTrainer):
         self._overall_rule = model.config.overall_rule
         self._alpha = args.alpha  # `self.args` is not there yet when the examples are checked
         self._columns = columns
+        self._eval_figures = eval_figures or {}
         # TRL takes its own two types alone; `_prepare_dataset` makes examples of what was given.
         self._given = train_dataset
         self._stands_for_it = Dataset.from_dict({})
@@ -399,7 +404,11 @@ class JointRewardTrainer(RewardTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
         self._outcomes["eval"].clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        pairs = self._outcomes["eval"]["pairs_NCK"]
         metrics = self._metrics_since_last_log("eval")
+        if figures := self._eval_figures.get(metric_key_prefix.removeprefix("eval_")):
+            margin_NC = np.concatenate(pairs)[:, :, 1]
+            metrics |= figures(dict(zip([*self.processor.dimensions, OVERALL], margin_NC.T, strict=True)))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 

@@ -30,8 +30,10 @@ from jrm_plugin.data.columns import Example
 from jrm_plugin.data.preferences import read_preferences
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation import charts
+from jrm_plugin.evaluation.benchmarks.loading import known_benchmark, load_benchmark
 from jrm_plugin.extras import require
 from jrm_plugin.files import check_writable, content_digest, read_json, replacing, write_json
+from jrm_plugin.integrations.trl.benchmarks import FIGURES, BenchmarkExamples
 from jrm_plugin.integrations.trl.checkpoints import last_whole_checkpoint
 from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
@@ -72,7 +74,8 @@ class TrainArguments:
         model: a pretrained backbone (hub name or folder), or a JRM checkpoint to go on from.
         train_data: preferences, or texts to learn (with `alpha: 1`), in anything that
             [`jrm_plugin.data.preferences.read_preferences`] reads.
-        eval_data: the same by name, as a mapping or `name=path` items.
+        eval_data: the same by name, as a mapping or `name=path` items. Instead of a path it may be a benchmark of
+            `jrm eval`, or `benchmark:path` with the place of its data; the numbers of its table are logged too.
         columns: what the columns of these data mean, where they have other names than the usual ones.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
@@ -166,12 +169,17 @@ def _train(
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
     train_set = _read(arguments, arguments.train_data, is_main)
-    eval_sets = {}
+    eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
         if not separator or name in eval_sets:
             raise JRMError(f"eval_data must name each set once, as name=path; got {item!r}.")
-        eval_sets[name] = _read(arguments, path, is_main)
+        if (named := known_benchmark(path)) and not os.path.exists(path):
+            with training.main_process_first(desc="reading a benchmark"):
+                benchmarks[name] = load_benchmark(*named, folder=output / "benchmarks", progress=is_main)
+            eval_sets[name] = benchmarks[name].pairs
+        else:
+            eval_sets[name] = _read(arguments, path, is_main)
     if (training.eval_strategy != "no") != bool(eval_sets):
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     if is_main:
@@ -184,12 +192,15 @@ def _train(
             check_settings(settings_file, settings, results=True)
     torch.manual_seed(training.seed)
     model, processor = _model(arguments, training)
+    of_benchmarks = {name: BenchmarkExamples(b, processor.dimensions) for name, b in benchmarks.items()}
+    eval_sets |= of_benchmarks
     trainer = JointRewardTrainer(
         model,
         processor,
         training,
         train_dataset=train_set,
         eval_dataset=eval_sets or None,
+        eval_figures={name: examples.figures for name, examples in of_benchmarks.items()},
         callbacks=[stop := StopOnSignal(), EvaluationTables(), *callbacks],
         peft_config=None
         if arguments.lora_r is None
@@ -354,13 +365,15 @@ class EvaluationTables(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         rows: dict[str, dict[str, float]] = {}
-        losses, sets = {}, set()
+        losses, figures, sets = {}, [], set()
         for name, value in (metrics or {}).items():
             if match := re.fullmatch(r"eval_(?:(.+)_)?(rank_loss|critique_loss)", name):
                 losses[match[2].replace("_", " ")] = value
                 sets.add(match[1] or "evaluation")
             elif match := re.fullmatch(r"eval_(?:.+_)?(accuracy|sigma|brier|calibration_error)/(.+)", name):
                 rows.setdefault(match[2], {})[match[1]] = value
+            elif match := re.fullmatch(rf"eval_(?:.+_)?{FIGURES}(.+)", name):
+                figures.append(f"{match[1]} {value:.3f}")
         if not rows or not state.is_world_process_zero:
             return
         in_words = ", ".join(f"{name} {value:.3f}" for name, value in sorted(losses.items(), reverse=True))
@@ -371,7 +384,10 @@ class EvaluationTables(TrainerCallback):
             cells = (f"{values[name]:.3f}" if name in values else "" for name in columns)
             table.add_row(dimension.replace("_", " "), *cells)
         with tqdm.external_write_mode(file=sys.stdout):
-            Console(markup=False, emoji=False, highlight=False).print(table)
+            console = Console(markup=False, emoji=False, highlight=False)
+            console.print(table)
+            if figures:
+                console.print(f"As its table has it: {'; '.join(figures)}.")
 
 
 def _draw_curves(trainer: JointRewardTrainer) -> None:

@@ -86,7 +86,7 @@ def bulk_rows(
         if path.exists() and not path.is_file():
             raise JRMError(f"the output {path} is there and is no file; choose another output.")
     items = read_samples(
-        options.input, columns=_mapping(options.columns), instruction=options.instruction, sources=options.source
+        options.input, columns=column_mapping(options.columns), instruction=options.instruction, sources=options.source
     )
     for name in {name for item in items for name in item.record}:
         if name in {*ROW_COLUMNS, RULE, *columns} or name.partition("_")[0] in SCORE_COLUMNS:
@@ -102,7 +102,7 @@ def bulk_rows(
             rows.unlink()
 
 
-def _mapping(text: str | None) -> dict | None:
+def column_mapping(text: str | None) -> dict | None:
     """`--columns` in the form that `columns` has in the YAML of `jrm train`, and that errors show."""
     if text is None:
         return None

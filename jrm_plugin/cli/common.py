@@ -34,6 +34,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", help=f"folder or hub name (default: {DEFAULT_MODEL}, which knows coloured shapes and nothing else)"
     )
+    add_placement_arguments(group)
+
+
+def add_placement_arguments(group: argparse._ArgumentGroup) -> None:
+    """Where a model runs, and in what precision and sizes."""
     group.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the backbone")
     group.add_argument("--memory", type=float, metavar="GIB", help="memory for scoring beside the weights, in GiB")

@@ -232,6 +232,28 @@ def calibration_plot(theme: Theme, dimensions: list[str], name: str, calibration
     return figure
 
 
+def risk_coverage_plot(theme: Theme, title: str, curves: dict[str, dict]) -> "Figure":
+    """The error among the share of pairs that a judge is surest of; dashed, what knowing nothing of it would give.
+
+    `curves` maps the name of an uncertainty to `agreement.risk_coverage`.
+    """
+    figure, axes = _figure(theme, 3.1, width=NARROW)
+    for k, (name, curve) in enumerate(curves.items()):
+        coverage, risk = ([100 * value for value in curve[key]] for key in ("coverage", "risk"))
+        label = f"by {words(name)}: area {100 * curve['area']:.1f}"
+        axes.plot(coverage, risk, color=theme.series[k % len(theme.series)], linewidth=1.6, label=label)
+    curve = next(iter(curves.values()))
+    label = f"at random: {100 * curve['area_random']:.1f}"
+    axes.axhline(100 * curve["area_random"], color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("pairs kept, the surest first (%)")
+    axes.set_ylabel("wrong among them (%)")
+    axes.set_title(title, loc="left", fontsize=10, color=theme.ink)
+    axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink)
+    return figure
+
+
 # --- representation ---------------------------------------------------------------------------------------------------
 
 

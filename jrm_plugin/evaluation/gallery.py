@@ -147,7 +147,7 @@ def _counted(count: int, what: str) -> str:
 def _shown(group: RankedGroup, part: Part, scale: Scale, at: Path) -> dict[str, Any]:
     candidates = group["candidates"][part.start : part.stop]
     with ThreadPoolExecutor(THREADS) as pool:
-        images = list(pool.map(_picture, [*group["sources"], *(candidate["image"] for candidate in candidates)]))
+        images = list(pool.map(picture_url, [*group["sources"], *(candidate["image"] for candidate in candidates)]))
     sources = len(group["sources"])
     said = f"{_counted(len(group['candidates']), 'candidate')}."
     if group["win_over_second"] is not None:
@@ -173,7 +173,7 @@ def _shown(group: RankedGroup, part: Part, scale: Scale, at: Path) -> dict[str, 
     }
 
 
-def _picture(image: ImageLike) -> str:
+def picture_url(image: ImageLike) -> str:
     """What is shown of an image, as a `data:` URL."""
     picture = load_image(image)
     small = max(picture.size) <= SMALL_SIDE

@@ -47,7 +47,7 @@ def evaluate_pairs(scorer: Scorer, pairs: Sequence[PreferencePair], *, progress:
         if unknown := [name for name in pair.labels if name not in dimensions]:
             scored = ", ".join(dimensions)
             raise JRMError(f"Pair {row} is labelled in {unknown[0]!r}, but the model scores only {scored}.")
-    probabilities = {name: _win_probabilities(chosen, rejected, name) for name in dimensions}
+    probabilities = {name: win_probabilities(chosen, rejected, name) for name in dimensions}
     return [
         PairResult(
             pair.labels, chosen[row], rejected[row], {name: probabilities[name][row] for name in dimensions}, pair.info
@@ -108,7 +108,7 @@ def samples_of(pairs: Iterable[PreferencePair]) -> list[Sample]:
     return [sample for pair in pairs for sample in (pair.chosen, pair.rejected)]
 
 
-def _win_probabilities(chosen: list[RewardScore], rejected: list[RewardScore], dimension: str) -> list[float]:
+def win_probabilities(chosen: list[RewardScore], rejected: list[RewardScore], dimension: str) -> list[float]:
     def column(values: Iterable[float]) -> torch.Tensor:
         return torch.tensor(list(values), dtype=torch.float64)
 
@@ -146,4 +146,4 @@ def _calibration(results: Sequence[PairResult], dimension: str) -> dict:
     # P of what people prefer. Where that is the rejected sample it is computed anew: 1 - P loses its digits near 1.
     better = [r.chosen if r.labels[dimension] == 1 else r.rejected for r in decided]
     worse = [r.rejected if r.labels[dimension] == 1 else r.chosen for r in decided]
-    return preference_calibration(_win_probabilities(better, worse, dimension))
+    return preference_calibration(win_probabilities(better, worse, dimension))

@@ -103,7 +103,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        page = _Page(folder)
+        page = Page(folder)
         text = template("report.html.j2").render(_content(page, report))
         path = folder / "report.html"
         path.write_text(text, encoding="utf-8")
@@ -112,7 +112,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
     return path
 
 
-class _Page:
+class Page:
     """Writes each picture beside the report and gives it back for the HTML."""
 
     def __init__(self, folder: Path):
@@ -142,7 +142,7 @@ def _data_url(content: bytes) -> str:
 # --- what the page shows ----------------------------------------------------------------------------------------------
 
 
-def _content(page: _Page, report: Report) -> dict:
+def _content(page: Page, report: Report) -> dict:
     summary = report["summary"]
     groups = {name: group for name, group in summary["groups"].items() if group["accuracy"]}
     dimensions = [OVERALL, *(name for name in summary["dimensions"] if name != OVERALL)]
@@ -226,7 +226,7 @@ def _tiles(report: Report, dimensions: list[str]) -> list[dict]:
     return tiles
 
 
-def _ranked(page: _Page, number: int, group: ShownGroup) -> dict:
+def _ranked(page: Page, number: int, group: ShownGroup) -> dict:
     best_first = sorted(group["candidates"], key=lambda candidate: -candidate["score"].mu[OVERALL])
     verdicts = _verdicts(best_first)
     strip = charts.ranked_strip(charts.LIGHT, {**group, "candidates": best_first}, verdicts)
@@ -296,7 +296,7 @@ class Scale(NamedTuple):
         return rows
 
 
-def _critiques(page: _Page, number: int, shown: ShownCritiques) -> dict:
+def _critiques(page: Page, number: int, shown: ShownCritiques) -> dict:
     written = [critique for critique in shown["critiques"].values() if isinstance(critique, Critique)]
     with_boxes = [critique for critique in written if critique.edit_region]
     pictures = [draw_boxes(shown["image"], critique) for critique in with_boxes] or [enlarged(shown["image"])]
@@ -322,7 +322,7 @@ def _critiques(page: _Page, number: int, shown: ShownCritiques) -> dict:
     }
 
 
-def _accuracy_charts(page: _Page, summary: dict, groups: dict[str, dict], dimensions: list[str]) -> list[dict]:
+def _accuracy_charts(page: Page, summary: dict, groups: dict[str, dict], dimensions: list[str]) -> list[dict]:
     by_dimension = {name: {name: summary["accuracy"][name]} for name in dimensions}
     drawn = {"dimension": {"title": "Dimension", "accuracy": by_dimension}, **groups}
     return [
@@ -338,7 +338,7 @@ def _accuracy_charts(page: _Page, summary: dict, groups: dict[str, dict], dimens
     ]
 
 
-def _training_charts(page: _Page, report: Report) -> list[dict]:
+def _training_charts(page: Page, report: Report) -> list[dict]:
     stages = report["stages"]
     compared = report["comparison"]["arms"] if "comparison" in report else []
     result = []
@@ -355,7 +355,7 @@ def _training_charts(page: _Page, report: Report) -> list[dict]:
     return result
 
 
-def _spectrum_charts(page: _Page, report: Report) -> list[dict]:
+def _spectrum_charts(page: Page, report: Report) -> list[dict]:
     if "comparison" in report:
         ranks = {arm["name"]: arm["effective_rank"] for arm in report["comparison"]["arms"]}
     elif "effective_rank" in report:

@@ -17,8 +17,13 @@ from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 _PRELOAD = [
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "transformers.models.auto.tokenization_auto",
+    "matplotlib.figure",
+    "openai.resources.chat.completions",
+    "scipy.stats",
+    "jrm_plugin.cli.eval",
     "jrm_plugin.cli.score",
     "jrm_plugin.cli.train",
+    "jrm_plugin.evaluation.benchmark_page",
     "jrm_plugin.integrations.trl.training",
     "jrm_plugin.scoring.scorer",
 ]

@@ -1,8 +1,11 @@
 """Training from Python: the arguments as a config or as objects, and a folder that scores."""
 
+import json
+
 import pytest
 import torch
 import yaml
+from pictures import png
 from PIL import Image
 
 from jrm_plugin.data.editreward import write_language
@@ -12,6 +15,7 @@ from jrm_plugin.integrations.trl.training import SMALL, parse, threads_that_pay
 from jrm_plugin.records.preferences import CritiqueExample
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 
 @pytest.fixture
@@ -70,3 +74,27 @@ def test_from_python_to_a_folder_that_scores_and_is_not_mixed_with_another(backb
     assert RewardScorer.from_pretrained(tmp_path / "run", device="cpu").score([sample])
     with pytest.raises(JRMError, match="holds a run with another seed; go on with the same settings"):
         train(arguments, JointRewardConfig(**options, seed=1))
+
+
+def test_a_benchmark_as_evaluation_data_logs_the_numbers_of_its_table(tmp_path, capsys):
+    rows = [
+        {"dimension": dimension, "source_image": "0.png", "prompt": "make it blue", "winner": "1.png", "loser": "2.png"}
+        for dimension in ("IA", "VC", "VQ")
+    ]
+    (tmp_path / "compass.json").write_text(json.dumps([row | {"label": "preference"} for row in rows]))
+    for seed in range(3):
+        (tmp_path / f"{seed}.png").write_bytes(png(seed, size=48))
+    shapes = SHAPE_EDITS.write(tmp_path / "shapes", train=4, heldout=6, language=0, progress=False)
+    arguments = TrainArguments(
+        model="jrm-tiny",
+        train_data=str(shapes / "train.json"),
+        eval_data=[f"shapes=shape_edits:{shapes}", f"compass=edit_reward_compass:{tmp_path / 'compass.json'}"],
+    )
+    options = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "use_cpu": True, "report_to": "none"}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "save_strategy": "no"}
+    trainer = train(arguments, JointRewardConfig(**options, alpha=0.0))
+    log = {name: value for row in trainer.state.log_history for name, value in row.items()}
+    assert log["eval_shapes_benchmark/Overall"] == pytest.approx(log["eval_shapes_accuracy/overall"])
+    assert log["eval_compass_benchmark/VC, no ties"] == log["eval_compass_accuracy/overall"]
+    assert log["eval_compass_benchmark/IA, no ties"] == log["eval_compass_accuracy/instruction_following"]
+    assert "As its table has it: Overall" in capsys.readouterr().out
