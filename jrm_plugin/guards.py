@@ -51,7 +51,7 @@ def is_decided(
 
     from jrm_plugin.kernels import win_probability
 
-    temperature = 1.0 if calibration is None else calibration.temperature.get(dimension, 1.0)
+    temperature = 1.0 if calibration is None else calibration.temperature_of(dimension)
     mu_G, sigma_G = (
         torch.tensor([getattr(score, name)[dimension] for score in scores], dtype=torch.float64, device="cpu")
         / temperature

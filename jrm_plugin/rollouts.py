@@ -83,7 +83,7 @@ class RolloutReward:
     beta: float = 1.0
     unedited: str = "count"
     undecided: str = "count"
-    win_threshold: float = 0.75
+    win_threshold: float = 0.9
 
     def __post_init__(self):
         if self.task not in TASKS:

@@ -73,7 +73,7 @@ class JRMReward:
         dimension: str = OVERALL,
         unedited: str = "count",
         undecided: str = "count",
-        win_threshold: float = 0.75,
+        win_threshold: float = 0.9,
         second_judge: str | Path | Scorer | None = None,
         second_judge_every: int = 8,
         device: str | torch.device | None = None,

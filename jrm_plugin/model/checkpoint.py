@@ -72,6 +72,7 @@ _ONLY = {
     "output_hidden_states": (None, False),
     "gradient_checkpointing": (None, False),
 }
+CALIBRATION_FILE = "jrm_calibration.json"  # is no part of what a score comes from
 _TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
@@ -100,6 +101,8 @@ def checkpoint_digest(path_or_name: str | Path) -> bytes:
     if not folder.is_dir():
         return digest.digest()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")):
+        if path.name.startswith(Path(CALIBRATION_FILE).stem):
+            continue
         with reading(folder, path.name), path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(f"{path.name} {size}".encode(errors="surrogatepass"))

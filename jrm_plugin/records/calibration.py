@@ -35,6 +35,10 @@ class Calibration:
         if not all(isinstance(number, (int, float)) and 0 < number < math.inf for number in numbers):
             raise JRMError(f"the numbers of a calibration must be finite and above 0, not {numbers}.")
 
+    def temperature_of(self, dimension: str) -> float:
+        """The temperature of a dimension; 1 where there were too few pairs to tell."""
+        return self.temperature.get(dimension, 1.0)
+
     def sigma_above(self, score: RewardScore, level: float = 0.95) -> dict[str, bool]:
         """By dimension, whether sigma lies above the quantile: often, where samples are of another kind."""
         return {

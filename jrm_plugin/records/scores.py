@@ -79,6 +79,7 @@ class RewardScore:
         k: float = 1.0,
         beta: float = 1.0,
         against: "RewardScore | Sequence[RewardScore] | None" = None,
+        temperature: float = 1.0,
     ) -> float:
         """One number for an RL loop, from the Gaussian score r with mean mu and standard deviation sigma.
 
@@ -89,12 +90,13 @@ class RewardScore:
           -beta log E[exp(-r / beta)]: the least mean of any distribution q, with its distance from this Gaussian as a
           price, min over q of E_q[r] + beta KL(q || r) (arXiv 2606.09073, the pessimistic branch, whose beta is the
           weight of the policy's KL penalty). A large `beta` gives the mean.
-        - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] over both scores (paper eq. 4), a
-          probability; the mean of it where `against` is several scores.
+        - `win_probability`: P(this is better than `against`) = E[sigmoid((r - r') / temperature)] over both scores
+          (paper eq. 4, where the temperature is 1), a probability; the mean of it where `against` is several scores. A
+          calibrated model's `scorer.calibration` says at which temperature it is how often this is the better one.
 
         Raises:
-            JRMError: an unknown mode or dimension, k below 0, beta not above 0, or `against` missing, empty or not
-                wanted by the mode.
+            JRMError: an unknown mode or dimension, k below 0, beta or temperature not above 0, or `against` missing,
+                empty or not wanted by the mode.
         """
         if dimension not in self.mu:
             raise JRMError(f"this score has no dimension {dimension!r}; it has {', '.join(self.mu)}.")
@@ -117,13 +119,17 @@ class RewardScore:
         others = [against] if isinstance(against, RewardScore) else list(against or ())
         if not others:
             raise JRMError("win_probability needs at least one score to compare with; against is empty.")
+        if not 0 < temperature < math.inf:
+            raise JRMError(f"the temperature of a win probability must be above 0 and finite, got {temperature!r}.")
         import torch  # torch is slow to import, and samples are made without it
 
         from jrm_plugin.kernels import win_probability
 
         mu, sigma = (
             torch.tensor(
-                [getattr(score, name)[dimension] for score in (self, *others)], dtype=torch.float64, device="cpu"
+                [getattr(score, name)[dimension] / temperature for score in (self, *others)],
+                dtype=torch.float64,
+                device="cpu",
             )
             for name in ("mu", "sigma")
         )

@@ -15,11 +15,13 @@ from tqdm.auto import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.backbone import BackboneParts
+from jrm_plugin.model.calibration_file import read_calibration
 from jrm_plugin.model.checkpoint import named
 from jrm_plugin.model.loading import check_belong_together, load, try_out
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.model.trained_on import NotTrainedOn
+from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.samples import OVERALL, SampleLike, is_sample, to_sample
 from jrm_plugin.records.scores import RewardScore
@@ -48,6 +50,9 @@ class RewardScorer:
         engine: `shared_prefix` computes what sequences have in common once; `plain` computes every sequence whole, with
             the same scores. By default the first where the backbone's structure is known.
         memory_budget, cache_bytes: as in `from_pretrained`; the plain engine keeps no features.
+
+    Attributes:
+        calibration: what `jrm calibrate` saved with the checkpoint, or None; scores do not change with it.
 
     Raises:
         JRMError: model and processor do not belong together, or an argument is wrong.
@@ -78,6 +83,7 @@ class RewardScorer:
         self.engine = _engine(engine, model, processor, memory_budget, cache_bytes)
         self._not_trained_on = NotTrainedOn(model.config)
         self._decoding = DecodingBudget(memory_budget // 2)  # images are decoded on CPU, beside what is computed
+        self.calibration: Calibration | None = None
         self._loaded_by: dict[str, Any] | None = None
         logger.info("Scoring with %s.", self)
 
@@ -141,6 +147,7 @@ class RewardScorer:
             model = model.to(device)
         try_out(model, processor, path_or_name)
         scorer = cls(model, processor, engine=engine, memory_budget=memory_budget, cache_bytes=cache_bytes)
+        scorer.calibration = read_calibration(path_or_name, revision=revision)
         scorer._loaded_by = settings | {"path_or_name": named(path_or_name)}
         return scorer
 
