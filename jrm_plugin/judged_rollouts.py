@@ -1,5 +1,6 @@
 """A batch of rollouts in, their rewards and what is to be logged of them out: the work of adapters that see batches."""
 
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,9 @@ from jrm_plugin.scoring.protocol import Scorer
 
 if TYPE_CHECKING:
     import torch
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,9 @@ class RolloutJudge:
                     metrics[f"{objective.dimension}/undecided_groups"] = len(undecided) / count
             rewards[objective.dimension] = values
         metrics |= self._second_opinion(scorable, scored)
+        logger.info(
+            "%d rollouts: %s", len(samples), ", ".join(f"{what} {value:.4g}" for what, value in metrics.items())
+        )
         return JudgedRollouts(scored, rewards, metrics, self._save(scorable, scored, texts, rewards, marks or {}))
 
     @property

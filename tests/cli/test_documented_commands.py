@@ -28,6 +28,7 @@ NOT_RUN = {
     "python examples/trl/shape_commands.py": "two minutes; tests/integrations/trl/test_shape_commands.py has parts",
     "python examples/verl/reward_path_on_cpu.py": "tests/integrations/verl/test_example.py runs it",
     "JRM_MODEL=/models/jrm": "GPUs",
+    "jrm calibrate": "held-out pairs of one's own; tests/cli/test_calibrate.py runs it",
     "jrm push": "the hub; tests/cli/test_push.py pushes to a server of its own",
 }
 

@@ -7,6 +7,7 @@ executor of native models and its multi-reward manager do, written anew after th
 import asyncio
 import importlib
 import inspect
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ pytest.importorskip("verl")
 from jrm_plugin import JRMError, Sample  # noqa: E402
 from jrm_plugin.integrations import verl_omni  # noqa: E402
 from jrm_plugin.integrations.verl_omni import JRMNativeModel, compute_score_jrm  # noqa: E402
+from jrm_plugin.model.calibration_file import write_calibration  # noqa: E402
+from jrm_plugin.model.checkpoint import built_in_folder  # noqa: E402
+from jrm_plugin.records.calibration import Calibration  # noqa: E402
 from jrm_plugin.records.images import load_image  # noqa: E402
 
 
@@ -104,6 +108,26 @@ def test_bad_rollouts_have_the_same_keys_and_only_finite_numbers(group_of, execu
     assert (found[1]["score"], found[1]["jrm_unscorable"]) == (-9.0, 1.0)
     numbers = [value for each in found for value in each.values() if not isinstance(value, str)]
     assert np.isfinite(numbers).all()
+
+
+def test_guards_are_told_of_each_rollout(group_of, tmp_path):
+    copytree(built_in_folder("jrm-tiny"), tmp_path, dirs_exist_ok=True)
+    write_calibration(tmp_path, Calibration({}, {"visual_quality": {0.95: 1e-6}}), {})
+    executor = Executor(MODEL, str(tmp_path))
+    executor.wake_up()
+    (edit,) = group_of(5, 1)
+    copy = Sample.edit(edit.prompt_images[0], edit.prompt_text, edit.prompt_images[0])
+    bad = Sample.generation(edit.prompt_text, edit.response_images[0])
+    found = asyncio.run(
+        rewards_of(
+            executor, [edit, copy, bad], unedited="floor", on_error="floor", floor=-9.0, dimension="visual_quality"
+        )
+    )
+    assert [each["jrm_unedited"] for each in found] == [0.0, 1.0, 0.0]
+    assert [each["jrm_visual_quality_sigma_above"] for each in found] == [1.0, 1.0, 0.0]
+    assert found[1]["score"] == found[1]["jrm_overall"] == -9.0 != found[1]["jrm_overall_mu"]
+    assert found[0].keys() == found[2].keys()
+    asyncio.run(executor.sleep())
 
 
 def test_settings_of_a_pool_have_no_place_beside_a_named_model(group_of, executor):
