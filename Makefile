@@ -6,7 +6,8 @@ CONSTRAINTS := constraints.txt
 WORKERS ?= 2
 # A test that ends its process ends the run: a process in its place would wait for ever (pytest-xdist with loadgroup).
 PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadgroup --max-worker-restart 0
-PIP := $(VENV)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS)
+# Not compiled: Python compiles what is imported, and most of these packages never is.
+PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Another environment beside .venv, with the newest versions; and the tests that touch other libraries.
@@ -72,7 +73,7 @@ jrm-tiny: $(VENV)/.installed-demo
 # torch first and exactly: a looser request would fetch a CUDA build of several gigabytes.
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing jrm-plugin[$*] into $(VENV); this takes two minutes."
+	@echo "Installing jrm-plugin[$*] into $(VENV); this takes a minute or two."
 	$(PIP) $(TORCH)
 	$(PIP) --editable '.[$*]'
 	touch $@

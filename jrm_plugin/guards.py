@@ -43,9 +43,8 @@ def is_decided(
 ) -> bool:
     """Whether some candidate of a group beats some other one with a win probability of at least `threshold`.
 
-    The probability is E[sigmoid((r_i - r_j) / t)] (paper eq. 4) with the calibration's temperature t, or 1. In a group
-    where no pair is decided, the spread of the scores is within the model's own uncertainty, and dividing by it, as
-    GRPO does, would make advantages of noise.
+    The probability is that of paper eq. 4, at the calibration's temperature. Where no pair is decided, the spread of
+    the scores is within the model's own uncertainty, and dividing by it, as GRPO does, would make advantages of noise.
     """
     import torch  # slow to import, and rows are read without it
 
@@ -53,9 +52,8 @@ def is_decided(
 
     temperature = 1.0 if calibration is None else calibration.temperature_of(dimension)
     mu_G, sigma_G = (
-        torch.tensor([getattr(score, name)[dimension] for score in scores], dtype=torch.float64, device="cpu")
-        / temperature
-        for name in ("mu", "sigma")
+        torch.tensor([getattr(score, name)[dimension] for score in scores], dtype=torch.float64, device="cpu") / scale
+        for name, scale in (("mu", temperature), ("sigma", 1.0))
     )
     first, second = torch.triu_indices(len(scores), len(scores), offset=1)
     log_sigma_G = sigma_G.log()

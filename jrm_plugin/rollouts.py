@@ -10,6 +10,7 @@ from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.guards import is_decided, members_of
 from jrm_plugin.records.calibration import Calibration
+from jrm_plugin.records.names import is_near
 from jrm_plugin.records.samples import OVERALL, TASKS, Sample
 from jrm_plugin.records.scores import RewardScore, group_rewards
 
@@ -29,6 +30,9 @@ class InvalidAnswer(Exception):
     """
 
 
+# What the source image of a row may be called; the first that is there counts. The last two are TRL's own names for the
+# images that a policy sees.
+SOURCE_COLUMNS = ("source_images", "source_image", "images", "image")
 MODES = ("mean", "lower_confidence_bound", "entropic", "win_rate", "win_over_source")
 
 
@@ -181,7 +185,8 @@ class RolloutReward:
     def check_columns(self, columns: Collection[str]) -> None:
         """Raises a `JRMError` if a row with these columns lacks what the task needs."""
         missing = [] if "instruction" in columns else ["instruction"]
-        if self.task == "edit" and not {"source_image", "source_images"} & set(columns):
+        has_source = bool({*SOURCE_COLUMNS} & {*columns})
+        if self.task == "edit" and not has_source:
             missing.append("source_image (or source_images)")
         if self.task != "response" and self.render is None and "edited_image" not in columns:
             missing.append("edited_image (or give render)")
@@ -190,14 +195,22 @@ class RolloutReward:
                 f"a JRM reward with the task {self.task} needs {' and '.join(missing)} in the dataset, whose columns "
                 f"are {', '.join(sorted(columns)) or 'none but the prompt'}."
             )
+        # `source` alone may also say what a text was taken from
+        near = [name for name in columns if is_near(name, "source") and name not in ("source", "sources")]
+        if self.task == "response" and not has_source and near:
+            raise JRMError(
+                f"the column {near[0]!r} of the dataset may be the source image, which the answer is judged by; call "
+                "it source_image, or rename it."
+            )
 
     def sample(self, text: str, row: Mapping[str, Any]) -> Sample:
         """The sample of one rollout; whatever is raised on the way to it is this rollout's error.
 
         Args:
             text: the completion.
-            row: `instruction`, `source_image` or `source_images` (a list), `edited_image` where it is scored, and
-                whatever `render` reads. Images are what `Sample` takes, or a dict of `bytes` and `path`.
+            row: `instruction`, the first of `SOURCE_COLUMNS` that is there (an image or a list), `edited_image` where
+                it is scored, and whatever `render` reads. Images are what `Sample` takes, or a dict of `bytes` and
+                `path`.
 
         Raises:
             InvalidAnswer: `render` raised it, or a text answer is empty and there is a floor for it.
@@ -209,7 +222,7 @@ class RolloutReward:
     def _sample(self, text: str, row: Mapping[str, Any]) -> Sample:
         sources = None
         if self.task != "generation":
-            sources = row["source_images"] if "source_images" in row else row.get("source_image")
+            sources = source_in(row)
             sources = sources if isinstance(sources, (list, tuple)) else [sources]
             sources = [source for source in sources if source is not None]
             if self.task == "edit" and not sources:
@@ -391,6 +404,11 @@ def arguments_from_environment(reader: str) -> dict[str, Any]:
                 kind = "a whole number" if number is int else "a number"
                 raise JRMError(f"the variable {variable} must be {kind}, not {arguments[name]!r}.") from None
     return arguments
+
+
+def source_in(row: Mapping[str, Any]) -> Any:
+    """The source image of a row, or its list of them; None where it has none."""
+    return next((row[name] for name in SOURCE_COLUMNS if name in row), None)
 
 
 def settings_from_environment(variables: Mapping[str, str], reader: str) -> dict[str, str]:

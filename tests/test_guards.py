@@ -111,7 +111,7 @@ def test_a_calibrated_model_is_as_sure_as_its_temperature_says():
     one, other = score(1.5, 0.1), score(0.0, 0.1)
     assert is_decided([one, other], "a", 0.75)
     assert not is_decided([one, other], "a", 0.75, Calibration({"a": 3.0}, {}))
-    warm = score(0.5, 0.1 / 3).reward("win_probability", against=score(0.0, 0.1 / 3))
+    warm = score(0.5, 0.1).reward("win_probability", against=score(0.0, 0.1))
     assert one.reward("win_probability", against=other, temperature=3.0) == pytest.approx(warm)
 
 

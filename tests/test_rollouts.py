@@ -98,6 +98,23 @@ def test_a_win_probability_has_the_floor_0_where_one_is_needed(mode):
     assert RolloutReward(mode=mode).floor is None
 
 
+@pytest.mark.parametrize("task", ["edit", "response"])
+def test_the_images_that_a_policy_sees_are_the_source(task):
+    reward = RolloutReward(task)
+    row = {"instruction": "draw", "edited_image": "b.png", "image": "seen.png"}
+    reward.check_columns(row)
+    assert reward.sample("done", row).prompt_images == ("seen.png",)
+    assert reward.sample("done", row | {"source_images": ["x.png", "y.png"]}).prompt_images == ("x.png", "y.png")
+
+
+def test_a_near_name_of_the_source_is_not_passed_over():
+    RolloutReward("response").check_columns(["instruction", "source"])  # of which book, say
+    with pytest.raises(JRMError, match="the column 'path_src' of the dataset may be the source image"):
+        RolloutReward("response").check_columns(["instruction", "path_src"])
+    with pytest.raises(JRMError, match="the column 'source_imgae' of the dataset may be the source image"):
+        RolloutReward("response").check_columns(["instruction", "source_imgae"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,8 +4,9 @@
 `--scale_rewards gdpo`. They share one model and one pass. The variables of `jrm_plugin.rollouts.VARIABLES` configure
 them (`JRM_MODEL`, `JRM_TASK`, `JRM_RENDER`, `JRM_FLOOR` …).
 
-What is read of a row: `instruction`, or else the text of the last user message; `source_images` or `source_image`, or
-else `images`; and `edited_image` where it is scored. What cannot be scored has no reward with `JRM_ON_ERROR=leave_out`.
+What is read of a row: `instruction`, or else the text of the last user message; the source images, which are
+`source_images`, `source_image` or ms-swift's own `images`; and `edited_image` where it is scored. What cannot be scored has
+no reward with `JRM_ON_ERROR=leave_out`.
 """
 
 from functools import cache
@@ -36,8 +37,6 @@ class JRMReward(ORM):
             questions = [message["content"] for message in conversation if message["role"] == "user"]
             if questions and isinstance(questions[-1], str):
                 row.setdefault("instruction", questions[-1].replace("<image>", "").strip())
-            if "source_image" not in row:
-                row.setdefault("source_images", row.get("images") or [])
             self.judge.rollouts.check_columns(row)
             rows.append(row)
         groups = prompt_id if prompt_id and all(prompt_id) else [str(conversation[:-1]) for conversation in messages]

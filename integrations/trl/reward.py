@@ -17,6 +17,7 @@ from jrm_plugin.judged_rollouts import JudgedRollouts, RolloutJudge
 from jrm_plugin.records.images import digest, plain_image
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.rollouts import source_in
 from jrm_plugin.scoring.protocol import Scorer
 
 
@@ -24,7 +25,7 @@ class JRMReward:
     """A reward function that scores what the policy wrote, or the image that was made of it, with a JRM checkpoint.
 
     The dataset needs the column `instruction`, and for edits `source_image` (or `source_images`, with a list in each
-    row): whatever `Sample` takes as an image. What is scored is
+    row; without either, TRL's `image` or `images`): whatever `Sample` takes as an image. What is scored is
 
     - with `render`, the image that it makes of the completion;
     - with the task `response`, the completion itself, a text answer to the instruction;
@@ -198,7 +199,7 @@ class _Shared:
 
     def _groups(self, prompts: Sequence, columns: Mapping[str, Any]) -> Iterator[Hashable]:
         """What the candidates of a group have in common, for each completion."""
-        sources = columns.get("source_images", columns.get("source_image"))
+        sources = source_in(columns)
         for number, prompt in enumerate(prompts):
             try:
                 with as_jrm_error(f"completion {number}: its prompt and source images cannot be compared"):

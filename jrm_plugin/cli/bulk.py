@@ -139,7 +139,7 @@ def end(rows: list[dict], made: list[Path]) -> int:
 
 def _score(options: argparse.Namespace, items: list[BulkItem], rows: Path, dimension: str) -> list[dict]:
     """All rows, those of an earlier run included."""
-    from jrm_plugin.model.checkpoint import checkpoint_digest  # slow to import
+    from jrm_plugin.model.loading import checkpoint_digest  # slow to import
 
     options.model = named_model(options.model)
     columns = _own_columns(items, options, checkpoint_digest(options.model))

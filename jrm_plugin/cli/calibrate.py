@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from jrm_plugin.evaluation.calibration import fit, report, split_by_prompt
     from jrm_plugin.files import check_writable
     from jrm_plugin.model.calibration_file import write_calibration
-    from jrm_plugin.model.checkpoint import checkpoint_digest
+    from jrm_plugin.model.loading import checkpoint_digest
     from jrm_plugin.records.preferences import PreferencePair
     from jrm_plugin.runs import locked
     from jrm_plugin.scoring.loading import named_model

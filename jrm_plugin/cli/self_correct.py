@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """One run; leaves what `self_correct` leaves, and `table.json` and `table.md`. Returns 2 if a sample failed."""
     quiet()
-    from jrm_plugin.model.checkpoint import checkpoint_digest  # slow to import
+    from jrm_plugin.model.loading import checkpoint_digest  # slow to import
 
     config = parse(options.config)
     check_writable(config.output)

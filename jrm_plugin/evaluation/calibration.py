@@ -128,8 +128,9 @@ class _Preferences:
 
     def preferred(self, temperature: float) -> np.ndarray:
         """`[N]`: P of what people prefer."""
-        mu_N, sigma_N, other_mu_N, other_sigma_N = (column / temperature for column in self._columns)
-        return win_probability(mu_N, sigma_N.log(), other_mu_N, other_sigma_N.log()).numpy()
+        mu_N, sigma_N, other_mu_N, other_sigma_N = self._columns
+        wins_N = win_probability(mu_N / temperature, sigma_N.log(), other_mu_N / temperature, other_sigma_N.log())
+        return wins_N.numpy()
 
     def temperature(self) -> float:
         """Of least log loss: the best of a coarse grid, and of a fine one around it."""

@@ -4,9 +4,7 @@ Values are checked by file and key, the weights' shapes against their headers be
 the libraries below still raise becomes one sentence. No code of a checkpoint is run, whatever its files name.
 """
 
-import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -30,7 +28,6 @@ NO_CODE = {"trust_remote_code": False, "use_safetensors": True}
 
 # What a checkpoint may hold at most; real ones stay far below.
 _MOST_BYTES = 64 * 2**20  # of a JSON file
-_DIGESTED_BYTES = 2**22  # of the beginning and of the end of weights, by which they are told from others
 _MOST_ITEMS = 1024  # of a list or of keys in config.json
 _MOST_DEPTH = 16
 _LARGEST_NUMBER = 2**31
@@ -89,27 +86,6 @@ def built_in_folder(path_or_name: str | Path) -> str | Path:
 def named(path_or_name: str | Path) -> str:
     """How a model is named in what is made of it: a folder by its whole path, so that it is found from anywhere."""
     return str(Path(path_or_name).resolve()) if Path(path_or_name).is_dir() else str(path_or_name)
-
-
-def checkpoint_digest(path_or_name: str | Path) -> bytes:
-    """Tells whether a folder's files are those of earlier: small ones whole, weights by size, header and end.
-
-    Of a hub name it is the name.
-    """
-    folder = Path(built_in_folder(path_or_name))
-    digest = hashlib.sha256(str(path_or_name).encode(errors="surrogatepass"))
-    if not folder.is_dir():
-        return digest.digest()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")):
-        if path.name.startswith(Path(CALIBRATION_FILE).stem):
-            continue
-        with reading(folder, path.name), path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{path.name} {size}".encode(errors="surrogatepass"))
-            for start in sorted({0, max(0, size - _DIGESTED_BYTES)}):
-                file.seek(start)
-                digest.update(file.read(_DIGESTED_BYTES))
-    return digest.digest()
 
 
 def find_file(folder: str | Path, name: str, **hub: Any) -> Path | None:

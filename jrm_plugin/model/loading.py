@@ -1,5 +1,6 @@
 """From what a user names to a model and its processor, in one call."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import torch
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.files import content_digest
 from jrm_plugin.model.backbone import image_token_id
-from jrm_plugin.model.checkpoint import built_in_folder, load_config, named, reading
+from jrm_plugin.model.checkpoint import CALIBRATION_FILE, built_in_folder, load_config, named, read_object, reading
 from jrm_plugin.model.configuration import JRMConfig
-from jrm_plugin.model.lora import is_lora_folder, load_lora
+from jrm_plugin.model.lora import ADAPTER_FILE, LONGEST_CHAIN, base_of, is_lora_folder, load_lora
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.records.samples import Sample
@@ -41,6 +43,31 @@ def load(
     processor = JRMProcessor.from_pretrained(folder, revision=revision, max_pixels=max_pixels)
     check_belong_together(model, processor)
     return model, processor
+
+
+def checkpoint_digest(path_or_name: str | Path) -> bytes:
+    """Tells whether a model's name and files are those of earlier; adapters with the files of what they adapt.
+
+    Of a hub name it is the name.
+
+    Raises:
+        JRMError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    name: str | Path = path_or_name
+    for _ in range(LONGEST_CHAIN + 2):
+        digest.update(str(name).encode(errors="surrogatepass"))
+        folder = Path(built_in_folder(name))
+        if not folder.is_dir():
+            break
+        for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")):
+            if path.name.startswith(Path(CALIBRATION_FILE).stem):
+                continue
+            digest.update(path.name.encode(errors="surrogatepass") + content_digest(path))
+        if not is_lora_folder(folder):
+            break
+        name = base_of(folder, read_object(folder / ADAPTER_FILE))
+    return digest.digest()
 
 
 def start_from(

@@ -3,6 +3,7 @@
 import copy
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ def load_lora(folder: str | Path, *, _chain: int = 0, **kwargs: Any) -> JRMForRe
     content = read_object(Path(folder, ADAPTER_FILE))
     shapes = _saved_shapes(folder)
     adapters = _adapter_config(folder, content, shapes)
-    base = _find_base(folder, content.get("base_model_name_or_path"))
+    base = base_of(folder, content)
     if _chain > LONGEST_CHAIN:
         raise JRMError(f"{folder} is a LoRA checkpoint over a chain of others without an end; merge and save one.")
     if is_lora_folder(base):
@@ -256,9 +257,9 @@ def _check_holds_all(
         )
 
 
-def _find_base(folder: str | Path, name: Any) -> str:
-    """The base model as it is named, or beside the adapters, where they were moved together."""
-    file = Path(folder, ADAPTER_FILE)
+def base_of(folder: str | Path, content: Mapping[str, Any]) -> str:
+    """The base model of adapters as their config names it, or beside them, where both were moved together."""
+    file, name = Path(folder, ADAPTER_FILE), content.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise JRMError(f"{file} does not name its base model; set base_model_name_or_path in it.")
     if Path(name).is_dir() or name in BUILT_IN_MODELS:

@@ -389,11 +389,11 @@ class JRMProcessor:
         critiques: Iterable[Mapping[str, Critique] | str | None] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Makes the model's inputs: [`~JRMProcessor.encode`] for each sample, then [`~JRMProcessor.collate`]."""
-        encoded: dict[str, EncodedImage] = {}
+        encoded: dict[str | bytes, EncodedImage] = {}
 
         def encode_image(image: Any) -> EncodedImage:
-            """Both samples of a pair name one source."""
-            if not isinstance(image, str):
+            """Each file once: both samples of a pair name one source."""
+            if not isinstance(image, (str, bytes)):
                 return self.encode_image(image)
             if image not in encoded:
                 encoded[image] = self.encode_image(image)

@@ -17,8 +17,8 @@ class Calibration:
     """The calibration of a checkpoint, by dimension and `overall`; scores and rankings do not change with it.
 
     Attributes:
-        temperature: what score differences are divided by, so that P(a beats b) = E[sigmoid((r_a - r_b) / temperature)]
-            is how often a is the better one.
+        temperature: what the difference of two mus is divided by, so that P(a beats b) is how often a is the better
+            one: E[sigmoid((mu_a - mu_b) / temperature + z)], z Gaussian with the variance sigma_a^2 + sigma_b^2.
         sigma: quantiles of sigma by level, such as `{"visual_quality": {0.95: 1.4}}`: of samples like those that the
             model was calibrated on, at most a share of 1 - level has a larger sigma (split conformal prediction). A
             level for which there were too few samples is missing.

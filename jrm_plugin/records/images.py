@@ -15,7 +15,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeAlias, TypeGuard
 
@@ -109,14 +109,35 @@ def image_size(image: ImageLike, *, name: str | None = None) -> tuple[int, int]:
     label = _label(image, name)
     if isinstance(image, np.ndarray):
         size = _array_size(image, label)
-        _check_size(size, label)
-        return size
+    elif (file := _file_as_it_is(image)) is not None:
+        size = _size_of_file(label, *file)
+    else:
+        size = _upright_size(image, label)
+    _check_size(size, label)
+    return size
+
+
+def _upright_size(image: ImageLike, label: str) -> tuple[int, int]:
     with _as_pillow_comes(), _opened(image, label) as picture:
         _check_size(picture.size, label)
         with _damage_named(label):
             turned = _orientation(picture) >= 5
         width, height = picture.size
         return (height, width) if turned else (width, height)
+
+
+def _file_as_it_is(image: ImageLike) -> tuple[str, int, int, int] | None:
+    """A path, and what tells its file from another one there without opening it; None for what is no file."""
+    if isinstance(image, (str, os.PathLike)) and not is_data_url(image):
+        with suppress(OSError, ValueError):
+            state = os.stat(image)
+            return os.fspath(image), state.st_ino, state.st_size, state.st_mtime_ns
+    return None
+
+
+@lru_cache(maxsize=2**16)  # a check of data asks for one image many times, and on a network each time takes its while
+def _size_of_file(label: str, path: str, inode: int, length: int, modified: int) -> tuple[int, int]:
+    return _upright_size(path, label)
 
 
 def to_data_url(image: ImageLike, *, name: str | None = None) -> str:

@@ -90,9 +90,9 @@ class RewardScore:
           -beta log E[exp(-r / beta)]: the least mean of any distribution q, with its distance from this Gaussian as a
           price, min over q of E_q[r] + beta KL(q || r) (arXiv 2606.09073, the pessimistic branch, whose beta is the
           weight of the policy's KL penalty). A large `beta` gives the mean.
-        - `win_probability`: P(this is better than `against`) = E[sigmoid((r - r') / temperature)] over both scores
-          (paper eq. 4, where the temperature is 1), a probability; the mean of it where `against` is several scores. A
-          calibrated model's `scorer.calibration` says at which temperature it is how often this is the better one.
+        - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] over both scores (paper eq. 4), a
+          probability; the mean of it where `against` is several scores. A `temperature` divides the difference of the
+          mus; a calibrated model's `scorer.calibration` says at which one P is how often this is the better sample.
 
         Raises:
             JRMError: an unknown mode or dimension, k below 0, beta or temperature not above 0, or `against` missing,
@@ -127,11 +127,11 @@ class RewardScore:
 
         mu, sigma = (
             torch.tensor(
-                [getattr(score, name)[dimension] / temperature for score in (self, *others)],
+                [getattr(score, name)[dimension] / scale for score in (self, *others)],
                 dtype=torch.float64,
                 device="cpu",
             )
-            for name in ("mu", "sigma")
+            for name, by in (("mu", temperature), ("sigma", 1.0))
         )
         log_sigma, count = sigma.log(), len(others)
         wins = win_probability(mu[:1].expand(count), log_sigma[:1].expand(count), mu[1:], log_sigma[1:])

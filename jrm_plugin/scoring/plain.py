@@ -60,21 +60,27 @@ class PlainEngine:
 
     def generate(
         self, sequences: Sequence[EncodedSequence], *, max_new_tokens: int, sampling: Sampling | None = None
-    ) -> list[list[int]]:
-        """New token ids of each sequence, without the one that ends it: the likeliest, or as `sampling` draws them."""
+    ) -> list[list[int] | None]:
+        """New token ids of each sequence, without the one that ends it: the likeliest, or as `sampling` draws them.
+
+        None where its logits are not finite.
+        """
         tokenizer = self.processor.tokenizer
-        written = []
+        written: list[list[int] | None] = []
         for inputs in self._batches(sequences, padding_side="left"):
             length = inputs["input_ids"].shape[1]
+            finite = _Finite()
+            drawn = [] if sampling is None else [_Drawn(sampling, length)]
             ids_BL = self.model.generate(
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
-                logits_processor=None if sampling is None else LogitsProcessorList([_Drawn(sampling, length)]),
+                logits_processor=LogitsProcessorList([finite, *drawn]),
             )
-            written += [until(row, tokenizer.eos_token_id) for row in ids_BL[:, length:].tolist()]
+            rows = zip(ids_BL[:, length:].tolist(), finite.rows_B.tolist(), strict=True)
+            written += [until(row, tokenizer.eos_token_id) if is_finite else None for row, is_finite in rows]
         return written
 
     def _batches(self, sequences: Sequence[EncodedSequence], **options: Any) -> Iterator[dict[str, torch.Tensor]]:
@@ -82,6 +88,17 @@ class PlainEngine:
             inputs = self.processor.collate(sequences[start : start + self.batch], **options)
             inputs.pop("dimension_ids", None)  # hidden states are the same for all dimensions
             yield {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
+
+class _Finite(LogitsProcessor):
+    """Remembers which rows have had finite logits only, `rows_B`; of the others, nothing can be drawn."""
+
+    rows_B: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        finite_B = scores.isfinite().all(-1)
+        self.rows_B = finite_B if self.rows_B is None else self.rows_B & finite_B
+        return scores.masked_fill(~self.rows_B.unsqueeze(1), 0.0)
 
 
 class _Drawn(LogitsProcessor):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from tqdm.auto import tqdm
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # Samples of one pass at most, so that progress is seen; the memory budget may allow fewer.
 SAMPLES_AT_ONCE = 256
+
+Critiques: TypeAlias = dict[str, Critique | UnparsedCritique]  # of one sample, by dimension
 
 
 class RewardScorer:
@@ -368,55 +370,112 @@ class RewardScorer:
 
     # -- critiques
 
+    @overload
+    def critique(
+        self, samples: SampleLike, dimension: str | None = None, *, on_error: Literal["raise"] = "raise", **options: Any
+    ) -> Critiques: ...
+
+    @overload
     def critique(
         self,
         samples: Iterable[SampleLike],
         dimension: str | None = None,
         *,
+        on_error: Literal["raise"] = "raise",
+        **options: Any,
+    ) -> list[Critiques]: ...
+
+    @overload
+    def critique(
+        self,
+        samples: Iterable[SampleLike],
+        dimension: str | None = None,
+        *,
+        on_error: Literal["return"],
+        **options: Any,
+    ) -> list[Critiques | JRMError]: ...
+
+    def critique(
+        self,
+        samples: SampleLike | Iterable[SampleLike],
+        dimension: str | None = None,
+        *,
+        on_error: Literal["raise", "return"] = "raise",
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
         progress: bool = False,
-    ) -> list[dict[str, Critique | UnparsedCritique]]:
+    ) -> Critiques | list[Critiques] | list[Critiques | JRMError]:
         """What the language head says of each sample (paper section 3.3); it does not change the score.
 
         Args:
-            samples: what to criticise.
+            samples: what to criticise, as in `score`.
             dimension: only this one; by default all.
+            on_error: as in `score`.
             max_new_tokens: longest assistant turn.
             temperature: 0 writes the likeliest token each time; above 0 tokens are sampled.
             top_p: when sampling, only from the likeliest tokens that hold this share of the probability.
             seed: of the sampling.
+            progress: show a progress bar.
 
         Returns:
             Per sample, by dimension, a [`Critique`]; a [`RepairedCritique`] where its JSON had to be repaired, or an
             [`UnparsedCritique`] with the raw text where it is beyond that.
 
         Raises:
-            JRMError: the checkpoint has no such dimension, or a sample cannot be read.
+            JRMError: the checkpoint has no such dimension, or (with `on_error="raise"`) a sample cannot be read.
         """
         if dimension is not None:
             self._check_dimension(dimension)
         if temperature < 0 or not 0 < top_p <= 1:
             raise JRMError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}.")
+        if on_error not in ("raise", "return"):
+            raise JRMError(f"on_error must be 'raise' or 'return', got {on_error!r}.")
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        if is_sample(samples):
+            return self.critique([samples], dimension, **options)[0]
         wanted = self.dimensions if dimension is None else [dimension]
         sampling = None
         if temperature > 0:
             sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, device=self.model.device)
-        results: list[dict[str, Critique | UnparsedCritique]] = []
-        for positions, sequences in self._passes(samples, None, progress, "Writing critiques"):
-            with scoring_with(self.model):
-                new = self.engine.generate(sequences, max_new_tokens=max_new_tokens, sampling=sampling)
-            turns = self.processor.tokenizer.batch_decode(
-                new, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            per_sample = self.processor.sequences_per_sample
-            for k in range(len(positions)):
-                results.append(self._critiques_in(turns[k * per_sample : (k + 1) * per_sample], wanted))
-        return results
+        results: dict[int, Any] = {}
+        errors = results if on_error == "return" else None
+        for positions, sequences in self._passes(samples, errors, progress, "Writing critiques"):
+            written = self._written(sequences, max_new_tokens, sampling)
+            for position, turns in zip(positions, written, strict=True):
+                if turns is None:
+                    error = JRMError(self._not_finite("critique"))
+                    if on_error == "raise":
+                        raise JRMError(f"sample {position} cannot be criticised: {error}") from error
+                    results[position] = error
+                else:
+                    results[position] = self._critiques_in(turns, wanted)
+        return [results[position] for position in range(len(results))]
 
-    def _critiques_in(self, turns: Sequence[str], wanted: Sequence[str]) -> dict[str, Critique | UnparsedCritique]:
+    def _written(
+        self, sequences: Sequence[EncodedSequence], max_new_tokens: int, sampling: Sampling | None
+    ) -> list[list[str] | None]:
+        """The assistant turns of each sample in one pass; None where their logits are not finite.
+
+        As in `_mu_and_sigma`, the others are then written again without those.
+        """
+        per_sample = self.processor.sequences_per_sample
+        with scoring_with(self.model):
+            tokens = self.engine.generate(sequences, max_new_tokens=max_new_tokens, sampling=sampling)
+        groups = [tokens[k : k + per_sample] for k in range(0, len(tokens), per_sample)]
+        finite = [k for k, group in enumerate(groups) if None not in group]
+        if 0 < len(finite) < len(groups):
+            again = [sequence for k in finite for sequence in sequences[k * per_sample : (k + 1) * per_sample]]
+            written = dict(zip(finite, self._written(again, max_new_tokens, sampling), strict=True))
+            return [written.get(k) for k in range(len(groups))]
+        decode = self.processor.tokenizer.batch_decode
+        return [
+            decode(group, skip_special_tokens=True, clean_up_tokenization_spaces=False) if k in finite else None
+            for k, group in enumerate(groups)
+        ]
+
+    def _critiques_in(self, turns: Sequence[str], wanted: Sequence[str]) -> Critiques:
         """The critiques in one sample's assistant turns; where a dimension has none, all that was written."""
         texts = self.processor.split_critiques(turns)
         nowhere = "\n".join(turns)

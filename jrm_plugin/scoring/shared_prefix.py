@@ -404,21 +404,21 @@ class SharedPrefixEngine:
 
     def generate(
         self, sequences: Sequence[EncodedSequence], *, max_new_tokens: int, sampling: Sampling | None = None
-    ) -> list[list[int]]:
+    ) -> list[list[int] | None]:
         """Continues every sequence from its keys and values: with the likeliest tokens, or as `sampling` draws them.
 
         Returns:
-            New token ids of each sequence, without the one that ends it.
+            New token ids of each sequence, without the one that ends it; None where its logits are not finite.
         """
         return self._retrying(lambda: self._generate(sequences, max_new_tokens, sampling))
 
     def _generate(
         self, sequences: Sequence[EncodedSequence], max_new_tokens: int, sampling: Sampling | None
-    ) -> list[list[int]]:
+    ) -> list[list[int] | None]:
         computed = self._compute(sequences, [len(sequence.prompt) for sequence in sequences], True)
         longest = max(len(sequence.prompt) for sequence in sequences) + max_new_tokens
         at_once = max(1, self.memory_budget // 2 // (longest * self._kv_bytes()))
-        written: list[list[int]] = []
+        written: list[list[int] | None] = []
         for start in range(0, len(sequences), at_once):
             rows = range(start, min(start + at_once, len(sequences)))
             written += self._continue(computed, rows, max_new_tokens, sampling)
@@ -426,7 +426,7 @@ class SharedPrefixEngine:
 
     def _continue(
         self, computed: _Computed, rows: range, max_new_tokens: int, sampling: Sampling | None
-    ) -> list[list[int]]:
+    ) -> list[list[int] | None]:
         device, eos_token_id = self.model.device, self.processor.tokenizer.eos_token_id
         tree = computed.tree
         prefixes = [_joined([computed.slots[n] for n in tree.path(tree.leaf_of[b])]) for b in rows]
@@ -441,16 +441,19 @@ class SharedPrefixEngine:
         valid_NL = torch.from_numpy(valid_NP).to(device)
         position_N = torch.tensor([computed.next_position_B[b] for b in rows], device=device)
         ended_N = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        finite_N = ~ended_N
         last_NH = computed.last_BH[rows.start : rows.stop]
         new: list[torch.Tensor] = []
         for step in range(max_new_tokens):
             logits_NV = self.model.get_output_embeddings()(last_NH).float()
+            finite_N &= logits_NV.isfinite().all(-1) | ended_N
+            logits_NV = logits_NV.masked_fill(~finite_N.unsqueeze(1), 0.0)  # nothing can be drawn from NaN
             if sampling is None:
                 token_N = logits_NV.argmax(-1)
             else:
                 so_far_NL = torch.stack(new, 1) if new else ended_N.new_empty(len(rows), 0, dtype=torch.int64)
                 token_N = sampling.draw(so_far_NL, logits_NV)
-            token_N = token_N.masked_fill(ended_N, eos_token_id)
+            token_N = token_N.masked_fill(ended_N | ~finite_N, eos_token_id)
             ended_N |= token_N == eos_token_id
             new.append(token_N)
             if ended_N.all() or step == max_new_tokens - 1:
@@ -463,7 +466,8 @@ class SharedPrefixEngine:
                 cache=cache,
             )
             last_NH = self._parts.norm(hidden_N1H)[:, 0]
-        return [until(row, eos_token_id) for row in torch.stack(new, 1).tolist()]
+        written = zip(torch.stack(new, 1).tolist(), finite_N.tolist(), strict=True)
+        return [until(row, eos_token_id) if is_finite else None for row, is_finite in written]
 
 
 # Padding repeats what stands at the row's own end. Attention gives it a weight of 0, and 0 times a value that is not

@@ -18,7 +18,7 @@ from jrm_plugin.integrations.trl.training import parse
 # By the beginning of a command: why it does not run here.
 NOT_RUN = {
     "pip install": "it installs packages; tests/test_package.py installs the wheel",
-    "make demo": "nine minutes",
+    "make demo": "ten minutes",
     "make test": "it runs these tests",
     "jrm train --config examples/edit_reward": "a model of 8 billion parameters; its config is read below",
     "accelerate launch": "several GPUs",

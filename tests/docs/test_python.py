@@ -16,8 +16,8 @@ from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 SMALLER = {
     '"Qwen/Qwen3-VL-8B-Instruct"': '"backbone"',
     '"Qwen/Qwen3-0.6B"': '"policy"',
-    'GRPOConfig("outputs/policy")': 'GRPOConfig("outputs/policy", max_steps=1, num_generations=2, bf16=False, '
-    'use_cpu=True, per_device_train_batch_size=2, max_completion_length=4, report_to="none")',
+    'GRPOConfig("outputs/policy"': 'GRPOConfig("outputs/policy", max_steps=1, num_generations=2, bf16=False, '
+    'use_cpu=True, per_device_train_batch_size=2, max_completion_length=4, report_to="none"',
     'JointRewardConfig("outputs/jrm"': 'JointRewardConfig("outputs/trained", max_steps=1, report_to="none"',
 }
 PAGES = [(page, list(group)) for page, group in itertools.groupby(python_blocks(), lambda block: block.page)]

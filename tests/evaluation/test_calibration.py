@@ -11,7 +11,8 @@ from jrm_plugin import JRMError, RewardScorer
 from jrm_plugin.evaluation.calibration import ScoredPair, fit, report, sigma_quantiles, split_by_prompt
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.model.calibration_file import drop_calibration, read_calibration, write_calibration
-from jrm_plugin.model.checkpoint import CALIBRATION_FILE, built_in_folder, checkpoint_digest
+from jrm_plugin.model.checkpoint import CALIBRATION_FILE, built_in_folder
+from jrm_plugin.model.loading import checkpoint_digest
 from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.scores import RewardScore
 
@@ -20,8 +21,8 @@ def drawn_pairs(count: int, temperature: float, *, seed: int = 0, ties: int = 0)
     """Pairs whose order is drawn with exactly the probability that a temperature gives."""
     rng = np.random.default_rng(seed)
     mu, sigma = torch.tensor(rng.normal(0, 2, (2, count))), torch.tensor(rng.uniform(0.1, 1, (2, count)))
-    scaled_mu, scaled_log_sigma = mu / temperature, (sigma / temperature).log()
-    wins = win_probability(scaled_mu[0], scaled_log_sigma[0], scaled_mu[1], scaled_log_sigma[1]).numpy()
+    scaled_mu, log_sigma = mu / temperature, sigma.log()
+    wins = win_probability(scaled_mu[0], log_sigma[0], scaled_mu[1], log_sigma[1]).numpy()
     labels = np.where(rng.random(count) < wins, 1, -1)
     labels[:ties] = 0
     first, second = (

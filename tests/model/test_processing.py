@@ -3,6 +3,7 @@
 import json
 import re
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -391,6 +392,19 @@ def test_images_are_read_alike_from_pil_path_and_bytes(processor_of, make_sample
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_a_batch_shares_is_encoded_once(processor_of, tmp_path):
+    processor = processor_of()
+    source, *edits = (str(tmp_path / f"{name}.png") for name in "sab")
+    for path in (source, *edits):
+        image(1).save(path)
+    samples = [Sample.edit(source, "make it red", edited) for edited in edits]
+    with patch.object(JRMProcessor, "encode_image", autospec=True, side_effect=JRMProcessor.encode_image) as spy:
+        batch = processor(samples)
+    assert [call.args[1] for call in spy.call_args_list] == [source, *edits]
+    alone = processor.collate([sequence for sample in samples for sequence in processor.encode(sample)])
+    assert all(batch[name].equal(alone[name]) for name in alone)
 
 
 def test_an_unknown_layout(backbone_folder):

@@ -4,6 +4,7 @@ import struct
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -374,6 +375,19 @@ def test_the_size_is_read_without_decoding(monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     for content in contents:
         assert image_size(content) == (11, 17)
+
+
+def test_a_file_s_size_is_read_once_and_anew_when_it_has_changed(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (3, 5)).save(path)
+    with patch.object(Image, "open", side_effect=Image.open) as opened:
+        assert [image_size(path), image_size(str(path))] == [(3, 5)] * 2
+        assert opened.call_count == 1
+        Image.new("RGB", (30, 50)).save(path)
+        assert image_size(path) == (30, 50)
+        path.unlink()
+        with pytest.raises(JRMError, match="does not exist"):
+            image_size(path)
 
 
 def test_pillow_s_settings_stay_as_they_are():

@@ -169,6 +169,8 @@ def test_a_score_that_is_not_finite_is_its_samples_error(make_scorer, make_sampl
     poisoned = Sample.generation("zyx \u6f22", image)
     ordinary = {token for sample in good for s in scorer.processor.encode(sample) for token in s.prompt}
     rare = [token for token in scorer.processor.encode(poisoned)[0].prompt if token not in ordinary]
+    head = scorer.model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # what is not finite comes in by the prompt alone
     with torch.no_grad():
         scorer.model.get_input_embeddings().weight[rare] = float("nan")
     results = scorer.score([*good[:3], poisoned, *good[3:]], on_error="return")
@@ -178,6 +180,14 @@ def test_a_score_that_is_not_finite_is_its_samples_error(make_scorer, make_sampl
         scorer.score([good[0], poisoned])
     with pytest.raises(JRMError, match="sample 1 cannot be read by the model: its hidden state"):
         scorer.hidden_states([good[0], poisoned])
+    for sampling in ({}, {"temperature": 1.0}):
+        options = {"max_new_tokens": 1, **sampling}  # a second would follow what may be a poisoned one
+        *critiques, critique = scorer.critique([*good[:2], poisoned], on_error="return", **options)
+        assert "its critique, computed in the precision float32, is not a finite number" in str(critique)
+        assert critiques == scorer.critique(good[:2], **options) or sampling
+        with pytest.raises(JRMError, match="sample 1 cannot be criticised: its critique"):
+            scorer.critique([good[0], poisoned], **options)
+    assert scorer.critique(good[0], max_new_tokens=1) == scorer.critique(good[:1], max_new_tokens=1)[0]
 
 
 def test_an_overflow_of_float16_names_the_precision(make_scorer, make_samples):

@@ -1,13 +1,14 @@
 """Training from Python: the arguments as a config or as objects, and a folder that scores."""
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from jrm_plugin.data.editreward import write_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.trl import JointRewardConfig, TrainArguments, train
-from jrm_plugin.integrations.trl.training import parse
+from jrm_plugin.integrations.trl.training import SMALL, parse, threads_that_pay
 from jrm_plugin.records.preferences import CritiqueExample
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.scorer import RewardScorer
@@ -45,6 +46,15 @@ def test_flags_override_the_file(config):
 def test_a_list_is_no_single_value(config, name):
     with pytest.raises(JRMError, match=f"config.yaml cannot be used: .*{name}"):
         parse(config(**{name: "x"}))
+
+
+def test_a_small_model_on_a_cpu_trains_with_one_thread(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    small, large = torch.nn.Linear(8, 8), torch.nn.Linear(SMALL // 8, 8)
+    assert (threads_that_pay(small), threads_that_pay(large)) == (1, torch.get_num_threads())
+    assert threads_that_pay(torch.nn.Linear(8, 8, device="meta")) == torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert threads_that_pay(small) == torch.get_num_threads()
 
 
 def test_from_python_to_a_folder_that_scores_and_is_not_mixed_with_another(backbone_folder, tmp_path):
