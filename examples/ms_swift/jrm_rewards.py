@@ -5,8 +5,8 @@
 them (`JRM_MODEL`, `JRM_TASK`, `JRM_RENDER`, `JRM_FLOOR` …).
 
 What is read of a row: `instruction`, or else the text of the last user message; the source images, which are
-`source_images`, `source_image` or ms-swift's own `images`; and `edited_image` where it is scored. What cannot be scored has
-no reward with `JRM_ON_ERROR=leave_out`.
+`source_images`, `source_image` or ms-swift's own `images`; and `edited_image` where it is scored. What cannot be scored
+has no reward with `JRM_ON_ERROR=leave_out`.
 """
 
 from functools import cache

@@ -133,11 +133,16 @@ class _Preferences:
         return wins_N.numpy()
 
     def temperature(self) -> float:
-        """Of least log loss: the best of a coarse grid, and of a fine one around it."""
+        """Of least log loss: the best of a coarse grid, and of a fine one around it.
+
+        What happened counts as (N + 1) / (N + 2) instead of 1 (Platt 1999): a set without a wrong pair does
+        not ask for certainty.
+        """
+        outcome_N = np.full(len(self), (len(self) + 1) / (len(self) + 2))
         low, high = LOG_TEMPERATURES
         for _ in range(2):
             grid = np.linspace(low, high, BINS)
-            best = grid[int(np.argmin([log_loss(p, np.ones_like(p)) for p in map(self.preferred, np.exp(grid))]))]
+            best = grid[int(np.argmin([log_loss(p, outcome_N) for p in map(self.preferred, np.exp(grid))]))]
             step = grid[1] - grid[0]
             low, high = max(LOG_TEMPERATURES[0], best - step), min(LOG_TEMPERATURES[1], best + step)
         return math.exp(best)

@@ -127,7 +127,7 @@ class RewardScore:
 
         mu, sigma = (
             torch.tensor(
-                [getattr(score, name)[dimension] / scale for score in (self, *others)],
+                [getattr(score, name)[dimension] / by for score in (self, *others)],
                 dtype=torch.float64,
                 device="cpu",
             )
