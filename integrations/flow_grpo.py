@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.judged_rollouts import RolloutJudge
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.rollouts import RolloutReward, pictures_of, settings_from_environment
@@ -86,40 +87,37 @@ def jrm_score(
     }
     if "model" not in settings:
         raise JRMError("no reward model is named: set the variable JRM_MODEL, or call jrm_score with model=….")
-    rollouts = RolloutReward(
-        settings.get("task", "edit"), mode=settings.get("mode", "mean"), k=k, beta=beta, dimension=dimension
-    )
+    task = settings.get("task", "edit")
+    rollouts = RolloutReward(task, mode=settings.get("mode", "mean"), k=k, beta=beta, dimension=dimension)
     if rollouts.task == "response":
         raise JRMError("flow_grpo makes images, and the task response scores texts; take edit or generation.")
     rollouts.refuse_groups("flow_grpo spreads the images of one prompt over calls and processes")
-    folder = settings.get("image_folder", "")
     scorer = settings["model"]
     if not isinstance(scorer, Scorer):
         scorer = _scorer(str(scorer), str(device))
-    rollouts.check_dimension(scorer.dimensions)
+    return FlowGRPOReward(RolloutJudge(scorer, [rollouts]), settings.get("image_folder", ""))
 
-    def reward(
-        images: Any, prompts: Sequence[str], metadata: Sequence[Mapping], ref_images: Any = None
+
+class FlowGRPOReward:
+    """What [`jrm_score`] returns; pickled, its model is its settings, and loads where it is read."""
+
+    def __init__(self, judge: RolloutJudge, image_folder: str | Path):
+        self._judge, self._image_folder = judge, image_folder
+
+    def __call__(
+        self, images: Any, prompts: Sequence[str], metadata: Sequence[Mapping], ref_images: Any = None
     ) -> tuple[list[float], dict]:
-        edited = _pictures(images, "images")
-        rows = [{"edited_image": image} for image in edited]
+        rows = [{"edited_image": image} for image in _pictures(images, "images")]
         _add(rows, "instruction", prompts, "prompts")
-        if rollouts.task == "edit":
+        if self._judge.rollouts.task == "edit":
             if ref_images is None:
-                sources = [_source(number, row, folder) for number, row in enumerate(metadata)]
+                sources = [_source(number, row, self._image_folder) for number, row in enumerate(metadata)]
                 _add(rows, "source_image", sources, "metadata")
             else:
                 _add(rows, "source_images", _pictures(ref_images, "ref_images"), "ref_images")
-        samples = []
-        for number, row in enumerate(rows):
-            try:
-                samples.append(rollouts.sample("", row))
-            except JRMError as error:
-                raise JRMError(f"image {number} cannot be scored: {error}") from error
-        scores = scorer.score([*samples, *rollouts.unedited_sources(samples)], on_error="return")
-        return rollouts.rewards(scores[: len(samples)], sources=scores[len(samples) :], name="image"), {}
-
-    return reward
+        judged = self._judge([""] * len(rows), rows, name="image")
+        (rewards,) = judged.rewards.values()
+        return list(rewards), {}
 
 
 @cache

@@ -1,11 +1,14 @@
-"""verl-omni: a keyword scorer and a reward manager for policies that make images.
+"""verl-omni: a keyword scorer, a reward manager and a named reward model for policies that make images.
 
-Both score with the pool of scorers that [`jrm_plugin.integrations.ray`] describes. Nothing of verl-omni is imported:
-its parents of reward managers add nothing that JRM needs to verl's own.
+Scorer and manager score with the pool of scorers that [`jrm_plugin.integrations.ray`] describes; the scorer also with a
+model that verl-omni holds, [`JRMNativeModel`]. Nothing of verl-omni is imported: its parents of reward managers add
+nothing that JRM needs to verl's own.
 """
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +18,12 @@ from verl.protocol import DataProtoItem
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.verl.pooled_reward import keyword_score
 from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, name_of, row_of
+from jrm_plugin.records.calibration import Calibration
+from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import pictures_of
+from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.micro_batches import MicroBatches
 
 # What verl-omni hands to every scorer beside the keys of its config.
 _ITS_OWN = ("reward_router_address", "reward_model_tokenizer", "model_name", "sampling_params")
@@ -42,10 +50,103 @@ class JRMVisualRewardManager(JRMRewardManager):
         return "", row
 
 
+class JRMNativeModel:
+    """A JRM as a model of `reward.models` (verl-omni 0.3, `backend: native`), for [`compute_score_jrm`].
+
+    verl-omni places it, makes it before a batch is scored and closes it afterwards (`offload: true`), or keeps it.
+    Concurrent calls are computed together. Pickled, it is its settings, and loads where it is read.
+
+    Args:
+        model_path: of `reward.models.<name>`: a JRM folder, a LoRA folder, a hub name, or `jrm-tiny`.
+        device: verl-omni gives that of the worker.
+        batch_window, max_batch: as in [`ScorerSettings`].
+        options: further `executor.kwargs` are arguments of `RewardScorer.from_pretrained`; `dtype` by name.
+
+    Raises:
+        JRMError: there is no such checkpoint, or the device cannot be used.
+
+    Example:
+        >>> model = JRMNativeModel("jrm-tiny", "cpu")
+        >>> asyncio.run(model.infer(samples)).scores
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        device: torch.device | str,
+        *,
+        batch_window: float = 0.02,
+        max_batch: int = 64,
+        **options: Any,
+    ):
+        self._settings = {"model_path": model_path, "device": device, "batch_window": batch_window}
+        self._settings |= {"max_batch": max_batch, **options}
+        scorer = load_scorer(model_path, device=device, **options)
+        self.dimensions, self._calibration = scorer.dimensions, getattr(scorer, "calibration", None)
+        self._batches: MicroBatches | None = MicroBatches(scorer, batch_window=batch_window, max_batch=max_batch)
+
+    def __reduce__(self) -> tuple:
+        return partial(JRMNativeModel, **self._settings), ()
+
+    async def infer(self, samples: Sequence[Sample]) -> "Inferred":
+        """What [`compute_score_jrm`] asks for; of no samples, what the model is.
+
+        Raises:
+            JRMError: the model was closed.
+        """
+        if self._batches is None:
+            raise JRMError("this reward model was closed; make another.")
+        scores = await self._batches.score(samples, samples[0].prompt_key()) if samples else []
+        return Inferred(self.dimensions, self._calibration, scores)
+
+    def close(self) -> None:
+        """Gives up the model's memory."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+class Inferred(NamedTuple):
+    """The model's dimensions and calibration, and the score of each sample or what is wrong with it."""
+
+    dimensions: list[str]
+    calibration: Calibration | None
+    scores: list[RewardScore | JRMError]
+
+
+class _NamedModel:
+    """The handle that verl-omni gives of a [`JRMNativeModel`], as [`PooledReward`] asks its scorers."""
+
+    def __init__(self, handle: Any):
+        self._handle = handle
+
+    async def dimensions(self) -> list[str]:
+        return (await self._handle.infer([])).dimensions
+
+    async def calibration(self) -> Calibration | None:
+        return (await self._handle.infer([])).calibration
+
+    async def score(self, samples: Sequence[Sample]) -> list[RewardScore | JRMError]:
+        return (await self._handle.infer(samples)).scores
+
+
+@cache
+def _named_model(handle: Any) -> _NamedModel:
+    return _NamedModel(handle)
+
+
 async def compute_score_jrm(
-    data_source: str, solution_image: torch.Tensor, ground_truth: str, extra_info: dict[str, Any], **settings: Any
+    data_source: str,
+    solution_image: torch.Tensor,
+    ground_truth: str,
+    extra_info: dict[str, Any],
+    reward_model: Any = None,
+    **settings: Any,
 ) -> dict[str, float | str]:
     """One of several rewards in `reward.reward_functions`, whose further keys are those of `reward.jrm`.
+
+    Where its model is a [`JRMNativeModel`] of `reward.models`, that one scores and verl-omni holds it; the keys are
+    then those of [`RolloutSettings`]. Otherwise the run's pool of scorers does.
 
     verl-omni does not hand the prompt's images to such a scorer: for edits, the source stands in `extra_info` as
     `source_image` (or `source_images`, or `source_img`), a path, bytes or an array. The instruction is
@@ -56,7 +157,8 @@ async def compute_score_jrm(
         solution_image: `[3, H, W]`, uint8, or float from 0 to 1.
         ground_truth: the instruction, where `extra_info` has none.
         extra_info: of the row.
-        settings: the keys of [`JRMSettings`]; `model_path` is needed.
+        reward_model: verl-omni's handle of the named model.
+        settings: the keys of [`JRMSettings`], of which `model_path` is needed; or of [`RolloutSettings`].
 
     Returns:
         `score`, and what [`PooledReward`] tells of it.
@@ -73,7 +175,8 @@ async def compute_score_jrm(
             row.setdefault("source_image", row["source_img"])
         return "", row
 
-    return await keyword_score(rollout, name_of({"extra_info": extra_info}), settings)
+    scorers = None if reward_model is None else _named_model(reward_model)
+    return await keyword_score(rollout, name_of({"extra_info": extra_info}), settings, scorers)
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:

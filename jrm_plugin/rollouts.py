@@ -2,13 +2,14 @@
 
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError, as_jrm_error
+from jrm_plugin.guards import is_decided, members_of
+from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.names import is_near
 from jrm_plugin.records.samples import OVERALL, TASKS, Sample
 from jrm_plugin.records.scores import RewardScore, group_rewards
@@ -66,6 +67,11 @@ class RolloutReward:
             the mode. `render` needs one; with `win_rate` and `win_over_source` it is 0 by default.
         on_error: what is done with a rollout that cannot be scored, such as one with a broken image: `raise` its error,
             give it the `floor`, or `leave_out` its reward, which is then None.
+        unedited: an edit that shows its source image, pixel for pixel, is counted (`count`), or earns the `floor` too.
+        undecided: a group in which no candidate beats another one with a win probability of `win_threshold` is counted
+            (`count`), or its candidates that have a score earn an `equal` reward, the mean of theirs; only where the
+            framework shows a group as a whole.
+        win_threshold: above 0.5 and below 1.
 
     Raises:
         JRMError: an argument is wrong, or they do not go together.
@@ -79,6 +85,9 @@ class RolloutReward:
     on_error: str = "raise"
     dimension: str = OVERALL
     beta: float = 1.0
+    unedited: str = "count"
+    undecided: str = "count"
+    win_threshold: float = 0.9
 
     def __post_init__(self):
         if self.task not in TASKS:
@@ -86,6 +95,7 @@ class RolloutReward:
                 f"the task of a JRM reward must be {', '.join(TASKS[:-1])} or {TASKS[-1]}, not {self.task!r}."
             )
         self._check_mode()
+        self._check_guards()
         if self.render is not None and self.task == "response":
             raise JRMError("render makes an image of a completion, and the task response scores its text; drop one.")
         self._check_floor()
@@ -107,13 +117,24 @@ class RolloutReward:
                 "none; use another mode."
             )
 
+    def _check_guards(self) -> None:
+        if self.unedited not in ("count", "floor"):
+            raise JRMError(f"unedited must be count or floor, not {self.unedited!r}.")
+        if self.unedited == "floor" and self.task != "edit":
+            raise JRMError(f"unedited: floor is for edits, and the task {self.task} has no source to equal; drop it.")
+        if self.undecided not in ("count", "equal"):
+            raise JRMError(f"undecided must be count or equal, not {self.undecided!r}.")
+        if not 0.5 < self.win_threshold < 1:
+            raise JRMError(f"win_threshold must be a probability above 0.5 and below 1, not {self.win_threshold!r}.")
+
     def _check_floor(self) -> None:
         if self.on_error not in ("raise", "floor", "leave_out"):
             raise JRMError(f"on_error must be raise, floor or leave_out, not {self.on_error!r}.")
-        needs = "render" if self.render is not None else f"on_error: {self.on_error}"
+        needs = f"on_error: {self.on_error}"
+        needs = "unedited: floor" if self.unedited == "floor" else "render" if self.render is not None else needs
         # an empty answer is the policy's doing, and no reason to leave it out
         empty = self.on_error == "leave_out" and self.task == "response"
-        needed = self.render is not None or self.on_error == "floor" or empty
+        needed = self.render is not None or "floor" in (self.on_error, self.unedited) or empty
         if self.floor is None and needed:
             if self.mode not in ("win_rate", "win_over_source"):
                 raise JRMError(
@@ -125,8 +146,8 @@ class RolloutReward:
             raise JRMError(f"floor must be a finite number, not {self.floor}.")
         elif self.floor is not None and not needed and self.task != "response":
             raise JRMError(
-                "floor has no use here; it is for what render refuses, for an empty text answer, and for what cannot "
-                "be scored with on_error: floor. Leave it out."
+                "floor has no use here; it is for what render refuses, for an empty text answer, for what cannot be "
+                "scored with on_error: floor, and for what unedited: floor says. Leave it out."
             )
 
     def check_dimension(self, dimensions: Sequence[str]) -> None:
@@ -140,8 +161,10 @@ class RolloutReward:
         """For frameworks that do not show a group as a whole; `reason` is a clause that says why.
 
         Raises:
-            JRMError: the mode compares the candidates of a group.
+            JRMError: the mode or a guard compares the candidates of a group.
         """
+        if self.undecided == "equal":
+            raise JRMError(f"undecided: equal compares the candidates of a group, and {reason}; leave it out.")
         if self.mode == "win_rate":
             raise JRMError(
                 f"the mode win_rate compares the candidates of a group, and {reason}; use mean, "
@@ -288,10 +311,7 @@ class RolloutReward:
             0.5 if isinstance(score, RewardScore) else self.reward(score, name=f"{name} {number}")
             for number, score in enumerate(scores)
         ]
-        members = defaultdict(list)
-        for number, group in zip(range(len(scores)), groups, strict=True):
-            members[group].append(number)
-        for numbers in members.values():
+        for numbers in members_of(groups, len(scores)):
             if len(numbers) == 1:
                 raise JRMError(
                     "the mode win_rate compares the candidates of a group, and a group has only one in this process; "
@@ -303,6 +323,87 @@ class RolloutReward:
                 for number, value in zip(scored, values, strict=True):
                     rewards[number] = value
         return rewards
+
+    def undecided_groups(
+        self,
+        scores: Sequence[RewardScore | JRMError | None],
+        groups: Iterable[Hashable],
+        calibration: Calibration | None = None,
+    ) -> tuple[list[list[int]], int]:
+        """The groups whose candidates the model cannot tell apart, and how many groups it could have told.
+
+        Args:
+            scores, groups: as in `rewards`. Only candidates with a score are compared; a group with fewer than two of
+                them does not count.
+            calibration: of the model, whose temperature the win probabilities have.
+
+        Returns:
+            The positions of the candidates with a score of each such group, and the number of groups.
+        """
+        members = [
+            [number for number in numbers if isinstance(scores[number], RewardScore)]
+            for numbers in members_of(groups, len(scores))
+        ]
+        members = [numbers for numbers in members if len(numbers) > 1]
+
+        def decided(numbers: list[int]) -> bool:
+            return is_decided([scores[k] for k in numbers], self.dimension, self.win_threshold, calibration)
+
+        return [numbers for numbers in members if not decided(numbers)], len(members)
+
+    def evened_out(self, rewards: Sequence[float | None], undecided: Iterable[Sequence[int]]) -> list[float | None]:
+        """The rewards; with `undecided="equal"`, the candidates of each undecided group get the mean of theirs."""
+        rewards = list(rewards)
+        if self.undecided == "equal":
+            for numbers in undecided:
+                mean = math.fsum(rewards[number] for number in numbers) / len(numbers)
+                for number in numbers:
+                    rewards[number] = mean
+        return rewards
+
+
+# The variables that configure a reward where arguments cannot be given, and the argument that each one gives.
+VARIABLES = {
+    "JRM_MODEL": "model",
+    "JRM_TASK": "task",
+    "JRM_RENDER": "render",
+    "JRM_MODE": "mode",
+    "JRM_K": "k",
+    "JRM_BETA": "beta",
+    "JRM_DIMENSION": "dimension",
+    "JRM_FLOOR": "floor",
+    "JRM_ON_ERROR": "on_error",
+    "JRM_UNEDITED": "unedited",
+    "JRM_UNDECIDED": "undecided",
+    "JRM_WIN_THRESHOLD": "win_threshold",
+    "JRM_SECOND_JUDGE": "second_judge",
+    "JRM_SECOND_JUDGE_EVERY": "second_judge_every",
+    "JRM_DEVICE": "device",
+    "JRM_DTYPE": "dtype",
+    "JRM_SAVE_IMAGES": "save_images",
+    "JRM_SAVE_FOLDER": "save_folder",
+}
+# Those that are numbers.
+NUMBERS = {"JRM_K": float, "JRM_BETA": float, "JRM_FLOOR": float, "JRM_WIN_THRESHOLD": float}
+NUMBERS |= {"JRM_SAVE_IMAGES": int, "JRM_SECOND_JUDGE_EVERY": int}
+
+
+def arguments_from_environment(reader: str) -> dict[str, Any]:
+    """The arguments of a reward that variables give, by name; an empty variable is as good as none.
+
+    Raises:
+        JRMError: a variable means nothing to `reader`, or one that must be a number is none.
+    """
+    arguments: dict[str, Any] = dict(settings_from_environment(VARIABLES, reader))
+    for variable, number in NUMBERS.items():
+        name = VARIABLES[variable]
+        if name in arguments:
+            try:
+                arguments[name] = number(arguments[name])
+            except ValueError:
+                kind = "a whole number" if number is int else "a number"
+                raise JRMError(f"the variable {variable} must be {kind}, not {arguments[name]!r}.") from None
+    return arguments
 
 
 def source_in(row: Mapping[str, Any]) -> Any:

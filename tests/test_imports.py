@@ -34,8 +34,10 @@ ROOMS = [
 ROOMS += [
     "model",
     "scoring",
+    "guards",
     "rollouts",
     "saved_rollouts",
+    "judged_rollouts",
     "training",
     "evaluation",
     "correction",

@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.ray.scorer_replica import ScorerReplica, Statistics
 from jrm_plugin.integrations.ray.settings import ScorerSettings
+from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 
@@ -87,6 +88,10 @@ class ScorerPool:
             JRMError: the model cannot be loaded.
         """
         return await self._ask(0, lambda replica: replica.join.remote(self._client))
+
+    async def calibration(self) -> Calibration | None:
+        """The model's calibration, where it has one."""
+        return await self._ask(0, lambda replica: replica.calibration.remote())
 
     async def statistics(self) -> list[Statistics]:
         """What each replica has done since it was made."""

@@ -44,6 +44,7 @@ from jrm_plugin.integrations.trl.examples import (
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.model_card import write_model_card
 from jrm_plugin.kernels import win_probability
+from jrm_plugin.model.calibration_file import drop_calibration
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
@@ -488,6 +489,7 @@ class JointRewardTrainer(RewardTrainer):
         self.processor.save_pretrained(folder)
         self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
         write_model_card(self, self.processor, folder)
+        drop_calibration(folder)  # of an earlier model in this place
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> None:
         """The README of the run's folder; TRL's own is for models of text."""

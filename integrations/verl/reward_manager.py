@@ -9,6 +9,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.experimental.reward_loop.reward_manager.registry import register
 from verl.protocol import DataProtoItem
 
+from jrm_plugin.integrations.ray import shared_pool
 from jrm_plugin.integrations.verl.pooled_reward import PooledReward
 from jrm_plugin.integrations.verl.settings import settings_of
 
@@ -28,7 +29,8 @@ class JRMRewardManager(RewardManagerBase):
 
     def __init__(self, config, tokenizer, compute_score, reward_router_address=None, reward_model_tokenizer=None):
         super().__init__(config, tokenizer, compute_score)
-        self.reward = PooledReward(settings_of(config.reward.get("jrm")))
+        settings = settings_of(config.reward.get("jrm"))
+        self.reward = PooledReward(settings, shared_pool(settings.scorers()))
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """The reward of the last sequence in `data`, the end of one rollout.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -16,13 +16,13 @@ SECTION = "reward.jrm"
 
 
 @dataclass(frozen=True)
-class JRMSettings(ScorerSettings):
-    """What the section `reward.jrm` holds: the scorers, and what is scored how.
+class RolloutSettings:
+    """What is scored how.
 
     Args:
-        task, render, mode, k, beta, floor, on_error, dimension: as in [`RolloutReward`]; `render` is a dotted path. The
-            mode `win_rate` cannot be offered, since verl asks for one reward at a time, nor `on_error: leave_out`,
-            since it needs a number for each.
+        task, render, mode, k, beta, floor, on_error, dimension, unedited: as in [`RolloutReward`]; `render` is a dotted
+            path. What compares the candidates of a group, as the mode `win_rate` does, cannot be offered, since verl
+            asks for one reward at a time, nor `on_error: leave_out`, since it needs a number for each.
         save_images, save_folder: of each reward worker's rollouts, as in [`SavedRollouts`].
 
     Raises:
@@ -37,13 +37,13 @@ class JRMSettings(ScorerSettings):
     floor: float | None = None
     on_error: str = "raise"
     dimension: str = OVERALL
+    unedited: str = "count"
     save_images: int | None = None
     save_folder: str | None = None
 
-    section: ClassVar[str] = f"the settings {SECTION}"
+    section: ClassVar[str] = "the settings of the reward function"
 
     def __post_init__(self):
-        super().__post_init__()
         try:
             self.rollouts()
             check_saving(self.save_images, self.save_folder)
@@ -52,32 +52,56 @@ class JRMSettings(ScorerSettings):
 
     def rollouts(self) -> RolloutReward:
         """Raises a `JRMError` for what is wrong."""
-        rollouts = RolloutReward(**{field.name: getattr(self, field.name) for field in fields(RolloutReward)})
+        names = {field.name for field in fields(RolloutReward)} & {field.name for field in fields(RolloutSettings)}
+        rollouts = RolloutReward(**{name: getattr(self, name) for name in names})
         rollouts.refuse_groups("verl asks for one reward at a time")
         rollouts.refuse_leaving_out("verl needs one for every rollout")
         return rollouts
+
+
+@dataclass(frozen=True)
+class JRMSettings(RolloutSettings, ScorerSettings):
+    """What the section `reward.jrm` holds: the pool of scorers, and what is scored how.
+
+    Args:
+        model_path … lease: as in [`ScorerSettings`].
+        task … save_folder: as in [`RolloutSettings`].
+
+    Raises:
+        JRMError: a value is missing or wrong.
+    """
+
+    section: ClassVar[str] = f"the settings {SECTION}"
+
+    def __post_init__(self):
+        ScorerSettings.__post_init__(self)
+        RolloutSettings.__post_init__(self)
 
     def scorers(self) -> ScorerSettings:
         """Those that processes must have in common to share a pool."""
         return ScorerSettings(**{field.name: getattr(self, field.name) for field in fields(ScorerSettings)})
 
 
-def defaults() -> dict[str, Any]:
-    """Every key of `reward.jrm` with its default, as plain values."""
-    return {field.name: field.default for field in fields(JRMSettings)}
+T = TypeVar("T", bound=RolloutSettings)
 
 
-def settings_of(given: Mapping[str, Any] | None) -> JRMSettings:
-    """The settings in a section `reward.jrm`.
+def defaults(kind: type[RolloutSettings] = JRMSettings) -> dict[str, Any]:
+    """Every key of `reward.jrm`, or of other settings, with its default, as plain values."""
+    return {field.name: field.default for field in fields(kind)}
+
+
+def settings_of(given: Mapping[str, Any] | None, kind: type[T] = JRMSettings) -> T:
+    """The settings in a section `reward.jrm`; or those of a reward function beside a model that is named elsewhere.
 
     Raises:
         JRMError: a key is unknown, or a value is missing or wrong.
     """
     given = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else dict(given or {})
     given = {name: value for name, value in given.items() if value != "???"}  # a value that YAML leaves to the user
-    if unknown := sorted(given.keys() - defaults().keys()):
-        raise JRMError(f"{SECTION} has no key {unknown[0]}; its keys are {', '.join(defaults())}.")
-    return JRMSettings(**given)
+    if unknown := sorted(given.keys() - defaults(kind).keys()):
+        where = SECTION if kind is JRMSettings else "a reward function whose model is one of reward.models"
+        raise JRMError(f"{where} has no key {unknown[0]}; its keys are {', '.join(defaults(kind))}.")
+    return kind(**given)
 
 
 def choose_jrm(config: DictConfig) -> None:

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from tqdm.auto import tqdm
 
-from jrm_plugin.cli.common import make_scorer
+from jrm_plugin.cli.common import add_columns_argument, make_scorer, mapping_of
 from jrm_plugin.data.samples import BulkItem, SampleDigests, read_samples
 from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
 from jrm_plugin.files import check_writable, replacing, to_json, write_jsonl
+from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.names import value_of
 from jrm_plugin.records.samples import OVERALL, StoredImage
@@ -52,11 +52,7 @@ def add_bulk_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="JSONL, CSV, TSV or Parquet; a folder of edits; with --instruction, a folder or glob of images",
     )
-    group.add_argument(
-        "--columns",
-        metavar="MAPPING",
-        help="what the columns of the input mean where names differ: '{source: before, edited: after}'",
-    )
+    add_columns_argument(group)
     group.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet; the same command goes on")
     group.add_argument("--gallery", type=Path, metavar="HTML", help="page to look at: candidates, best first")
 
@@ -86,7 +82,7 @@ def bulk_rows(
         if path.exists() and not path.is_file():
             raise JRMError(f"the output {path} is there and is no file; choose another output.")
     items = read_samples(
-        options.input, columns=column_mapping(options.columns), instruction=options.instruction, sources=options.source
+        options.input, columns=mapping_of(options.columns), instruction=options.instruction, sources=options.source
     )
     for name in {name for item in items for name in item.record}:
         if name in {*ROW_COLUMNS, RULE, *columns} or name.partition("_")[0] in SCORE_COLUMNS:
@@ -100,19 +96,6 @@ def bulk_rows(
         yield items, _score(options, items, rows, dimension)
         if output != rows:
             rows.unlink()
-
-
-def column_mapping(text: str | None) -> dict | None:
-    """`--columns` in the form that `columns` has in the YAML of `jrm train`, and that errors show."""
-    if text is None:
-        return None
-    try:
-        mapping = yaml.safe_load(text)
-    except yaml.YAMLError:
-        mapping = None
-    if not isinstance(mapping, dict):
-        raise JRMError(f"--columns must be a mapping such as '{{source: before, edited: after}}', not {text!r}.")
-    return mapping
 
 
 def check_dimension(dimension: str, scorer: Scorer) -> None:
@@ -256,8 +239,11 @@ class Ranking:
         return replace(self, candidates=self.candidates[:count])
 
 
-def rankings(items: list[BulkItem], rows: list[dict], dimension: str = OVERALL) -> list[Ranking]:
+def rankings(
+    items: list[BulkItem], rows: list[dict], calibration: Calibration | None, dimension: str = OVERALL
+) -> list[Ranking]:
     """The samples by their prompts, in the order of the input, and each prompt's by their score in `dimension`."""
+    temperature = 1.0 if calibration is None else calibration.temperature_of(dimension)
     groups: dict[str, list[Candidate]] = {}
     for item, row in zip(items, rows, strict=True):
         score = None if "error" in row else RewardScore.from_columns(row)
@@ -268,7 +254,9 @@ def rankings(items: list[BulkItem], rows: list[dict], dimension: str = OVERALL) 
         places = ranked([candidate.score for candidate in scored], dimension)
         win = None
         if len(places) > 1:
-            win = places[0].score.reward("win_probability", against=places[1].score, dimension=dimension)
+            win = places[0].score.reward(
+                "win_probability", against=places[1].score, dimension=dimension, temperature=temperature
+            )
         failed = [candidate for candidate in group if candidate.score is None]
         result.append(Ranking([scored[place.position] for place in places], failed, dimension, win))
     return result

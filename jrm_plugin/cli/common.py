@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from jrm_plugin.records.calibration import Calibration
+
 SHORT_NAME = 16  # columns of a terminal that an image's name has at least
 WIDE = 10_000  # more columns than any table has
 
@@ -45,6 +47,29 @@ def add_placement_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-pixels", type=int, help="scale larger images down to this (default: the model's own)")
 
 
+def add_columns_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--columns",
+        metavar="MAPPING",
+        help="what the columns of the input mean where names differ: '{source: before, edited: after}'",
+    )
+
+
+def mapping_of(text: str | None) -> dict | None:
+    """`--columns` in the form that `columns` has in the YAML of `jrm train`, and that errors show."""
+    if text is None:
+        return None
+    import yaml
+
+    try:
+        mapping = yaml.safe_load(text)
+    except yaml.YAMLError:
+        mapping = None
+    if not isinstance(mapping, dict):
+        raise JRMError(f"--columns must be a mapping such as '{{source: before, edited: after}}', not {text!r}.")
+    return mapping
+
+
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -66,6 +91,13 @@ def make_scorer(options: argparse.Namespace) -> Scorer:
         max_pixels=options.max_pixels,
         memory_budget=None if options.memory is None else int(options.memory * 2**30),
     )
+
+
+def calibration_of(model: str) -> "Calibration | None":
+    """What `jrm calibrate` saved with a checkpoint."""
+    from jrm_plugin.model.calibration_file import read_calibration  # imports torch
+
+    return read_calibration(model)
 
 
 def quiet() -> None:

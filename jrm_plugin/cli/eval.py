@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jrm_plugin.cli.bulk import column_mapping
 from jrm_plugin.cli.common import (
     add_placement_arguments,
     add_table_arguments,
     make_scorer,
     make_table,
+    mapping_of,
     print_json,
     print_table,
     quiet,
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
         load_benchmark(
             name,
             places.get(name),
-            columns=column_mapping(options.columns) if name == "pair_file" else None,
+            columns=mapping_of(options.columns) if name == "pair_file" else None,
             limit=options.limit,
             folder=options.output / "data",
         )

@@ -45,6 +45,13 @@ class JRMRewardArguments:
     reward_dimensions: list[str] | None = field(default=None, metadata={"help": "A reward function for each."})
     reward_floor: float | None = field(default=None, metadata={"help": "Reward of an invalid answer."})
     reward_on_error: str | None = field(default=None, metadata={"help": "raise, floor or leave_out."})
+    reward_unedited: str | None = field(default=None, metadata={"help": "count, or floor for an edit like its source."})
+    reward_undecided: str | None = field(default=None, metadata={"help": "count, or equal within undecided groups."})
+    reward_win_threshold: float | None = field(default=None, metadata={"help": "From where a pair is decided."})
+    reward_second_judge: str | None = field(
+        default=None, metadata={"help": "JRM checkpoint, logged beside the reward."}
+    )
+    reward_second_judge_every: int | None = field(default=None, metadata={"help": "Of so many rollouts, one."})
     reward_device: str | None = field(default=None, metadata={"help": "Of the reward model; a GPU if there is one."})
     reward_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16, of its backbone."})
     reward_save_images: int | None = field(default=None, metadata={"help": "Keep one of so many rollouts."})
@@ -52,19 +59,21 @@ class JRMRewardArguments:
 
     def arguments(self) -> dict[str, Any]:
         """Those of `JRMReward` or `jrm_rewards`; raises a `JRMError` for a wrong variable, or two that do not agree."""
-        from jrm_plugin.integrations.trl.environment import arguments_from_environment
+        from jrm_plugin.rollouts import arguments_from_environment
 
         given = {field.name.removeprefix("reward_"): getattr(self, field.name) for field in fields(self)}
         given["model"] = given.pop("model_path")
-        arguments = arguments_from_environment() | {name: value for name, value in given.items() if value is not None}
+        arguments = arguments_from_environment("jrm grpo") | {
+            name: value for name, value in given.items() if value is not None
+        }
         if {"dimension", "dimensions"} <= arguments.keys():
             raise JRMError("one reward of a dimension and a reward for each of several exclude each other; drop one.")
         return arguments
 
     def check(self) -> None:
         """Raises a `JRMError` for what is wrong in them, as far as no model is needed to know it."""
-        from jrm_plugin.integrations.trl.reward import as_dtype
         from jrm_plugin.rollouts import RolloutReward
+        from jrm_plugin.scoring.loading import as_dtype
 
         arguments = self.arguments()
         as_dtype(arguments.get("dtype"))

@@ -26,6 +26,7 @@ from jrm_plugin.cli.common import (
     add_model_arguments,
     add_sample_arguments,
     add_table_arguments,
+    calibration_of,
     make_scorer,
     make_table,
     named_samples,
@@ -85,7 +86,8 @@ def run(options: argparse.Namespace) -> int:
     scorer = make_scorer(options)
     check_dimension(options.dimension, scorer)
     items = [BulkItem(sample, {"edited": path}) for sample, path in zip(samples, options.edited, strict=True)]
-    (ranking,) = rankings(items, [score.to_columns() for score in scorer.score(samples)], options.dimension)
+    rows = [score.to_columns() for score in scorer.score(samples)]
+    (ranking,) = rankings(items, rows, scorer.calibration, options.dimension)
     if options.best:
         write_image(options.best, load_image(ranking.candidates[0].image))
     if gallery:
@@ -105,7 +107,7 @@ def _rank_in_bulk(options: argparse.Namespace) -> int:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ranking"
         run = bulk_rows(options, place, in_place=False, columns=PLACE_COLUMNS, dimension=options.dimension)
         items, rows = stack.enter_context(run)
-        ranked = rankings(items, rows, options.dimension)
+        ranked = rankings(items, rows, calibration_of(options.model), options.dimension)
         if gallery:
             write_gallery(gallery, [ranking.top(options.top) for ranking in ranked])
         if options.best:

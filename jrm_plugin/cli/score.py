@@ -16,6 +16,7 @@ from jrm_plugin.cli.common import (
     add_model_arguments,
     add_sample_arguments,
     add_table_arguments,
+    calibration_of,
     make_scorer,
     named_samples,
     print_json,
@@ -44,10 +45,11 @@ def run(options: argparse.Namespace) -> int:
         raise JRMError("--columns belongs to --input.")
     samples = named_samples(options)
     gallery = checked_gallery(options.gallery)
-    scores = make_scorer(options).score(samples)
+    scorer = make_scorer(options)
+    scores = scorer.score(samples)
     if gallery:
         items = [BulkItem(sample, {"edited": path}) for sample, path in zip(samples, options.edited, strict=True)]
-        write_gallery(gallery, rankings(items, [score.to_columns() for score in scores]))
+        write_gallery(gallery, rankings(items, [score.to_columns() for score in scores], scorer.calibration))
     if options.json:
         print_json([{"edited": path, **s.to_dict()} for path, s in zip(options.edited, scores, strict=True)])
     else:
@@ -61,7 +63,7 @@ def _score_in_bulk(options: argparse.Namespace) -> int:
     in_place = output.suffix == ".jsonl"
     with bulk_rows(options, output, in_place=in_place) as (items, rows):
         if gallery:
-            write_gallery(gallery, rankings(items, rows))
+            write_gallery(gallery, rankings(items, rows, calibration_of(options.model)))
         if not in_place:
             write_table(output, rows)
     return end(rows, [output, *filter(None, [gallery])])

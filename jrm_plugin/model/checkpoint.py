@@ -22,6 +22,7 @@ from jrm_plugin.model import backbone
 
 BUILT_IN_MODELS = ("jrm-tiny",)
 CONFIG_FILE = "config.json"
+_RESOURCES = Path(str(files("jrm_plugin") / "resources"))
 
 # Every `from_pretrained` gets these: no Python of a checkpoint, no pickle.
 NO_CODE = {"trust_remote_code": False, "use_safetensors": True}
@@ -69,6 +70,7 @@ _ONLY = {
     "output_hidden_states": (None, False),
     "gradient_checkpointing": (None, False),
 }
+CALIBRATION_FILE = "jrm_calibration.json"  # is no part of what a score comes from
 _TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
@@ -78,12 +80,15 @@ _TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast", "Qwen2Tokenizer",
 def built_in_folder(path_or_name: str | Path) -> str | Path:
     """The folder in the package of a built-in model; any other path or name comes back as it is."""
     if str(path_or_name) in BUILT_IN_MODELS and not Path(path_or_name).exists():
-        return Path(str(files("jrm_plugin") / "resources" / str(path_or_name)))
+        return _RESOURCES / str(path_or_name)
     return path_or_name
 
 
 def named(path_or_name: str | Path) -> str:
     """How a model is named in what is made of it: a folder by its whole path, so that it is found from anywhere."""
+    for name in BUILT_IN_MODELS:
+        if Path(path_or_name) == _RESOURCES / name and built_in_folder(name) != name:
+            return name
     return str(Path(path_or_name).resolve()) if Path(path_or_name).is_dir() else str(path_or_name)
 
 

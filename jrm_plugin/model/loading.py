@@ -11,7 +11,7 @@ from PIL import Image
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import content_digest
 from jrm_plugin.model.backbone import image_token_id
-from jrm_plugin.model.checkpoint import built_in_folder, load_config, named, read_object, reading
+from jrm_plugin.model.checkpoint import CALIBRATION_FILE, built_in_folder, load_config, named, read_object, reading
 from jrm_plugin.model.configuration import JRMConfig
 from jrm_plugin.model.lora import ADAPTER_FILE, LONGEST_CHAIN, base_of, is_lora_folder, load_lora
 from jrm_plugin.model.modeling import JRMForRewardModeling
@@ -61,6 +61,8 @@ def checkpoint_digest(path_or_name: str | Path) -> bytes:
         if not folder.is_dir():
             break
         for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")):
+            if path.name.startswith(Path(CALIBRATION_FILE).stem):
+                continue
             digest.update(path.name.encode(errors="surrogatepass") + content_digest(path))
         if not is_lora_folder(folder):
             break

@@ -98,6 +98,7 @@ class RewardScore:
         k: float = 1.0,
         beta: float = 1.0,
         against: "RewardScore | Sequence[RewardScore] | None" = None,
+        temperature: float = 1.0,
     ) -> float:
         """One number for an RL loop, from the Gaussian score r with mean mu and standard deviation sigma.
 
@@ -109,11 +110,12 @@ class RewardScore:
           price, min over q of E_q[r] + beta KL(q || r) (arXiv 2606.09073, the pessimistic branch, whose beta is the
           weight of the policy's KL penalty). A large `beta` gives the mean.
         - `win_probability`: P(this is better than `against`) = E[sigmoid(r - r')] over both scores (paper eq. 4), a
-          probability; the mean of it where `against` is several scores.
+          probability; the mean of it where `against` is several scores. A `temperature` divides the difference of the
+          mus; a calibrated model's `scorer.calibration` says at which one P is how often this is the better sample.
 
         Raises:
-            JRMError: an unknown mode or dimension, k below 0, beta not above 0, or `against` missing, empty or not
-                wanted by the mode.
+            JRMError: an unknown mode or dimension, k below 0, beta or temperature not above 0, or `against` missing,
+                empty or not wanted by the mode.
         """
         if dimension not in self.mu:
             raise JRMError(f"this score has no dimension {dimension!r}; it has {', '.join(self.mu)}.")
@@ -136,15 +138,19 @@ class RewardScore:
         others = [against] if isinstance(against, RewardScore) else list(against or ())
         if not others:
             raise JRMError("win_probability needs at least one score to compare with; against is empty.")
+        if not 0 < temperature < math.inf:
+            raise JRMError(f"the temperature of a win probability must be above 0 and finite, got {temperature!r}.")
         import torch  # torch is slow to import, and samples are made without it
 
         from jrm_plugin.kernels import win_probability
 
         mu, sigma = (
             torch.tensor(
-                [getattr(score, name)[dimension] for score in (self, *others)], dtype=torch.float64, device="cpu"
+                [getattr(score, name)[dimension] / by for score in (self, *others)],
+                dtype=torch.float64,
+                device="cpu",
             )
-            for name in ("mu", "sigma")
+            for name, by in (("mu", temperature), ("sigma", 1.0))
         )
         log_sigma, count = sigma.log(), len(others)
         wins = win_probability(mu[:1].expand(count), log_sigma[:1].expand(count), mu[1:], log_sigma[1:])

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jrm_plugin.errors import JRMError
 from jrm_plugin.scoring.protocol import Scorer
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "jrm-tiny"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def named_model(model: str | None) -> str:
@@ -25,8 +27,24 @@ def named_model(model: str | None) -> str:
     return model
 
 
+def as_dtype(dtype: "torch.dtype | str | None") -> "torch.dtype | None":
+    """The dtype that is named; raises a `JRMError` for a name that is none of `DTYPES`."""
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise JRMError(f"dtype must be {', '.join(DTYPES)} or left out, not {dtype!r}.")
+    import torch  # slow to import
+
+    named: torch.dtype = getattr(torch, dtype)
+    return named
+
+
 def load_scorer(
-    model: "str | Path | Scorer | None", *, device: "str | torch.device | None" = None, **options: Any
+    model: "str | Path | Scorer | None",
+    *,
+    device: "str | torch.device | None" = None,
+    dtype: "torch.dtype | str | None" = None,
+    **options: Any,
 ) -> Scorer:
     """The scorer that a user names: a JRM, or what its config says that it is.
 
@@ -34,11 +52,13 @@ def load_scorer(
         model: a JRM folder, a LoRA folder that `jrm train` wrote, a hub name, the built-in `jrm-tiny`; a PickScore's
             folder or hub name; or a [`Scorer`], which comes back as it is; None as `named_model` takes it.
         device: where the model goes; by default the GPU if there is one.
+        dtype: of the backbone, also by name.
         options: further arguments of `RewardScorer.from_pretrained`, as far as the model has a use for them.
 
     Raises:
-        JRMError: there is no such model, its weights do not fit, or the device cannot be used.
+        JRMError: there is no such model, its weights do not fit, or the device or the dtype cannot be used.
     """
+    dtype = as_dtype(dtype)
     if isinstance(model, Scorer):
         return model
     model = model if isinstance(model, Path) else named_model(model)
@@ -47,5 +67,5 @@ def load_scorer(
     from jrm_plugin.scoring.scorer import RewardScorer
 
     if model_type(model, revision=options.get("revision")) == "clip":
-        return PickScorer.from_pretrained(model, device=device, **options)
-    return RewardScorer.from_pretrained(model, device=device, **options)
+        return PickScorer.from_pretrained(model, device=device, dtype=dtype, **options)
+    return RewardScorer.from_pretrained(model, device=device, dtype=dtype, **options)

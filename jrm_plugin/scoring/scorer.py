@@ -6,6 +6,7 @@ Shape suffixes: B sequences, S samples, L length, H hidden, D dimensions.
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
@@ -14,10 +15,13 @@ from tqdm.auto import tqdm
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.backbone import BackboneParts
+from jrm_plugin.model.calibration_file import read_calibration
+from jrm_plugin.model.checkpoint import named
 from jrm_plugin.model.loading import check_belong_together, load, try_out
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.model.trained_on import NotTrainedOn
+from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.samples import OVERALL, SampleLike, is_sample, to_sample
 from jrm_plugin.records.scores import RewardScore
@@ -50,6 +54,9 @@ class RewardScorer:
             the same scores. By default the first where the backbone's structure is known.
         memory_budget, cache_bytes: as in `from_pretrained`; the plain engine keeps no features.
 
+    Attributes:
+        calibration: what `jrm calibrate` saved with the checkpoint, or None; scores do not change with it.
+
     Raises:
         JRMError: model and processor do not belong together, or an argument is wrong.
 
@@ -79,6 +86,8 @@ class RewardScorer:
         self.engine = _engine(engine, model, processor, memory_budget, cache_bytes)
         self._not_trained_on = NotTrainedOn(model.config)
         self._decoding = DecodingBudget(memory_budget // 2)  # images are decoded on CPU, beside what is computed
+        self.calibration: Calibration | None = None
+        self._loaded_by: dict[str, Any] | None = None
         logger.info("Scoring with %s.", self)
 
     def __repr__(self) -> str:
@@ -120,6 +129,8 @@ class RewardScorer:
         Raises:
             JRMError: there is no such checkpoint, its weights do not fit, or the device cannot be used.
         """
+        settings = dict(locals())  # all that another process needs to load the same
+        del settings["cls"]
         if device is not None:
             check_device(device)
         elif device_map is None:
@@ -137,7 +148,19 @@ class RewardScorer:
         if device_map is None:
             model = model.to(device)
         try_out(model, processor, path_or_name)
-        return cls(model, processor, engine=engine, memory_budget=memory_budget, cache_bytes=cache_bytes)
+        scorer = cls(model, processor, engine=engine, memory_budget=memory_budget, cache_bytes=cache_bytes)
+        scorer.calibration = read_calibration(path_or_name, revision=revision)
+        scorer._loaded_by = settings | {"path_or_name": named(path_or_name)}
+        return scorer
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """Pickled, it is the settings that it was loaded by; where it is read, it is loaded again."""
+        if self._loaded_by is None:
+            raise JRMError(
+                "a scorer of a model in memory cannot be sent to another process; save the model and the processor, "
+                "and load them with RewardScorer.from_pretrained."
+            )
+        return partial(type(self).from_pretrained, **self._loaded_by), ()
 
     @property
     def dimensions(self) -> list[str]:

@@ -11,6 +11,7 @@ from jrm_plugin import __version__
 from jrm_plugin.cli import env
 
 READY = {
+    "flow_factory": "not installed",
     "flow_grpo": "not installed",
     "ray": "ready",
     "trl": "ready",

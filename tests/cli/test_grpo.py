@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from jrm_plugin import Sample
-from jrm_plugin.cli import app
+from jrm_plugin.cli import app, grpo
 
 RENDER = """
 import json
@@ -79,6 +80,23 @@ def config(run_folder, policy_folder):
         return path
 
     return write
+
+
+def test_guards_and_a_second_judge_are_keys_too(tiny):
+    rewards = grpo.JRMRewardArguments(
+        reward_model_path="jrm-tiny", reward_device="cpu", reward_unedited="floor", reward_floor=-4.0,
+        reward_undecided="equal", reward_win_threshold=0.8, reward_second_judge="jrm-tiny",
+        reward_second_judge_every=1,
+    ).rewards("unused")  # fmt: skip
+    source = Image.new("RGB", (48, 48), "red")
+    logged: dict = {}
+    batch = {"instruction": ["make it blue"] * 2, "source_image": [source] * 2}
+    batch["edited_image"] = [source, Image.new("RGB", (48, 48), "blue")]
+    found = rewards[0](["p"] * 2, [""] * 2, log_metric=logged.__setitem__, **batch)
+    (score,) = tiny.score([Sample.edit(source, "make it blue", batch["edited_image"][1])])
+    assert found == pytest.approx([-4.0, score.mu["overall"]], abs=1e-5)
+    assert logged["jrm_reward/unedited"] == 0.5
+    assert logged["jrm_reward/second_judge/mu"] == pytest.approx(logged["jrm_reward/second_judge/first_mu"], abs=1e-5)
 
 
 def test_two_steps_beside_another_reward(jrm, tiny, config, run_folder):

@@ -10,7 +10,7 @@ import pytest
 from pictures import encode
 from PIL import Image
 
-from jrm_plugin import Ranked, RewardScore, Sample
+from jrm_plugin import Ranked, RewardScore, RewardScorer, Sample
 from jrm_plugin.records.images import load_image
 from jrm_plugin.scoring.protocol import ranked
 from jrm_plugin.synthetic.shape_edits import draw_edit
@@ -47,6 +47,20 @@ class Brightness:
 @pytest.fixture
 def brightness() -> Brightness:
     return Brightness()
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """How many samples each call of a `RewardScorer` is about."""
+    counts: list[int] = []
+    score = RewardScorer.score
+
+    def counting(self, samples, **options):
+        counts.append(len(samples))
+        return score(self, samples, **options)
+
+    monkeypatch.setattr(RewardScorer, "score", counting)
+    return counts
 
 
 @pytest.fixture(scope="session")

@@ -269,7 +269,7 @@ def test_rewards_made_one_by_one_log_under_their_own_names(tiny, rows):
         )
     names = [f"jrm_{name}" for name in tiny.dimensions]
     metrics = map("/".join, product(names, [*tiny.dimensions, "overall"], ["mu", "sigma"]))
-    assert {*logged} == {*metrics, *(f"{name} scores" for name in names)}
+    assert {*logged} == {*metrics, *(f"{name}/unedited" for name in names), *(f"{name} scores" for name in names)}
 
 
 def test_an_unscorable_completion_raises_gets_the_floor_or_no_reward(tiny, rows):
