@@ -18,6 +18,7 @@ def test_a_folder_and_a_built_in_name_load_alike(tmp_path):
         name: weight.sum().item() for name, weight in same.state_dict().items()
     }
     assert repr(processor) == repr(same_processor)
+    assert (model.name_or_path, same.name_or_path) == ("jrm-tiny", str(tmp_path / "copy"))
     assert JRMForRewardModeling.from_pretrained("jrm-tiny").config.dimensions == model.config.dimensions
     assert JRMProcessor.from_pretrained("jrm-tiny").rubrics == processor.rubrics
 
