@@ -44,7 +44,8 @@ def test_the_engine_computes_what_differs_and_no_more():
             assert np.abs(scores - research_scores).max() < 1e-5
     peers = benchmark.PEERS_LAYOUT  # as a converted EditReward has it, with text behind the instruction
     converted = benchmark.make_processor(tokenizer, *peers, 455, 224, behind=benchmark.BEHIND)
-    assert len(converted.encode(group[0])[0].prompt) == len(theirs.encode(group[0])[0].prompt)
+    lengths = [len(processor.encode(group[0])[0].prompt) for processor in (converted, theirs)]
+    assert lengths[1] - lengths[0] in (0, 1)  # behind a blank, the instruction's first word may be one token less
     assert counted(lambda: benchmark.engine(model, converted, group))[1] <= LARGEST_SHARE[peers] * research
 
 

@@ -385,5 +385,5 @@ def test_a_scorer_tells_model_device_dtype_and_engine(caplog):
     assert repr(RewardScorer(scorer.model, scorer.processor, engine="plain").engine) == "PlainEngine(batch=1)"
     assert repr(scorer.processor) == (
         "JRMProcessor(order='images_first', sequences='joint', dimensions=['instruction_following', "
-        "'visual_quality'], tasks=['edit', 'generation', 'response'], max_pixels=2304)"
+        "'visual_quality'], tasks=['edit', 'generation', 'response'], min_pixels=2304, max_pixels=2304)"
     )
