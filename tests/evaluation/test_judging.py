@@ -9,7 +9,7 @@ from pictures import png
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation import judging
-from jrm_plugin.evaluation.agreement import accuracy
+from jrm_plugin.evaluation.agreement import accuracy, accuracy_with_ties
 from jrm_plugin.evaluation.benchmarks.benchmark import Benchmark, Column, Published
 from jrm_plugin.evaluation.judges import Comparison, ScorerJudge, dimension_for
 from jrm_plugin.evaluation.judging import judge_all
@@ -127,6 +127,16 @@ def test_a_sample_without_a_score_counts_as_wrong_and_is_told(benchmark, tmp_pat
     records = [*pair_records(benchmark, judges, verdicts["b"])]
     assert records[0]["second"] == {"error": "too dark"} and records[0]["margin"] is None
     assert records[1]["right"] is True and math.isfinite(records[1]["margin"])
+
+
+def test_ties_count_in_a_column_that_is_about_them_alone(benchmark, tmp_path):
+    columns = (*benchmark.columns, Column("With ties", accuracy_with_ties, OVERALL, ties=True))
+    tied = replace(benchmark, pairs=[*benchmark.pairs, pair(0, 1, 1, 0, kind="x")], columns=columns)
+    judges = [ScorerJudge("red", Redness(), {})]
+    verdicts = judge_all([tied], judges, tmp_path, progress=False)
+    figures = summarize_run([tied], judges, verdicts, resamples=20)["benchmarks"]["b"]["judges"]["red"]["columns"]
+    assert (figures["All"]["value"], figures["All"]["n"]) == (pytest.approx(2 / 3), 3)
+    assert (figures["With ties"]["value"], figures["With ties"]["n"]) == (0.75, 4)
 
 
 def test_a_scorer_without_sigma_has_no_calibration(benchmark, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 from jrm_plugin.data.reading import BadRecord, ImageCheck, checked_records, reading_bar, to_edit
 from jrm_plugin.data.tables import Table, is_dataset_folder, read_table
 from jrm_plugin.errors import JRMError, shortened
-from jrm_plugin.evaluation.agreement import Judged, Statistic
+from jrm_plugin.evaluation.agreement import Judged, Statistic, decided
 from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import OVERALL, Sample
 
@@ -28,17 +28,19 @@ class Column:
         statistic: of the pairs.
         dimension: only those labelled in it; None: the labels of all dimensions.
         where: only those with this value in this column of their `info`.
+        ties: whether pairs that people call a tie count.
     """
 
     title: str
     statistic: Statistic
     dimension: str | None
     where: tuple[str, Any] | None = None
+    ties: bool = False
 
     def of(self, by_dimension: Mapping[str, Judged]) -> list[Judged]:
         """The pairs that it is about, of each of its dimensions."""
         names = by_dimension if self.dimension is None else [name for name in by_dimension if name == self.dimension]
-        parts = [by_dimension[name] for name in names]
+        parts = [by_dimension[name] if self.ties else decided(by_dimension[name]) for name in names]
         return [part if self.where is None else part.where(*self.where) for part in parts]
 
 

@@ -35,10 +35,10 @@ _GROUP = ("prompt", "path_src", "paths_generated", "human_vote")
 _SIZES = {"2pair": 2, "3pair": 3, "4pair": 4}
 _LETTERS = "ABCD"
 _COLUMNS = (
-    Column("K=2", accuracy_with_ties, OVERALL, where=("dataset", "2pair")),
-    Column("K=3", group_accuracy, OVERALL, where=("dataset", "3pair")),
-    Column("K=4", group_accuracy, OVERALL, where=("dataset", "4pair")),
-    Column("Pairs", accuracy_with_ties, OVERALL),
+    Column("K=2", accuracy_with_ties, OVERALL, where=("dataset", "2pair"), ties=True),
+    Column("K=3", group_accuracy, OVERALL, where=("dataset", "3pair"), ties=True),
+    Column("K=4", group_accuracy, OVERALL, where=("dataset", "4pair"), ties=True),
+    Column("Pairs", accuracy_with_ties, OVERALL, ties=True),
     Column("Pairs, no ties", accuracy, OVERALL),
 )
 

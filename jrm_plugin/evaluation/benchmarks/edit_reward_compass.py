@@ -21,8 +21,8 @@ _LABELS = {"preference": 1, "tie": 0}
 _COLUMNS = (
     *(Column(f"{short}, no ties", accuracy, name) for short, name in _DIMENSIONS.items()),
     Column("All, no ties", accuracy, None),
-    Column("All, its rule", accuracy_at(1e-5), None),
-    Column("All, searched", accuracy_with_ties, None),
+    Column("All, its rule", accuracy_at(1e-5), None, ties=True),
+    Column("All, searched", accuracy_with_ties, None, ties=True),
 )
 
 

@@ -17,7 +17,7 @@ from jrm_plugin.records.samples import OVERALL
 HUB = None  # of the hub's data set it is one part among three
 _NEEDED = ("instruct_prompt", "source_image", "left_output_image", "right_output_image", "vote_type")
 _VOTES = {"leftvote": 1, "rightvote": -1, "tie": 0, "tievote": 0, "bothbad": 0, "bothbad_vote": 0, "bothbadvote": 0}
-_COLUMNS = (Column("With ties", accuracy_with_ties, OVERALL), Column("No ties", accuracy, OVERALL))
+_COLUMNS = (Column("With ties", accuracy_with_ties, OVERALL, ties=True), Column("No ties", accuracy, OVERALL))
 
 
 def read(source: str | Path, *, progress: bool = True) -> Benchmark:

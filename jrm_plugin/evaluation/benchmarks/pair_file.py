@@ -19,7 +19,7 @@ def read(source: str | Path, *, columns: Columns | None = None, progress: bool =
         raise JRMError(f"{source} holds texts to learn and no pairs; give pairs, ranked lists or scored candidates.")
     benchmark = Benchmark("pairs", Path(source).stem, records.examples, (), note=records.understood)
     names = benchmark.dimensions
-    heads = [f"{name.replace('_', ' ')}, " if len(names) > 1 else "" for name in names]
-    shown = [Column(f"{head}no ties", accuracy, name) for head, name in zip(heads, names, strict=True)]
-    shown += [Column(f"{head}with ties", accuracy_with_ties, name) for head, name in zip(heads, names, strict=True)]
+    heads = {name: f"{name.replace('_', ' ')}, " if len(names) > 1 else "" for name in names}
+    shown = [Column(f"{head}no ties", accuracy, name) for name, head in heads.items()]
+    shown += [Column(f"{head}with ties", accuracy_with_ties, name, ties=True) for name, head in heads.items()]
     return replace(benchmark, columns=tuple(shown))
