@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fetch images by URL; any: from private addresses too",
     )
     who.add_argument("--allow-paths", type=Path, metavar="FOLDER", help="read images of this folder as file:PATH")
-    who.add_argument("--log-requests", action="store_true", help="the log may quote what requests hold")
+    who.add_argument("--log-requests", action="store_true", help="the log has what requests ask for, without images")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--timeout", type=float, metavar="SECONDS", help="of a request (default: 240)")
     limits.add_argument("--max-body", type=int, metavar="MIB", help="of a request (default: 64)")
@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.replicas is not None or options.gpus_per_replica is not None:
         raise JRMError("--replicas and --gpus-per-replica belong to --ray.")
     logging.basicConfig(stream=sys.stderr, format="jrm: %(message)s", level=logging.WARNING)
+    logging.getLogger("jrm_plugin.server").setLevel(logging.INFO)
     options.model = named_model(options.model)
     from jrm_plugin.server.settings import MIB, ServerSettings
 
