@@ -19,6 +19,7 @@ from jrm_plugin.switches import kept_environment
 COMMANDS = {
     "demo": "Train a small reward model from scratch, evaluate it, and write a report.",
     "train": "Train a reward model: jrm train --config x.yaml [--any_key value …].",
+    "sweep": "Train with several alphas and seeds and compare: jrm sweep --config x.yaml --alpha 0 0.7 --seeds 0 1 2.",
     "grpo": "Train a policy with TRL's GRPO and a JRM as its reward: jrm grpo --config x.yaml [--any_key value …].",
     "score": "Score edited images, one set from the command line or many from a file.",
     "rank": "Rank edited images, best first.",

@@ -263,7 +263,7 @@ def spectrum_plot(theme: Theme, ranks: dict[str, dict], kind: str) -> "Figure":
     for k, (name, rank) in enumerate(ranks.items()):
         values = [value for value in rank[kind]["singular_values"] if value > 0]
         colour = theme.series[k % len(theme.series)]
-        label = f"{name}: effective rank {rank[kind]['value']:.1f}"
+        label = f"{name}: effective rank {rank[kind]['effective_rank']['value']:.1f}"
         axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.8, label=label)
     axes.set_yscale("log")
     axes.set_xlim(left=1)

@@ -140,11 +140,12 @@ def test_effective_rank_sees_a_collapse_and_ignores_the_mean_when_centred():
     spread = rng.standard_normal((300, 16))
     collapsed = rng.standard_normal((300, 2)) @ rng.standard_normal((2, 16)) + 1e-3 * spread
     wide, narrow = effective_rank(spread, bootstrap=20), effective_rank(collapsed, bootstrap=20)
-    assert wide["centred"]["value"] > 15 and narrow["centred"]["value"] < 2.1
-    assert wide["centred"]["spectral_entropy"] > 0.98 > narrow["centred"]["spectral_entropy"]
+    assert wide["centred"]["effective_rank"]["value"] > 15 and narrow["centred"]["effective_rank"]["value"] < 2.1
+    assert wide["centred"]["spectral_entropy"]["value"] > 0.98 > narrow["centred"]["spectral_entropy"]["value"]
     shifted = effective_rank(spread + 100, bootstrap=20)
-    assert shifted["raw"]["value"] < 4
-    assert shifted["centred"]["value"] == pytest.approx(wide["centred"]["value"])
+    assert shifted["raw"]["effective_rank"]["value"] < 4
+    centred = [result["centred"]["effective_rank"]["value"] for result in (shifted, wide)]
+    assert centred[0] == pytest.approx(centred[1])
     assert sum(wide["raw"]["singular_values"]) == pytest.approx(1)
     assert wide == effective_rank(spread, bootstrap=20) and json.dumps(wide)
 
@@ -153,7 +154,7 @@ def test_effective_rank_interval_covers_what_another_sample_of_that_size_gives()
     rng = np.random.default_rng(1)
     scale = np.exp(-0.1 * np.arange(16))
     draws = [rng.standard_normal((150, 16)) * scale for _ in range(60)]
-    results = [effective_rank(hidden, bootstrap=40)["raw"] for hidden in draws]
+    results = [effective_rank(hidden, bootstrap=40)["raw"]["effective_rank"] for hidden in draws]
     expected = np.mean([r["value"] for r in results])
     assert np.mean([r["low"] <= expected <= r["high"] for r in results]) > 0.85
     assert all(r["low"] < r["value"] < r["high"] for r in results)
@@ -161,9 +162,9 @@ def test_effective_rank_interval_covers_what_another_sample_of_that_size_gives()
 
 def test_rows_that_belong_together_widen_the_interval():
     hidden = np.repeat(np.random.default_rng(2).standard_normal((60, 8)) * np.arange(1, 9), 2, axis=0)
-    alone, paired = effective_rank(hidden), effective_rank(hidden, group_size=2)
-    assert alone["raw"]["value"] == paired["raw"]["value"]
-    width = [r["raw"]["high"] - r["raw"]["low"] for r in (alone, paired)]
+    alone, paired = (effective_rank(hidden, group_size=size)["raw"]["effective_rank"] for size in (1, 2))
+    assert alone["value"] == paired["value"]
+    width = [interval["high"] - interval["low"] for interval in (alone, paired)]
     assert width[1] > 1.2 * width[0]
 
 
