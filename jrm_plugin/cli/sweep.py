@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
         chosen = ["--alpha", str(alpha), "--seed", str(seed), "--output_dir", str(folder)]
         arguments, training = parse(options.config, [*options.overrides, *chosen])
         if not arguments.eval_data:
-            raise JRMError(f"jrm sweep compares what was evaluated: give eval_data and eval_strategy in {options.config}.")
+            raise JRMError(
+                f"jrm sweep compares what was evaluated: give eval_data and eval_strategy in {options.config}."
+            )
         settings = settings_of(arguments, training)
         shared = {name: value for name, value in settings.items() if name not in ("alpha", "seed")}
         check_settings(options.output / SETTINGS, shared, results=any(map(_is_finished, folders.values())))

@@ -267,14 +267,14 @@ def spectrum(hidden_NH, *, centred: bool, bootstrap: int = 200, group_size: int 
     if centred:
         hidden_NH = hidden_NH - hidden_NH.mean(0)
     resampled: dict[str, list[float]] = {name: [] for name in SPECTRAL_MEASURES}
-    for count_G in _resamples(groups, bootstrap, seed):
+    for count_G in resamples(groups, bootstrap, seed):
         of_resample = _weighted_singular_values(hidden_NH, np.repeat(count_G, group_size), centred)
         for name, measure in SPECTRAL_MEASURES.items():
             resampled[name].append(measure(of_resample))
     return Spectrum(values, {name: np.array(found) for name, found in resampled.items()})
 
 
-def _resamples(groups: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+def resamples(groups: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
     """How often each group is drawn, `[G]`, for each resample."""
     rng = np.random.default_rng(seed)
     for _ in range(bootstrap):

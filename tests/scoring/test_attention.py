@@ -56,7 +56,9 @@ def test_attention_is_that_of_the_whole_matrix(make_scorer, samples, family, seq
 
 
 def configs(scorer: RewardScorer) -> list:
-    return [module.config for module in scorer.model.backbone.model.language_model.modules() if hasattr(module, "config")]
+    return [
+        module.config for module in scorer.model.backbone.model.language_model.modules() if hasattr(module, "config")
+    ]
 
 
 def test_nothing_is_left_behind_where_it_fails(make_scorer, samples):
