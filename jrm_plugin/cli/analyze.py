@@ -77,15 +77,17 @@ def run(options: argparse.Namespace) -> int:
     if not pairs or not isinstance(pairs[0], PreferencePair):
         raise JRMError(f"{options.data} holds no preference pairs; give data of two samples with one prompt each.")
     plan = Plan(options.attention, options.shown, options.batches, options.batch_size)
+    folders = _labels(names)
     readings = {}
-    for name in names:  # one model in memory at a time
+    for label, name in folders.items():  # one model in memory at a time
         scorer = make_scorer(Namespace(**{**vars(options), "model": name}))
         if not isinstance(scorer, RewardScorer):
             raise JRMError(f"{name} is no JRM: only the hidden states of those can be analysed; convert it first.")
-        readings[name] = read_model(scorer, pairs, plan, progress=True)
+        readings[label] = read_model(scorer, pairs, plan, progress=True)
         del scorer
     results = summarize_readings(readings, len(pairs), bootstrap=options.resamples, seed=options.seed)
     results |= {
+        "folders": folders,
         "data": options.data,
         "settings": _settings(options),
         "versions": versions(),
@@ -99,6 +101,12 @@ def run(options: argparse.Namespace) -> int:
         _print(results, wide=options.wide)
         print(f"\nPanels and pictures are in {options.output / PAGE}; all numbers in {RESULTS} beside it.")
     return 0
+
+
+def _labels(names: list[str]) -> dict[str, str]:
+    """The models by what they are called in tables: the last part of the name, where it tells them apart."""
+    last = [Path(name).name for name in names]
+    return dict(zip(last if len(set(last)) == len(last) else names, names, strict=True))
 
 
 def _settings(options: Namespace) -> dict[str, Any]:

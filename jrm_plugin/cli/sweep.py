@@ -5,17 +5,22 @@ Each run is that of `jrm train` in a folder of its own, and the same command goe
 
 import argparse
 import math
+import shlex
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from jrm_plugin.cli.common import add_table_arguments, quiet
+from jrm_plugin.cli.common import add_table_arguments, make_table, print_json, print_table, quiet
+from jrm_plugin.cli.env import versions
 from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
-from jrm_plugin.files import check_writable, write_json
+from jrm_plugin.files import check_writable, read_json, write_json
 from jrm_plugin.runs import check_settings
 
 SETTINGS, RESULTS, PAGE = "sweep.json", "results.json", "report.html"
-FINISHED = "trainer_state.json"  # of a run's folder, written last
+# Of a run's folder: written last, and written first.
+FINISHED, TRAIN_SETTINGS = "trainer_state.json", "jrm_train.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +70,52 @@ def run(options: argparse.Namespace) -> int:
         if train(arguments, training) is None:
             print("jrm: stopped; the same command goes on from there.", file=sys.stderr)
             return 130
+    return _compare(options, folders)
+
+
+def _compare(options: argparse.Namespace, folders: Mapping[tuple[float, int], Path]) -> int:
+    from jrm_plugin.evaluation.sweep import summarize_sweep
+    from jrm_plugin.evaluation.sweep_page import headings, rows_of, write_page
+
+    _check_same_data(folders.values())
+    results = summarize_sweep({key: read_json(folder / FINISHED)["log_history"] for key, folder in folders.items()})
+    results |= {"facts": _facts(next(iter(folders.values()))), "versions": versions(), "command": _command(options)}
+    write_json(options.output / RESULTS, results)
+    write_page(options.output / PAGE, results)
+    if options.json:
+        print_json(results)
+        return 0
+    for name in results["sets"]:
+        table = make_table(f"Accuracy on {name.replace('_', ' ')} (%)", *headings(results, name))
+        for row in rows_of(results, name):
+            table.add_row(*(cell.removesuffix(")").replace(" (", "\n") for cell in row))
+        print_table(table, wide=options.wide)
+    print(f"Charts and losses are in {options.output / PAGE}; all numbers in {RESULTS} beside it.")
     return 0
+
+
+def _check_same_data(folders: Iterable[Path]) -> None:
+    """Every run learned from the same records and images, and was evaluated on the same."""
+    settings = {folder: read_json(folder / TRAIN_SETTINGS) for folder in folders}
+    first = next(iter(settings))
+    for folder, of_run in settings.items():
+        for name in settings[first].keys() | of_run.keys():
+            if name not in ("alpha", "seed") and settings[first].get(name) != of_run.get(name):
+                raise JRMError(
+                    f"{folder} was trained with another {name} than {first}; remove the folder of the run that is not "
+                    "as it should be, and start the same command again."
+                )
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    settings = read_json(folder / TRAIN_SETTINGS)
+    names = ("model", "train_data", "eval_data", "max_steps", "num_train_epochs", "per_device_train_batch_size")
+    return {name.replace("_", " "): str(settings[name]) for name in (*names, "learning_rate") if name in settings}
+
+
+def _command(options: argparse.Namespace) -> str:
+    numbers = ["--alpha", *(f"{alpha:g}" for alpha in options.alpha), "--seeds", *map(str, options.seeds)]
+    return shlex.join(["jrm", "sweep", "--config", str(options.config), *numbers, *options.overrides])
 
 
 def _folder(output: Path, alpha: float, seed: int) -> Path:

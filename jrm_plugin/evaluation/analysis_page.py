@@ -108,6 +108,10 @@ def tables_of(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
                     "differences": [_cell(representation["differences"][n][kind][measure], unit, True) for n in others],
                 }
             )
+    row = {"name": "distance from the mean, in units of the hidden state"}
+    row["cells"] = [_cell(representation["models"][name]["projection"]["spread"], "number") for name in names]
+    row["differences"] = [_cell(representation["differences"][name]["spread"], "number", True) for name in others]
+    rows["representation"].append(row)
     first, *rest = (representation["models"][name]["projection"] for name in names)
     variance = [{"value": sum(found["variance"]), "low": None} for found in (first, *rest)]
     row = {"name": "variance along the three components that are shown", "differences": [""] * len(rest)}

@@ -261,7 +261,7 @@ def spectrum_plot(theme: Theme, ranks: dict[str, dict], kind: str) -> "Figure":
     """Singular values as shares of their sum, of one or more models; `kind` is `raw` or `centred`."""
     figure, axes = _figure(theme, 3.1)
     for k, (name, rank) in enumerate(ranks.items()):
-        values = [value for value in rank[kind]["singular_values"] if value > 0]
+        values = [value for value in rank[kind]["singular_values"] if value > 1e-9]  # others are rounding
         colour = theme.series[k % len(theme.series)]
         label = f"{name}: effective rank {rank[kind]['effective_rank']['value']:.1f}"
         axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.8, label=label)
@@ -302,14 +302,15 @@ def projection_plot(theme: Theme, models: dict[str, dict]) -> "Figure":
     for k, (name, model) in enumerate(models.items()):
         points = list(zip(*model["projection"]["points"], strict=True))
         colour = theme.series[k % len(theme.series)]
-        axes.scatter(*points, s=5, color=colour, alpha=0.35, linewidth=0, label=name)
+        axes.scatter(*points, s=7, color=colour, alpha=0.5, linewidth=0, depthshade=False, label=name)
     for axis, label in ((axes.xaxis, "1"), (axes.yaxis, "2"), (axes.zaxis, "3")):
         axis.set_pane_color(theme.paper)
         axis.line.set_color(theme.grid)
         axis.set_tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=7, pad=-2)
         axis.set_label_text(f"component {label}", color=theme.ink, fontsize=8)
         axis._axinfo["grid"].update(color=theme.grid, linewidth=0.6)
-    axes.set_box_aspect(None, zoom=0.86)
+        axis.get_major_locator().set_params(nbins=5)
+    axes.set_aspect("equal")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8, labelcolor=theme.ink, markerscale=2.5)
     return figure
 

@@ -13,6 +13,7 @@ from jrm_plugin.evaluation.metrics import (
     SPECTRAL_MEASURES,
     Z95,
     effective_rank,
+    mean_with_interval,
     principal_components,
     procrustes,
     resamples,
@@ -74,7 +75,8 @@ def compare_representations(
     Returns:
         `models`: by name what `metrics.effective_rank` gives, and `projection`: `points`, the coordinates of every
         sample along the first three principal components, turned onto those of the first model (`metrics.procrustes`);
-        `variance`, the shares of the three in the whole; of further models `disparity` with its interval.
+        `variance`, the shares of the three in the whole; `spread`, the mean distance of a sample from the mean of all
+        over all H features, with its interval over pairs; of further models `disparity` with its interval.
         `differences`: by name of each further model, the first model's measures less this one's, with intervals.
     """
     first = next(iter(hidden))
@@ -90,6 +92,7 @@ def compare_representations(
     # One row a sample, also of a model that reads each dimension in a sequence of its own.
     components = {name: principal_components(_per_sample(rows, 2 * pairs)) for name, rows in hidden.items()}
     reference_NK, _ = components[first]
+    spread = {name: _spread(_per_sample(rows, 2 * pairs), pairs) for name, rows in hidden.items()}
     models = {}
     for name, (point_NK, variance_K) in components.items():
         aligned_NK, disparity = procrustes(reference_NK, point_NK)
@@ -100,14 +103,16 @@ def compare_representations(
             "projection": {
                 "points": np.round(aligned_NK, 5).tolist(),
                 "variance": variance_K.tolist(),
+                "spread": mean_with_interval(spread[name]),
             },
         }
         if name != first:
             models[name]["projection"]["disparity"] = _disparity(
                 reference_NK, point_NK, disparity, pairs, bootstrap, seed
             )
-    differences = {
-        name: {
+    differences: dict[str, Any] = {
+        name: {"spread": mean_with_interval(spread[first] - spread[name])}
+        | {
             kind: {measure: spectra[first][kind].less(of_kind, measure) for measure in SPECTRAL_MEASURES}
             for kind, of_kind in of_model.items()
         }
@@ -119,6 +124,11 @@ def compare_representations(
 
 def _per_sample(hidden_NH: np.ndarray, samples: int) -> np.ndarray:
     return hidden_NH.reshape(samples, -1, hidden_NH.shape[1]).mean(1)
+
+
+def _spread(hidden_NH: np.ndarray, pairs: int) -> np.ndarray:
+    """How far the samples of each pair are from the mean of all, in units of the hidden state."""
+    return np.linalg.norm(hidden_NH - hidden_NH.mean(0), axis=1).reshape(pairs, 2).mean(1).astype(np.float64)
 
 
 def _disparity(
