@@ -24,7 +24,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
 from jrm_plugin.files import check_writable, write_json
 
-RESULTS, PAGE = "results.json", "report.html"
+RESULTS, POINTS, PAGE = "results.json", "points.json", "report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +93,10 @@ def run(options: argparse.Namespace) -> int:
         "versions": versions(),
         "command": _command(options),
     }
-    write_json(options.output / RESULTS, results)
     write_page(options.output / PAGE, results, readings, pairs)
+    projections = {label: of["projection"] for label, of in results["representation"]["models"].items()}
+    write_json(options.output / POINTS, {label: of.pop("points") for label, of in projections.items()})
+    write_json(options.output / RESULTS, results)
     if options.json:
         print_json(results)
     else:

@@ -268,7 +268,7 @@ def spectrum(hidden_NH, *, centred: bool, bootstrap: int = 200, group_size: int 
         hidden_NH = hidden_NH - hidden_NH.mean(0)
     resampled: dict[str, list[float]] = {name: [] for name in SPECTRAL_MEASURES}
     for count_G in resamples(groups, bootstrap, seed):
-        of_resample = _weighted_singular_values(hidden_NH, np.repeat(count_G, group_size), centred)
+        of_resample = weighted_singular_values(hidden_NH, np.repeat(count_G, group_size), centred)
         for name, measure in SPECTRAL_MEASURES.items():
             resampled[name].append(measure(of_resample))
     return Spectrum(values, {name: np.array(found) for name, found in resampled.items()})
@@ -281,7 +281,7 @@ def resamples(groups: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(rng.integers(0, groups, groups), minlength=groups)
 
 
-def _weighted_singular_values(hidden_NH: np.ndarray, weight_N: np.ndarray, centred: bool) -> np.ndarray:
+def weighted_singular_values(hidden_NH: np.ndarray, weight_N: np.ndarray, centred: bool) -> np.ndarray:
     """Singular values of the matrix in which row n stands `weight_N[n]` times.
 
     By the eigenvalues of the smaller of its two Gram matrices, which takes a fraction of the time of its own
