@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     check_writable(options.output)
     quiet()
     from jrm_plugin.data.preferences import read_preferences
-    from jrm_plugin.evaluation.analysis import Plan, read_model, summarize_readings
+    from jrm_plugin.evaluation.analysis import Plan, check_plan, read_model, summarize_readings
     from jrm_plugin.evaluation.analysis_page import write_page
     from jrm_plugin.records.preferences import PreferencePair
     from jrm_plugin.scoring.scorer import RewardScorer
@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
     if not pairs or not isinstance(pairs[0], PreferencePair):
         raise JRMError(f"{options.data} holds no preference pairs; give data of two samples with one prompt each.")
     plan = Plan(options.attention, options.shown, options.batches, options.batch_size)
+    check_plan(pairs, plan)
     folders = _labels(names)
     readings = {}
     for label, name in folders.items():  # one model in memory at a time

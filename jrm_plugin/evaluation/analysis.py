@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jrm_plugin.evaluation.attention import Attention, read_attention
-from jrm_plugin.evaluation.gradients import Gradients, read_gradients, with_critiques
+from jrm_plugin.evaluation.gradients import Gradients, check_enough, read_gradients, with_critiques
+from jrm_plugin.evaluation.metrics import check_groups
 from jrm_plugin.evaluation.pairs import check_pairs
 from jrm_plugin.evaluation.representation import compare_representations, hidden_states_of
 from jrm_plugin.records.preferences import PreferencePair
@@ -30,6 +31,13 @@ class Plan:
     shown: int = 6
     batches: int = 16
     batch_size: int = 8
+
+
+def check_plan(pairs: Sequence[PreferencePair], plan: Plan) -> None:
+    """A `JRMError` where the pairs are too few for the plan, before a model is loaded."""
+    check_groups(len(pairs))
+    if criticised := with_critiques(pairs):
+        check_enough(criticised, plan.batches, plan.batch_size)
 
 
 @dataclass(frozen=True)

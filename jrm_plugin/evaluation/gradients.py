@@ -46,6 +46,14 @@ def with_critiques(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     return [pair for pair in pairs if pair.chosen_critiques or pair.rejected_critiques]
 
 
+def check_enough(pairs: Sequence[PreferencePair], batches: int, size: int) -> None:
+    """A `JRMError` where there are fewer pairs than the batches take."""
+    if len(pairs) < batches * size:
+        raise JRMError(
+            f"{batches} batches of {size} pairs with critiques are asked for and {len(pairs)} are there; ask for fewer."
+        )
+
+
 def read_gradients(
     scorer: "RewardScorer", pairs: Sequence[PreferencePair], *, batches: int, size: int, progress: bool = False
 ) -> Gradients:
@@ -64,10 +72,7 @@ def read_gradients(
     Raises:
         JRMError: there are too few pairs, or no weight that both losses reach.
     """
-    if len(pairs) < batches * size:
-        raise JRMError(
-            f"{batches} batches of {size} pairs with critiques are asked for and {len(pairs)} are there; ask for fewer."
-        )
+    check_enough(pairs, batches, size)
     rows, count = [], 0
     for k in tqdm(range(batches), desc="Gradients", unit="batch", disable=not progress):
         rank_loss, critique_loss = _losses(scorer, pairs[k * size : (k + 1) * size])

@@ -260,8 +260,7 @@ def spectrum(hidden_NH, *, centred: bool, bootstrap: int = 200, group_size: int 
             f"group_size={group_size} and hidden states of shape {hidden_NH.shape}."
         )
     groups = len(hidden_NH) // group_size
-    if groups < 8:  # fewer, and a resample may hold one group only, which has no centred spectrum
-        raise JRMError(f"A spectrum needs at least 8 groups of samples, got {groups}; score more samples.")
+    check_groups(groups)
     values = singular_values(hidden_NH, centred=centred)
     spectral_entropy(values)  # says so where every hidden state is the same
     if centred:
@@ -272,6 +271,12 @@ def spectrum(hidden_NH, *, centred: bool, bootstrap: int = 200, group_size: int 
         for name, measure in SPECTRAL_MEASURES.items():
             resampled[name].append(measure(of_resample))
     return Spectrum(values, {name: np.array(found) for name, found in resampled.items()})
+
+
+def check_groups(groups: int) -> None:
+    """A [`JRMError`] where there are too few: a resample may then hold one group only, which has no centred spectrum."""
+    if groups < 8:
+        raise JRMError(f"A spectrum needs at least 8 groups of samples, got {groups}; score more samples.")
 
 
 def resamples(groups: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:

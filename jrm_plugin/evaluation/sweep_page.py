@@ -27,15 +27,16 @@ def write_page(path: Path, results: Mapping[str, Any]) -> Path:
         content = {
             "title": "What language supervision adds",
             "results": results,
-            "accuracy": {name: _accuracy(page, name, of_set) for name, of_set in results["sets"].items()},
+            "accuracy": {
+                name: _accuracy(page, number, name, of_set)
+                for number, (name, of_set) in enumerate(results["sets"].items(), 1)
+            },
             "rows": {name: rows_of(results, name) for name in results["sets"]},
             "headings": {name: headings(results, name) for name in results["sets"]},
             "losses": loss_rows(results),
             "loss_headings": ["", *(f"alpha = {alpha:g}" for alpha in results["alphas"])],
             "curves": [
-                page.chart(
-                    key.replace("/", "_"), f"{label} over training.", charts.sweep_plot, label, results["curves"][key]
-                )
+                _curve(page, key, label, results["curves"][key])
                 for key, label in CURVES.items()
                 if key in results["curves"]
             ],
@@ -46,10 +47,15 @@ def write_page(path: Path, results: Mapping[str, Any]) -> Path:
     return write_text(path, text.encode(errors="replace").decode())  # names may hold what is no Unicode
 
 
-def _accuracy(page: Page, name: str, of_set: Mapping[str, Any]) -> dict[str, str]:
+def _accuracy(page: Page, number: int, name: str, of_set: Mapping[str, Any]) -> dict[str, str]:
     by_alpha = {dimension: found["last"] for dimension, found in of_set.items()}
     alt = f"Accuracy on {charts.words(name)} by alpha."
-    return page.chart(f"accuracy_{name}", alt, charts.alpha_plot, list(of_set), by_alpha)
+    return page.chart(f"accuracy_{number}", alt, charts.alpha_plot, list(of_set), by_alpha)
+
+
+def _curve(page: Page, key: str, label: str, curves: Mapping[str, Any]) -> dict[str, str]:
+    name = f"training_{key.replace('/', '_')}"
+    return page.chart(name, f"{label} over training.", charts.sweep_plot, label, curves)
 
 
 def rows_of(results: Mapping[str, Any], name: str) -> list[list[str]]:

@@ -75,7 +75,8 @@ def test_its_numbers_are_the_logs(swept):
     assert list(results["curves"]["critique_loss"]) == ["alpha = 0.7"]  # where alpha is 0, no critique is read
     assert list(results["curves"]["rank_loss"]) == ["alpha = 0", "alpha = 0.7"]
     charts = {path.stem for path in (output / "charts").iterdir()}
-    assert charts == {"accuracy_held_out", "rank_loss", "critique_loss", "loss", "grad_norm", "accuracy_overall"}
+    curves = ("rank_loss", "critique_loss", "loss", "grad_norm", "accuracy_overall")
+    assert charts == {"accuracy_1", *(f"training_{curve}" for curve in curves)}
     assert "overall less alpha = 0" in finished.out
     assert "overall less alpha = 0" in (output / "report.html").read_text()
 
