@@ -110,7 +110,11 @@ def _check_same_data(folders: Iterable[Path]) -> None:
 def _facts(folder: Path) -> dict[str, Any]:
     settings = read_json(folder / TRAIN_SETTINGS)
     names = ("model", "train_data", "eval_data", "max_steps", "num_train_epochs", "per_device_train_batch_size")
-    return {name.replace("_", " "): str(settings[name]) for name in (*names, "learning_rate") if name in settings}
+    return {name.replace("_", " "): _words(settings[name]) for name in (*names, "learning_rate") if name in settings}
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _command(options: argparse.Namespace) -> str:

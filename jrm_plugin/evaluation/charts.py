@@ -361,14 +361,14 @@ def alpha_plot(theme: Theme, dimensions: list[str], accuracy: dict[str, dict[flo
     return figure
 
 
-def sweep_plot(theme: Theme, label: str, curves: dict[str, dict]) -> "Figure":
+def sweep_plot(theme: Theme, names: list[str], label: str, curves: dict[str, dict]) -> "Figure":
     """A logged quantity over the steps for each alpha: the mean over seeds, and a band from the least to the most.
 
-    `curves` maps a name to `{"step", "mean", "least", "most"}`, lists of one length.
+    `curves` maps some of `names`, by whose order they are coloured, to `{"step", "mean", "least", "most"}`.
     """
     figure, axes = _figure(theme, 3.3, width=NARROW)
-    for k, (name, curve) in enumerate(curves.items()):
-        colour = theme.series[k % len(theme.series)]
+    for name, curve in curves.items():
+        colour = theme.series[names.index(name) % len(theme.series)]
         axes.fill_between(curve["step"], curve["least"], curve["most"], color=colour, alpha=0.15, linewidth=0)
         axes.plot(curve["step"], curve["mean"], color=colour, linewidth=1.5, label=name)
     axes.set_xlim(left=0)

@@ -274,7 +274,7 @@ def spectrum(hidden_NH, *, centred: bool, bootstrap: int = 200, group_size: int 
 
 
 def check_groups(groups: int) -> None:
-    """A [`JRMError`] where there are too few: a resample may then hold one group only, which has no centred spectrum."""
+    """A [`JRMError`] where there are so few that a resample may hold one alone, which has no centred spectrum."""
     if groups < 8:
         raise JRMError(f"A spectrum needs at least 8 groups of samples, got {groups}; score more samples.")
 

@@ -79,6 +79,10 @@ def summarize_sweep(logs: Mapping[tuple[float, int], Log]) -> dict[str, Any]:
     }
 
 
+def named(alpha: float) -> str:
+    return f"alpha = {alpha:g}"
+
+
 def _evaluated(log: Log) -> list[str]:
     names = dict.fromkeys(name for row in log for name in row)
     accuracies = [name for name in names if re.match(r"eval_(.+_)?accuracy/", name)]
@@ -110,7 +114,7 @@ def _curves(
             continue
         scale = 100 if key.startswith("accuracy/") else 1
         value_SK = scale * np.array([[run[step] for run in runs] for step in steps])
-        curves[f"alpha = {alpha:g}"] = {
+        curves[named(alpha)] = {
             "step": steps,
             "mean": value_SK.mean(1).tolist(),
             "least": value_SK.min(1).tolist(),

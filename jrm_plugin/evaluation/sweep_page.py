@@ -7,7 +7,7 @@ from typing import Any
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation import charts
 from jrm_plugin.evaluation.report import Page, template
-from jrm_plugin.evaluation.sweep import CURVES
+from jrm_plugin.evaluation.sweep import CURVES, named
 from jrm_plugin.files import write_text
 from jrm_plugin.records.samples import OVERALL
 
@@ -20,13 +20,14 @@ def write_page(path: Path, results: Mapping[str, Any]) -> Path:
     Raises:
         JRMError: it cannot be written, or matplotlib is missing.
     """
-    folder = path.parent / CHARTS
+    folder, names = path.parent / CHARTS, list(map(named, results["alphas"]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         page = Page(folder)
         content = {
             "title": "What language supervision adds",
             "results": results,
+            "alphas": [f"{alpha:g}" for alpha in results["alphas"]],
             "accuracy": {
                 name: _accuracy(page, number, name, of_set)
                 for number, (name, of_set) in enumerate(results["sets"].items(), 1)
@@ -34,9 +35,9 @@ def write_page(path: Path, results: Mapping[str, Any]) -> Path:
             "rows": {name: rows_of(results, name) for name in results["sets"]},
             "headings": {name: headings(results, name) for name in results["sets"]},
             "losses": loss_rows(results),
-            "loss_headings": ["", *(f"alpha = {alpha:g}" for alpha in results["alphas"])],
+            "loss_headings": ["", *names],
             "curves": [
-                _curve(page, key, label, results["curves"][key])
+                _curve(page, names, key, label, results["curves"][key])
                 for key, label in CURVES.items()
                 if key in results["curves"]
             ],
@@ -53,9 +54,9 @@ def _accuracy(page: Page, number: int, name: str, of_set: Mapping[str, Any]) -> 
     return page.chart(f"accuracy_{number}", alt, charts.alpha_plot, list(of_set), by_alpha)
 
 
-def _curve(page: Page, key: str, label: str, curves: Mapping[str, Any]) -> dict[str, str]:
+def _curve(page: Page, names: list[str], key: str, label: str, curves: Mapping[str, Any]) -> dict[str, str]:
     name = f"training_{key.replace('/', '_')}"
-    return page.chart(name, f"{label} over training.", charts.sweep_plot, label, curves)
+    return page.chart(name, f"{label} over training.", charts.sweep_plot, names, label, curves)
 
 
 def rows_of(results: Mapping[str, Any], name: str) -> list[list[str]]:
