@@ -5,7 +5,8 @@
 The policy of `examples/trl` learns from a reward model that is weak on purpose: trained from nothing on a few hundred
 pairs. It is calibrated on held-out pairs, so that the share of sigmas above the quantile is told. `jrm-tiny` is the
 second judge, and the example's oracle knows the truth; neither is learned from. For each seed the same warmed-up policy
-is trained with guards that only count, and with `undecided: equal` and `unedited: floor`.
+is trained with guards that only count, and with `undecided: equal` and `unedited: floor`, at the usual `win_threshold`
+of 0.9 and at 0.75.
 
 Stopped at any point, the same command goes on from the runs that are done.
 """
@@ -37,7 +38,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PICTURE = ROOT / "docs" / "reward-hacking.png"
 PAIRS, HELDOUT_PAIRS = 300, 400  # that the weak model is trained on; that it is measured on, and calibrated on half
-ARMS = {"counting": {}, "acting": {"undecided": "equal", "unedited": "floor"}}
+ACTING = {"undecided": "equal", "unedited": "floor"}
+ARMS: dict[str, dict] = {"counting": {}, "acting": ACTING, "acting at 0.75": ACTING | {"win_threshold": 0.75}}
+COLOURS = dict(zip(ARMS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
 SHOWN = 4  # pictures of a policy
 # In TRL's logs, and here.
 LOGGED = {
@@ -173,21 +176,26 @@ def plot(trl: ModuleType, runs: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 8), layout="constrained")
-    panels = ("reward", "oracle", "second judge", "sigma above", "undecided groups", "unedited")
-    titles = ("reward (weak model)", "oracle success", "second judge (jrm-tiny)", "share of sigmas above the quantile")
+    panels = ("first judge, on the same", "oracle", "second judge", "sigma above", "undecided groups", "unedited")
+    titles = (
+        "mu of the weak model",
+        "oracle success",
+        "mu of the second judge, on the same",
+        "share of sigmas above the quantile",
+    )
     titles += ("share of undecided groups", "share of unedited pictures")
     examples = runs[0]["heldout"]["end"]["examples"][:SHOWN]
     mosaic = [["a"] * 4 + ["b"] * 4 + ["c"] * 4, ["d"] * 4 + ["e"] * 4 + ["f"] * 4]
     mosaic.append([f"shown {k}" for k in range(SHOWN) for _ in range(12 // SHOWN)])
     axes_of = figure.subplot_mosaic(mosaic)
     for axes, name, title in zip((axes_of[k] for k in "abcdef"), panels, titles, strict=True):
-        for arm, colour, label in (("counting", "#0072B2", "guards count"), ("acting", "#D55E00", "guards act")):
+        for arm, colour in COLOURS.items():
             for k, run in enumerate([run for run in runs if run["arm"] == arm]):
                 values = np.array([np.nan if row[name] is None else row[name] for row in run["curve"]])
                 window = min(10, len(values))
                 ends = np.arange(window, len(values) + 1, window)
                 means = [np.nanmean(values[end - window : end]) for end in ends]
-                axes.plot(ends, means, color=colour, label=label if k == 0 else None)
+                axes.plot(ends, means, color=colour, label=f"guards {arm}" if k == 0 else None)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
     axes_of["a"].legend(fontsize=8)
