@@ -177,13 +177,8 @@ def plot(trl: ModuleType, runs: list[dict], path: Path) -> None:
 
     figure = Figure(figsize=(9, 8), layout="constrained")
     panels = ("first judge, on the same", "oracle", "second judge", "sigma above", "undecided groups", "unedited")
-    titles = (
-        "mu of the weak model",
-        "oracle success",
-        "mu of the second judge, on the same",
-        "share of sigmas above the quantile",
-    )
-    titles += ("share of undecided groups", "share of unedited pictures")
+    titles = ("mu of the weak model", "oracle success", "mu of jrm-tiny, on the same")
+    titles += ("share of sigmas above the quantile", "share of undecided groups", "share of unedited pictures")
     examples = runs[0]["heldout"]["end"]["examples"][:SHOWN]
     mosaic = [["a"] * 4 + ["b"] * 4 + ["c"] * 4, ["d"] * 4 + ["e"] * 4 + ["f"] * 4]
     mosaic.append([f"shown {k}" for k in range(SHOWN) for _ in range(12 // SHOWN)])
