@@ -165,7 +165,8 @@ def write_results(runs: list[dict], accuracy: dict, folder: Path) -> None:
         | {key: round(found[key], 4) for key in ("value", "low", "high", "n")}
         for name, found in accuracy.items()
     ]
-    write_csv(folder / "reward-hacking.csv", [row | versions() for row in rows])
+    made_by = versions()
+    write_csv(folder / "reward-hacking.csv", [row | made_by for row in rows])
 
 
 def plot(trl: ModuleType, runs: list[dict], path: Path) -> None:

@@ -298,7 +298,8 @@ def main() -> None:
         rows[-1] |= {f"outside_{kind}": auroc_outside(near, values) for kind, values in away.items()}
         print(f"seed {seed} is done", flush=True)
     rows = [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
-    write_csv(options.csv, [row | {"steps": options.steps} | versions() for row in rows])
+    made_by = {"steps": options.steps} | versions()
+    write_csv(options.csv, [row | made_by for row in rows])
     print_table(rows)
 
 

@@ -69,12 +69,13 @@ def test_annotators_disagree_where_they_are_said_to():
 def test_reward_hacking_runs_to_its_end_and_goes_on_from_what_is_done(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reward_hacking, "PAIRS", 8)
     monkeypatch.setattr(reward_hacking, "HELDOUT_PAIRS", 64)
+    monkeypatch.delitem(reward_hacking.ARMS, "acting")
     options = ["--output", str(tmp_path), "--results", str(tmp_path), "--picture", str(tmp_path / "picture.png")]
-    options += ["--seed", "0", "--steps", "2", "--warm-up-steps", "30", "--heldout", "4", "--scale", "0.001"]
+    options += ["--seed", "0", "--steps", "1", "--warm-up-steps", "30", "--heldout", "4", "--scale", "0.001"]
     monkeypatch.setattr(sys, "argv", ["reward_hacking", *options])
     reward_hacking.main()
     steps = read(tmp_path / "reward-hacking-steps.csv")
-    assert [(row["guards"], row["step"]) for row in steps] == [(arm, s) for arm in reward_hacking.ARMS for s in "12"]
+    assert [(row["guards"], row["step"]) for row in steps] == [("counting", "1"), ("acting at 0.75", "1")]
     assert all(0 <= float(row["undecided groups"]) <= 1 for row in steps)
     ends = read(tmp_path / "reward-hacking.csv")
     assert {row["when"] for row in ends} == {"start", "end", "the weak model's accuracy"}
