@@ -42,6 +42,7 @@ ROOMS += [
     "evaluation",
     "correction",
     "integrations",
+    "server",
     "cli",
 ]
 
