@@ -6,14 +6,14 @@ made of it. No name is imported, nothing is called, and an instruction that is n
 anything is made. `pickletools` (of the standard library) splits the bytes into instructions.
 
 What is read stays small: as many instructions as `MAX_OBJECTS`, values no deeper than `MAX_DEPTH` and no larger than
-`MAX_OBJECTS`, where an object that stands in several places counts in each; images and arrays as large as the bytes that
-came for them.
+`MAX_OBJECTS`, where an object that stands in several places counts in each; images and arrays as large as the bytes
+that came for them.
 """
 
 import math
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ _SET = re.compile("(?:__builtin__|builtins) (?:set|frozenset)")
 _ORDERED = re.compile("collections OrderedDict")
 _NAMES = (_IMAGE, _ARRAY_CLASS, _DTYPE, _ARRAY, _SCALAR, _BUFFER, _BYTES, _SET, _ORDERED)
 
-_NUMBERS = re.compile("b1|[iu][1248]|f[248]")  # dtypes: no objects, no records, no texts
+_PLAIN = re.compile("b1|[iu][1248]|f[248]|U[1-9][0-9]{0,4}")  # dtypes: numbers and texts; no objects, no records
 # Bytes of a pixel in the modes that have whole ones.
 _PIXEL_BYTES = {"L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "RGBA": 4, "RGBX": 4, "CMYK": 4, "YCbCr": 3, "HSV": 3}
 _PIXEL_BYTES |= {"I": 4, "F": 4, "I;16": 2}
@@ -87,7 +87,7 @@ def read_pickle(data: bytes) -> Any:
         what = f"is damaged or cut off ({reason(error)})"
     raise JRMError(
         f"the pickle {what}, near byte {machine.position}; send plain containers, numbers, texts, bytes, PIL images "
-        "and arrays of numbers."
+        "and arrays of numbers or texts."
     )
 
 
@@ -342,8 +342,8 @@ def _picture(state: Any) -> Image.Image:
 
 def _dtype(name: Any, align: Any = False, copy: Any = False) -> "_Begun":
     """`numpy.dtype("f4")`, whose order of bytes is in the state that follows."""
-    if type(name) is not str or not _NUMBERS.fullmatch(name):
-        raise _Refused(f"holds an array of {str(name)[:20]!r}, which are no plain numbers")
+    if type(name) is not str or not _PLAIN.fullmatch(name):
+        raise _Refused(f"holds an array of {str(name)[:20]!r}, which are no plain numbers or texts")
 
     def finish(state: Any) -> np.dtype:
         if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
@@ -375,3 +375,22 @@ def _array_of_state(state: Any) -> np.ndarray:
     if type(state) is not tuple or len(state) != 5 or type(state[3]) is not bool:
         raise _Refused("holds an array in a form that is not numpy's")
     return _array(state[4], state[2], state[1], "F" if state[3] else "C")
+
+
+# --- what wires read of it --------------------------------------------------------------------------------------------
+
+
+def listed(record: Mapping[str, Any], name: str, count: int | None = None) -> list[Any]:
+    """A column of a request: a list, a tuple, or an array of texts or of pictures, with `count` values.
+
+    Raises:
+        JRMError: there is none, or it has another length.
+    """
+    values = record.get(name)
+    if isinstance(values, np.ndarray) and values.ndim:
+        values = values.tolist() if values.dtype.kind == "U" else list(values)
+    if not isinstance(values, (list, tuple)):
+        raise JRMError(f"{name} must be a list.")
+    if count is not None and len(values) != count:
+        raise JRMError(f"{name} must have {count} values, one for each image, not {len(values)}.")
+    return [*values]
