@@ -2,38 +2,43 @@
 
 The request is `{"ref_images": [bytes, …], "images": [bytes, …], "prompts": [text, …], "metadatas": […]}`, the answer
 `{"scores": [number, …]}`. The mode is `logits_non_cot`, which its client asks for, or `overall`, for the mu of overall;
-or a dimension, for the mu of that one.
+or a dimension, for the mu of that one. Its client sends 64 images at once and the prompts of all, so that a rank's
+batch may not be larger.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from fastapi import FastAPI, Request, Response
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.server.pickles import listed
+from jrm_plugin.server.pickle_wires import answer_pickle, image, listed, sources
+from jrm_plugin.server.service import ScoringService
 
 ITS_OWN_MODE = "logits_non_cot"
 
 
-def dimension_of(mode: str, dimensions: Sequence[str]) -> str:
-    """The dimension that a mode stands for; raises a [`JRMError`] for one that stands for none."""
-    if mode in (ITS_OWN_MODE, OVERALL):
-        return OVERALL
-    if mode not in dimensions:
-        known = ", ".join((ITS_OWN_MODE, OVERALL, *dimensions))
-        raise JRMError(f"there is no mode {mode[:100]!r}; there are {known}.")
-    return mode
+def add_routes(app: FastAPI, service: ScoringService) -> None:
+    @app.post("/mode/{mode}", include_in_schema=False)
+    async def edit_r1(request: Request, mode: str) -> Response:
+        dimension = OVERALL if mode == ITS_OWN_MODE else mode
+
+        def samples(sent: Any) -> list[Sample]:
+            known = (ITS_OWN_MODE, OVERALL, *service.check_ready().dimensions)
+            if mode not in known:
+                raise JRMError(f"there is no mode {mode[:100]!r}; there are {', '.join(known)}.")
+            return _samples(sent)
+
+        def answer(sent: Any, scores: Sequence[RewardScore]) -> dict[str, Any]:
+            return {"scores": [score.mu[dimension] for score in scores]}
+
+        return await answer_pickle(request, service, samples, answer)
 
 
-def samples_in(request: Any) -> list[Sample]:
-    """The samples of a request; raises a [`JRMError`] that says what of it is missing or of another form."""
-    if not isinstance(request, Mapping):
-        raise JRMError("the pickle must be a dict with ref_images, images and prompts.")
-    images = listed(request, "images")
-    columns = (listed(request, name, len(images)) for name in ("ref_images", "prompts"))
-    return [Sample.edit(source, prompt, image) for source, prompt, image in zip(*columns, images, strict=True)]
-
-
-def answer(scores: Sequence[RewardScore], dimension: str) -> dict[str, Any]:
-    return {"scores": [score.mu[dimension] for score in scores]}
+def _samples(sent: Any) -> list[Sample]:
+    images = [image(value, "images") for value in listed(sent, "images")]
+    of_images = [sources(value, "ref_images") for value in listed(sent, "ref_images", len(images))]
+    prompts = listed(sent, "prompts", len(images))
+    return [Sample.edit(*each) for each in zip(of_images, prompts, images, strict=True)]

@@ -9,34 +9,42 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import FastAPI, Request, Response
+
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.server.pickles import listed
+from jrm_plugin.server.pickle_wires import answer_pickle, image, listed, sources
+from jrm_plugin.server.service import ScoringService
 
 
-def samples_in(request: Any) -> list[Sample]:
-    """The samples of a request; raises a [`JRMError`] that says what of it is missing or of another form."""
-    if not isinstance(request, Mapping):
-        raise JRMError("the pickle must be a dict with input_images, output_image and meta_datas.")
-    images = listed(request, "output_image")
-    sources, metas = listed(request, "input_images", len(images)), _metas(request, len(images))
-    return [
-        Sample.edit(source, meta.get("instruction"), image)
-        for source, meta, image in zip(sources, metas, images, strict=True)
-    ]
+def add_routes(app: FastAPI, service: ScoringService) -> None:
+    @app.post("/", include_in_schema=False)
+    async def omnigen2_rl(request: Request) -> Response:
+        return await answer_pickle(request, service, _samples, _answer)
+
+    @app.get("/ping", include_in_schema=False)
+    async def ping() -> str:
+        return "pong"
 
 
-def answer(request: Any, scores: Sequence[RewardScore]) -> dict[str, Any]:
+def _samples(sent: Any) -> list[Sample]:
+    images = [image(value, "output_image") for value in listed(sent, "output_image")]
+    of_images = [sources(value, "input_images") for value in listed(sent, "input_images", len(images))]
+    instructions = [meta.get("instruction") for meta in _metas(sent, len(images))]
+    return [Sample.edit(*each) for each in zip(of_images, instructions, images, strict=True)]
+
+
+def _answer(sent: Any, scores: Sequence[RewardScore]) -> dict[str, Any]:
     rewards = [score.mu[OVERALL] for score in scores]
-    metas = [{**meta, "original_index": number} for number, meta in enumerate(_metas(request, len(scores)))]
+    metas = [{**meta, "original_index": number} for number, meta in enumerate(_metas(sent, len(scores)))]
     equal = {"scores": rewards, "rewards": rewards, "strict_rewards": rewards}
     return {**equal, "reasoning": [""] * len(rewards), "meta_data": metas}
 
 
-def _metas(request: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
+def _metas(sent: Any, count: int) -> list[Mapping[str, Any]]:
     metas = []
-    for number, meta in enumerate(listed(request, "meta_datas", count)):
+    for number, meta in enumerate(listed(sent, "meta_datas", count)):
         try:
             meta = json.loads(meta) if isinstance(meta, str) else meta
         except (ValueError, RecursionError):

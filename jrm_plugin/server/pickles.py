@@ -13,7 +13,7 @@ that came for them.
 import math
 import pickletools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -375,22 +375,3 @@ def _array_of_state(state: Any) -> np.ndarray:
     if type(state) is not tuple or len(state) != 5 or type(state[3]) is not bool:
         raise _Refused("holds an array in a form that is not numpy's")
     return _array(state[4], state[2], state[1], "F" if state[3] else "C")
-
-
-# --- what wires read of it --------------------------------------------------------------------------------------------
-
-
-def listed(record: Mapping[str, Any], name: str, count: int | None = None) -> list[Any]:
-    """A column of a request: a list, a tuple, or an array of texts or of pictures, with `count` values.
-
-    Raises:
-        JRMError: there is none, or it has another length.
-    """
-    values = record.get(name)
-    if isinstance(values, np.ndarray) and values.ndim:
-        values = values.tolist() if values.dtype.kind == "U" else list(values)
-    if not isinstance(values, (list, tuple)):
-        raise JRMError(f"{name} must be a list.")
-    if count is not None and len(values) != count:
-        raise JRMError(f"{name} must have {count} values, one for each image, not {len(values)}.")
-    return [*values]
