@@ -28,6 +28,7 @@ COMMANDS = {
     "self-correct": "Let critiques guide an editor, and score what it makes: jrm self-correct --config x.yaml.",
     "examples": "List the configs and scripts that the docs name, or copy them: jrm examples --copy.",
     "convert": "Make a JRM folder of a reward model of EditReward or HPSv3, or write it back.",
+    "serve": "Put a model behind HTTP, for trainers on other machines: scores, rankings, critiques.",
     "push": "Upload a trained model and its card to the Hugging Face hub: jrm push FOLDER OWNER/NAME.",
     "env": "Show versions, the device, and which integrations are registered.",
 }
