@@ -5,12 +5,12 @@ side by side and share connections. A forked child has a loop of its own.
 """
 
 import asyncio
+import logging
 import os
 import random
 import threading
-import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,9 @@ from jrm_plugin.records.wire import CODES, REQUEST_KEY, RETRY_AFTER, TIMEOUT, er
 
 if TYPE_CHECKING:
     import httpx
+    import tenacity
+
+logger = logging.getLogger(__name__)
 
 FIRST_CONTACT = 10.0  # seconds in which a server must be found that was never reached: an address may be wrong
 FAULTS = 3  # how often a request is sent that the server answers with a fault of its own
@@ -34,7 +37,7 @@ class Connection:
     """To a server; settings as in [`RewardClient`]."""
 
     def __init__(self, url: str, token: str | None, *, timeout: float, patience: float, concurrency: int):
-        require("httpx stamina", f"the model {url}", install="jrm-plugin[client]")
+        require("httpx tenacity", f"the model {url}", install="jrm-plugin[client]")
         self.url, self._timeout, self._patience, self._concurrency = url, timeout, patience, concurrency
         self._headers = {TIMEOUT: f"{timeout:g}"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._reached = False
@@ -68,15 +71,19 @@ class Connection:
             JRMError: the server cannot be reached, refuses the request, or is none of this kind.
         """
         import httpx
-        import stamina
+        import tenacity
 
         headers = {} if body is None else {REQUEST_KEY: uuid.uuid4().hex, "Content-Type": "application/json"}
+        grows = tenacity.wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.5)
+        attempts = tenacity.AsyncRetrying(
+            retry=self._again,
+            wait=lambda state: grows(state) if (pause := _wished_pause(state)) is None else pause,
+            stop=tenacity.stop_after_delay(self._patience),
+            before_sleep=self._note,
+            reraise=True,
+        )
         try:
-            async for attempt in stamina.retry_context(
-                on=self._again(), attempts=None, timeout=self._patience, wait_initial=0.1, wait_max=10.0
-            ):
-                with attempt:
-                    return await self._once(method, path, body, headers)
+            return await attempts(self._once, method, path, body, headers)
         except httpx.HTTPError as error:
             raise JRMError(
                 f"the reward server {self.url} does not answer ({reason(error)}); see whether it runs there, and "
@@ -96,25 +103,22 @@ class Connection:
             return answer
         raise _Refusal(response, error_in(answer))
 
-    def _again(self) -> Callable[[Exception], bool | float]:
-        """Says of an error of one request whether the request is sent again, and after which pause."""
+    def _again(self, state: "tenacity.RetryCallState") -> bool:
+        """Whether a request is sent again, after what it came to."""
         import httpx
 
-        began, faults = time.monotonic(), 0
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, _Refusal):
+            return error.may_succeed and (error.status != 500 or state.attempt_number < FAULTS)
+        if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) and not self._reached:
+            return (state.seconds_since_start or 0.0) < FIRST_CONTACT
+        wrong_address = isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
+        return isinstance(error, httpx.TransportError) and not wrong_address
 
-        def again(error: Exception) -> bool | float:
-            nonlocal faults
-            if isinstance(error, _Refusal):
-                faults += error.status == 500
-                if not error.may_succeed or faults >= FAULTS:
-                    return False
-                return True if error.pause is None else error.pause * random.uniform(1.0, 1.25)
-            if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) and not self._reached:
-                return time.monotonic() - began < FIRST_CONTACT
-            wrong_address = isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
-            return isinstance(error, httpx.TransportError) and not wrong_address
-
-        return again
+    def _note(self, state: "tenacity.RetryCallState") -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        level = logging.WARNING if state.attempt_number % 10 == 3 else logging.INFO
+        logger.log(level, "The reward server %s: %s; it is asked again.", self.url, error and reason(error))
 
     async def close(self) -> None:
         if self._opened is not None and self._opened[0] is asyncio.get_running_loop():
@@ -137,6 +141,13 @@ class _Refusal(Exception):
                 f"{shortened(response.text[:200])}, which no reward server of `jrm serve` says; check the address."
             )
         super().__init__(f"answers {self.status}: {message}")
+
+
+def _wished_pause(state: "tenacity.RetryCallState") -> float | None:
+    """The pause that the server asks for, and a little more, so that not all come back at once."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    pause = error.pause if isinstance(error, _Refusal) else None
+    return None if pause is None else pause * random.uniform(1.0, 1.25)
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -1,7 +1,7 @@
 """flow_grpo's remote rewards and verl-omni's `http_scorer_client`: a pickle of images and prompts, a pickle of numbers.
 
-The request is `{"images": [bytes, …], "prompts": [text, …], "metadata": {…}}`, the answer `{"scores": [number, …]}`, and
-the same as `outputs`, which flow_grpo's own functions read. The numbers are the mu of overall. Where `metadata` has
+The request is `{"images": [bytes, …], "prompts": [text, …], "metadata": {…}}`, the answer `{"scores": [number, …]}`,
+and the same as `outputs`, which flow_grpo's own functions read. The numbers are the mu of overall. Where `metadata` has
 `ref_images` or `source_images` (a source, or a list of sources, for each image) they are edits; otherwise they are
 images made from text.
 """

@@ -48,7 +48,7 @@ async def answer_pickle(
                 if isinstance(score, JRMError):
                     raise JRMError(f"sample {position} cannot be scored: {score}")
             return _pickled(answer(sent, scores))
-        except JRMError as error:
+        except (JRMError, RecursionError) as error:  # the latter of JSON inside the pickle
             return _pickled({"error": str(error)}, 422)
         except RequestError as error:
             if error.code != "invalid":

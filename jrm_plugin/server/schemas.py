@@ -137,6 +137,7 @@ class Limits(BaseModel):
 
 class Model(BaseModel):
     name: str
+    digest: str | None
     dimensions: list[str]
     overall_rule: str
     writes_critiques: bool

@@ -140,6 +140,7 @@ class ScoringService:
         limits = {"samples": self.settings.max_samples, "body_bytes": self.settings.max_body_bytes}
         return {
             "name": self.settings.model,
+            "digest": self.settings.digest,
             "dimensions": list(scorer.dimensions),
             "overall_rule": getattr(config, "overall_rule", "mean"),
             "writes_critiques": bool(getattr(config, "writes_critiques", False)),
