@@ -74,7 +74,7 @@ class Connection:
         import tenacity
 
         headers = {} if body is None else {REQUEST_KEY: uuid.uuid4().hex, "Content-Type": "application/json"}
-        grows = tenacity.wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.5)
+        grows = tenacity.wait_random_exponential(multiplier=0.2, max=5.0)
         attempts = tenacity.AsyncRetrying(
             retry=self._again,
             wait=lambda state: grows(state) if (pause := _wished_pause(state)) is None else pause,
