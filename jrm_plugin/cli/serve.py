@@ -16,6 +16,7 @@ from jrm_plugin.scoring.loading import model_digest, named_model
 TOKEN_VARIABLE = "JRM_SERVER_TOKEN"
 PACKAGES = "fastapi uvicorn python_multipart prometheus_client"
 INSTALL = "jrm-plugin[server]"
+MODEL_OPTIONS = ("model", "device", "dtype", "memory", "max_pixels")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     where.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
-    where.add_argument(
-        "--ray", action="store_true", help="behind Ray Serve, on the cluster of RAY_ADDRESS or a new one"
-    )
+    where.add_argument("--ray", action="store_true", help="behind Ray Serve, on RAY_ADDRESS's cluster or a new one")
     where.add_argument("--replicas", type=int, help="of the model, with --ray (default: 1)")
-    where.add_argument(
-        "--gpus-per-replica", type=float, metavar="N", help="a fraction too (default: 1 if there is one)"
-    )
+    where.add_argument("--gpus-per-replica", type=float, metavar="N", help="(default: 1 if there is one)")
     who = parser.add_argument_group("what is allowed")
     who.add_argument(
         "--token-file", type=Path, help=f"file with the token that requests must carry (or {TOKEN_VARIABLE})"
@@ -53,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--timeout", type=float, metavar="SECONDS", help="of a request (default: 240)")
     limits.add_argument("--max-body", type=int, metavar="MIB", help="of a request (default: 64)")
     limits.add_argument("--max-samples", type=int, metavar="N", help="of a request (default: 256)")
-    limits.add_argument(
-        "--max-waiting", type=int, metavar="N", help="samples in the queue; past it 503 (default: 4096)"
-    )
+    limits.add_argument("--max-waiting", type=int, metavar="N", help="samples that wait; past it 503 (default: 4096)")
     limits.add_argument("--max-image-pixels", type=int, metavar="N", help="of an image (default: 33,554,432)")
     limits.add_argument("--max-text", type=int, metavar="N", help="characters of a sample (default: 32,768)")
     limits.add_argument("--batch-tokens", type=int, metavar="N", help="computed at once (default: 32,768)")
@@ -64,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     require(PACKAGES, "jrm serve", install=INSTALL)
     if options.ray:
-        require("ray.serve", "jrm serve --ray", install="jrm-plugin[server,serve-ray]")
+        require("ray.serve", "jrm serve --ray", install="jrm-plugin[server]' 'ray[serve]")
     elif options.replicas is not None or options.gpus_per_replica is not None:
         raise JRMError("--replicas and --gpus-per-replica belong to --ray.")
     logging.basicConfig(stream=sys.stderr, format="jrm: %(message)s", level=logging.WARNING)
@@ -91,14 +86,17 @@ def run(options: argparse.Namespace) -> int:
         log_requests=options.log_requests,
         **{name: value for name, value in given.items() if value is not None},
     )
+    load = partial(make_scorer, argparse.Namespace(**{name: getattr(options, name) for name in MODEL_OPTIONS}))
     if options.ray:
         from jrm_plugin.server.ray_serve import run as run_on_ray
 
-        run_on_ray(settings, options)
+        replicas = 1 if options.replicas is None else options.replicas
+        where = {"host": options.host, "port": options.port, "gpus_per_replica": options.gpus_per_replica}
+        run_on_ray(settings, load, replicas=replicas, **where)
         return 0
     from jrm_plugin.server.running import run as run_here
 
-    run_here(create_app(settings, partial(make_scorer, options)), options.host, options.port)
+    run_here(create_app(settings, load), options.host, options.port)
     return 0
 
 

@@ -29,12 +29,13 @@ PICKLE_WIRES = {
 }
 
 
-def create_app(settings: ServerSettings, load: Callable[[], Scorer]) -> FastAPI:
+def create_app(settings: ServerSettings, load: Callable[[], Scorer], *, wait_for_model: bool = False) -> FastAPI:
     """The server as an ASGI app; its lifespan loads the model, in the background.
 
     Args:
         settings: limits and permissions.
         load: makes the scorer.
+        wait_for_model: whether the app starts when the model is loaded, and fails where it cannot be.
 
     Returns:
         The app; `app.state.service` is its [`ScoringService`].
@@ -44,6 +45,10 @@ def create_app(settings: ServerSettings, load: Callable[[], Scorer]) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        if wait_for_model:
+            await service.loaded.wait()
+            if service.failure is not None:
+                raise service.failure
         yield
         await service.stop()
 

@@ -42,9 +42,7 @@ class _ImageFeatures:
         self._count = count
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        family = CounterMetricFamily(
-            "jrm_image_features", "Images asked for, by the cache of features", labels=["cache"]
-        )
+        family = CounterMetricFamily("jrm_image_features", "Images asked for, by the cache", labels=["cache"])
         for name, number in zip(("hit", "miss"), self._count(), strict=True):
             family.add_metric([name], number)
         yield family

@@ -63,8 +63,8 @@ class ServerSettings:
                 raise JRMError(f"{name} of the server must be a whole number of at least 1, not {value!r}.")
         if not 0 < self.timeout < math.inf or not 0 <= self.batch_window < 10:
             raise JRMError(
-                f"timeout of the server must be above 0 and batch_window in [0, 10), in seconds, not {self.timeout} and "
-                f"{self.batch_window}."
+                f"timeout of the server must be above 0 and batch_window in [0, 10), in seconds, not {self.timeout} "
+                f"and {self.batch_window}."
             )
         if self.token is not None and (len(self.token) < 8 or not self.token.isascii() or " " in self.token):
             raise JRMError("the server's token must have at least 8 characters, ASCII without spaces.")

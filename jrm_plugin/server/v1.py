@@ -116,9 +116,9 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
 
 def _samples(model: type[M], body: Body, open_image: ImageOpener) -> tuple[M, list[Sample | JRMError]]:
     """A request, and its samples or what is wrong with them."""
-    parsed_json(body.content)
+    record = parsed_json(body.content)
     try:
-        asked = model.model_validate_json(body.content)
+        asked = model.model_validate(record)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the request"
