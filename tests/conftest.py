@@ -223,17 +223,14 @@ def tiny() -> RewardScorer:
 @pytest.fixture(scope="session")
 def reward_server(tiny) -> Iterator[str]:
     """The address of a server of the built-in model, with every wire that there is."""
-    from serving import serving
+    from scoring_server import ready_server  # what a server needs, and the tests of kernels do not
 
     from jrm_plugin.scoring.loading import model_digest
-    from jrm_plugin.server.app import PICKLE_WIRES, create_app
-    from jrm_plugin.server.settings import ServerSettings
+    from jrm_plugin.server.app import PICKLE_WIRES
 
-    settings = ServerSettings(
-        model="jrm-tiny", digest=model_digest("jrm-tiny").hex(), pickle_wires=tuple(PICKLE_WIRES), batch_window=0.0
-    )
-    with serving(create_app(settings, lambda: tiny)) as url:
-        yield url
+    wires = tuple(PICKLE_WIRES)
+    with ready_server(tiny, digest=model_digest("jrm-tiny").hex(), pickle_wires=wires, batch_window=0.0) as client:
+        yield str(client.base_url).rstrip("/")
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
-from serving import serving
+from scoring_server import serving_app
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -180,7 +180,7 @@ def failure(status: int, code: str, **headers: str) -> Response:
 def test_candidates_of_one_prompt_stand_in_one_request_and_all_come_back_in_their_order():
     server = Server(lambda *_: None, samples=4)
     mixed = [sample for n in range(5) for sample in texts(n, 10 + n, prompt=f"prompt {n % 3}")]
-    with serving(server.app) as url:
+    with serving_app(server.app) as url:
         assert numbers(RewardClient(url).score(mixed)) == [0, 10, 1, 11, 2, 12, 3, 13, 4, 14]
     sizes = [len(body["samples"]) for _, body in server.requests]
     assert sorted(sizes) == [2, 4, 4]
@@ -190,7 +190,7 @@ def test_candidates_of_one_prompt_stand_in_one_request_and_all_come_back_in_thei
 
 def test_a_request_is_no_larger_than_the_server_takes():
     server = Server(lambda *_: None, body_bytes=1000)
-    with serving(server.app) as url:
+    with serving_app(server.app) as url:
         client = RewardClient(url)
         assert numbers(client.score(texts(*range(12)))) == [*range(12)]
         assert len(server.requests) > 1
@@ -210,7 +210,7 @@ def test_what_is_refused_for_now_is_asked_again_under_the_same_key():
         return {1: busy, 2: failure(504, "late"), 3: Response("bad gateway", 502)}.get(number)
 
     server = Server(reply)
-    with serving(server.app) as url:
+    with serving_app(server.app) as url:
         assert numbers(RewardClient(url, token="a-secret").score(texts(7))) == [7]
     keys = {headers[REQUEST_KEY.lower()] for headers, _ in server.requests}
     assert len(server.requests) == 4 and len(keys) == 1
@@ -232,7 +232,7 @@ def test_what_is_refused_for_now_is_asked_again_under_the_same_key():
 )
 def test_what_no_repetition_mends_is_one_sentence_that_names_the_server(reply, tries, said):
     server = Server(reply)
-    with serving(server.app) as url, pytest.raises(JRMError) as raised:
+    with serving_app(server.app) as url, pytest.raises(JRMError) as raised:
         RewardClient(url).score(texts(1), on_error="return")
     assert said in str(raised.value) and len(server.requests) == tries
     assert url in str(raised.value) or "mu and sigma" in said
@@ -240,7 +240,7 @@ def test_what_no_repetition_mends_is_one_sentence_that_names_the_server(reply, t
 
 def test_a_server_that_is_restarted_is_waited_for_and_one_that_was_never_there_is_not(monkeypatch):
     server = Server(lambda *_: None)
-    with serving(server.app) as url:
+    with serving_app(server.app) as url:
         client = RewardClient(url)
         assert client.dimensions == ["a"]
     answer: list = []
@@ -276,7 +276,7 @@ def test_no_more_requests_than_allowed_are_open_at_once():
             return await super().score(request)
 
     server = Slow(lambda *_: None)
-    with serving(server.app) as url:
+    with serving_app(server.app) as url:
         client = RewardClient(url, concurrency=2, samples_per_request=1)
         with ThreadPoolExecutor(3) as pool:
             answers = [*pool.map(lambda k: numbers(client.score(texts(k, k + 1))), range(3))]
@@ -295,7 +295,7 @@ def test_a_caller_who_gives_up_ends_the_request():
             return Response()
 
     server = Waiting(lambda *_: None)
-    with serving(server.app) as url:
+    with serving_app(server.app) as url:
 
         async def give_up() -> None:
             await asyncio.wait_for(RewardClient(url).score_async(texts(1)), 0.3)
