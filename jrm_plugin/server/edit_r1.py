@@ -26,7 +26,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
         dimension = OVERALL if mode == ITS_OWN_MODE else mode
 
         def samples(sent: Any) -> list[Sample]:
-            known = (ITS_OWN_MODE, OVERALL, *service.check_ready().dimensions)
+            known = (ITS_OWN_MODE, OVERALL, *service.loaded_scorer.dimensions)
             if mode not in known:
                 raise JRMError(f"there is no mode {mode[:100]!r}; there are {', '.join(known)}.")
             return _samples(sent)
