@@ -1,6 +1,7 @@
 """`jrm serve`: a model behind HTTP, for training jobs that keep their judge on other machines."""
 
 import argparse
+import hashlib
 import logging
 import os
 import sys
@@ -12,8 +13,8 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
 from jrm_plugin.files import read_text
 from jrm_plugin.scoring.loading import model_digest, named_model
+from jrm_plugin.scoring.remote import TOKEN_VARIABLE
 
-TOKEN_VARIABLE = "JRM_SERVER_TOKEN"
 PACKAGES = "fastapi uvicorn python_multipart prometheus_client"
 INSTALL = "jrm-plugin[server]"
 MODEL_OPTIONS = ("model", "device", "dtype", "memory", "max_pixels")
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fetch images by URL; any: from private addresses too",
     )
     who.add_argument("--allow-paths", type=Path, metavar="FOLDER", help="read images of this folder as file:PATH")
-    who.add_argument("--log-requests", action="store_true", help="the log may quote what requests hold")
+    who.add_argument("--log-requests", action="store_true", help="the log has what requests ask for, without images")
     pickles = parser.add_argument_group(
         "forms that send pickles", "They are read without pickle: nothing in them is imported or called."
     )
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.replicas is not None or options.gpus_per_replica is not None:
         raise JRMError("--replicas and --gpus-per-replica belong to --ray.")
     logging.basicConfig(stream=sys.stderr, format="jrm: %(message)s", level=logging.WARNING)
+    logging.getLogger("jrm_plugin.server").setLevel(logging.INFO)
     options.model = named_model(options.model)
     from jrm_plugin.server.app import PICKLE_WIRES, create_app
     from jrm_plugin.server.settings import MIB, ServerSettings
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     }
     settings = ServerSettings(
         model=options.model,
-        digest=model_digest(options.model).hex(),
+        digest=_digest(options),
         token=_token(options.token_file),
         allow_urls=options.allow_urls,
         allow_paths=options.allow_paths,
@@ -98,6 +100,11 @@ def run(options: argparse.Namespace) -> int:
 
     run_here(create_app(settings, load), options.host, options.port)
     return 0
+
+
+def _digest(options: argparse.Namespace) -> str:
+    """Of all that scores depend on: the model's files, and how they are loaded."""
+    return hashlib.sha256(model_digest(options.model) + f"{options.dtype} {options.max_pixels}".encode()).hexdigest()
 
 
 def _token(file: Path | None) -> str | None:

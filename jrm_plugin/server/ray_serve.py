@@ -92,7 +92,7 @@ def run(
     except RuntimeError as error:
         serve.shutdown()
         raise JRMError(f"the replicas do not start: {reason(error)}; see Ray's logs.") from None
-    logger.warning("Ready: %d replicas at http://%s:%d.", replicas, host, port)
+    logger.info("Ready: %d replicas at http://%s:%d.", replicas, host, port)
     ending.wait()
     serve.delete(NAME)
     serve.shutdown()

@@ -38,7 +38,7 @@ def run(app: FastAPI, host: str, port: int) -> None:
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise JRMError(f"nothing can listen at {host}:{port}: {reason(error)}; choose another address.") from None
-    logger.warning("Listening at http://%s:%d; the model is being loaded.", host, listening.getsockname()[1])
+    logger.info("Listening at http://%s:%d; the model is being loaded.", host, listening.getsockname()[1])
     asyncio.run(_run(app, listening))
 
 
@@ -68,7 +68,7 @@ async def _run(app: FastAPI, listening: socket.socket) -> None:
     if service.failure is not None:
         server.should_exit = True
     elif service.scorer is not None:
-        logger.warning("Ready.")
+        logger.info("Ready.")
     await serving
     if service.failure is not None:
         raise service.failure

@@ -6,6 +6,7 @@ import hmac
 import json
 import logging
 import math
+import re
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -36,6 +37,8 @@ T = TypeVar("T")
 READERS = 4  # threads that read what requests hold; with URLs, which they wait for, more
 LONGEST_RETRY = 30  # seconds
 CHARACTERS_PER_TOKEN = 4  # of a text, roughly: it is a batch's size that is measured by it
+SHOWN_BYTES = 2**20  # of a request in the log, at most
+_LONG_STRING = re.compile(r'"[^"\s]{200,}"?')  # an image; a text has spaces
 JSON_PART = "request"  # of a multipart request: its JSON; the other parts are images
 
 
@@ -304,6 +307,8 @@ class ScoringService:
                     self._batches.check_room(1)
                 except QueueFullError as error:
                     raise self.overloaded(str(error)) from None
+            if self.settings.log_requests:
+                logger.info("%s %s", request.url.path, _in_short(body))
             key = request.headers.get(REQUEST_KEY)
 
             async def compute() -> Response:
@@ -421,6 +426,12 @@ def _wanted_timeout(request: Request) -> float:
     if not 0 < seconds < math.inf:
         raise RequestError("bad_request", f"{TIMEOUT} must be seconds above 0, not {text[:40]!r}.")
     return seconds
+
+
+def _in_short(body: Body) -> str:
+    """A request for the log: its JSON without images."""
+    text = _LONG_STRING.sub('"…"', body.content[:SHOWN_BYTES].decode(errors="replace"))
+    return text if not body.parts else f"{text} and {len(body.parts)} parts"
 
 
 def parsed_json(content: bytes) -> Any:
