@@ -138,6 +138,19 @@ def test_a_server_is_a_model_by_its_address(reward_server, samples):
         load_scorer(reward_server, max_pixels=4096)
 
 
+def test_another_model_at_the_same_address_has_another_digest():
+    server = Server(lambda *_: None)
+    with serving_app(server.app) as url:
+        digests = {model_digest(url)}
+        for name, value in (("digest", "abc"), ("digest", "abd"), ("name", "n"), ("overall_rule", "min")):
+            server.model[name] = value
+            digests.add(model_digest(url))
+        server.model["calibration"] = {"temperature": {"a": 2.0}, "sigma_quantiles": {}}
+        assert model_digest(url) in digests  # scores do not change with it
+        assert model_calibration(url).temperature == {"a": 2.0}
+    assert len(digests) == 5
+
+
 # --- what is sent, and how it is sent again ---------------------------------------------------------------------------
 
 

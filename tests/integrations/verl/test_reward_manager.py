@@ -334,3 +334,11 @@ def test_what_a_row_takes_from_verls_columns(columns, instruction, sources):
 def test_a_single_source_in_a_column_is_kept():
     row = row_of({"raw_prompt": MESSAGES, "source_image": "a.png"})
     assert row["source_image"] == "a.png" and "source_images" not in row
+
+
+def test_a_server_scores_as_the_model_itself(tiny, group_of, reward_server):
+    samples = [*group_of(31, 3), *group_of(32, 2)]
+    data = batch_of(samples, edited_image=edited(samples))
+    answers = rewards_of(data, model_path=reward_server, device="null")
+    expected = [score.mu["overall"] for score in tiny.score(samples)]
+    assert [answer["reward_score"] for answer in answers] == pytest.approx(expected, abs=1e-5)
