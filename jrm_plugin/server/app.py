@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from html import escape
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -10,7 +11,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from jrm_plugin import __version__
 from jrm_plugin.files import to_json
 from jrm_plugin.records.wire import HEALTH, METRICS, READY
 from jrm_plugin.scoring.protocol import Scorer
@@ -54,7 +54,7 @@ def create_app(settings: ServerSettings, load: Callable[[], Scorer], *, wait_for
 
     app = FastAPI(
         title="jrm-plugin",
-        version=__version__,
+        version=version("jrm-plugin"),
         description="Scores, rankings and critiques of edited and generated images and of text answers.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere, which a cluster may not reach

@@ -71,7 +71,7 @@ class ScoringService:
         self._batches: MicroBatches | None = None
         self._replays = Replays(self.metrics.replays.inc)
         self._readers = ThreadPoolExecutor(READERS if settings.allow_urls is None else 8 * READERS)
-        self._body_bytes = 0
+        self._body_bytes = self._taken = self._answered = 0
         self._seconds_per_sample = 0.1
         self._loading: asyncio.Task | None = None
 
@@ -89,6 +89,7 @@ class ScoringService:
         if self._batches is not None:
             self._batches.close()
         self._readers.shutdown()
+        logger.info("Stopped: %d requests were taken and %d answered.", self._taken, self._answered)
 
     async def _load_model(self) -> None:
         try:
@@ -265,6 +266,7 @@ class ScoringService:
             timeout: seconds, where this route's clients wait for less than others.
         """
         route, start = request.url.path, time.monotonic()
+        self._taken += 1
         working: asyncio.Task | None = None
         try:
             self.check_token(request)
@@ -278,6 +280,7 @@ class ScoringService:
             self.metrics.errors.labels(error.code).inc()
             return error.response()
         except ClientDisconnect:
+            self._taken, self._answered = self._taken - 1, self._answered - 1  # nobody waits for its answer
             self.metrics.errors.labels("client_left").inc()
             return Response(status_code=499)  # which nobody reads
         except Exception as error:
@@ -287,8 +290,8 @@ class ScoringService:
         finally:
             if working is not None:
                 working.cancel()
-            seconds = time.monotonic() - start
-            self.metrics.requests.labels(route).observe(seconds)
+            self._answered += 1
+            self.metrics.requests.labels(route).observe(time.monotonic() - start)
 
     def check_token(self, request: Request) -> None:
         """A [`RequestError`] for a request that has not the operator's token; takes as long for any wrong one."""

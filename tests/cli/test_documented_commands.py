@@ -33,6 +33,9 @@ NOT_RUN = {
     "jrm eval --benchmark mmrb2": "the published data; tests/evaluation/benchmarks reads small files in their form",
     "jrm eval --benchmark shape_edits --limit 50 --model jrm-tiny openai": "a server; tests/cli/test_eval.py has one",
     "jrm calibrate": "held-out pairs of one's own; tests/cli/test_calibrate.py runs it",
+    "jrm serve": "it serves until it is stopped; tests/cli/test_serve.py runs it",
+    "curl": "a server; tests/server asks one",
+    "  {": "the rest of what curl sends",
     "jrm push": "the hub; tests/cli/test_push.py pushes to a server of its own",
 }
 
