@@ -26,6 +26,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -239,6 +240,26 @@ def run(client: httpx.Client, requests: Iterator[Hostile]) -> tuple[Counter, lis
     return counts, problems
 
 
+@contextmanager
+def running_server(*arguments: str) -> Iterator[tuple[int, str, Path]]:
+    """`jrm serve` with the built-in model, ready: its process, its address, and a folder for what is made meanwhile."""
+    command = [sys.executable, "-m", "jrm_plugin.cli", "serve", "--model", "jrm-tiny", "--device", "cpu", "--port", "0"]
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-server-"))
+    with open(folder / "log", "w") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        server = subprocess.Popen([*command, *arguments], stderr=log, env=environment)
+    try:
+        while not (address := re.search(r"http://\S+\d", (folder / "log").read_text())):
+            assert server.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        while httpx.get(f"{address[0]}/ready", trust_env=False).status_code != 200:
+            time.sleep(0.1)
+        yield server.pid, address[0], folder
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
 def memory(pid: int, name: str) -> float:
     """`VmRSS` or `VmHWM` (the most so far) of a process, in MiB."""
     return int(re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
@@ -251,25 +272,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON with the figures")
     options = parser.parse_args()
-    rng, folder = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="fuzz-server-"))
-    command = [sys.executable, "-m", "jrm_plugin.cli", "serve", "--model", "jrm-tiny", "--device", "cpu", "--port", "0"]
-    command += [f"--{name.replace('_', '-')}" for name in PATHS]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with open(folder / "log", "w+") as log:
-        server = subprocess.Popen(command, stderr=log, env=environment)
-        try:
-            return _fuzz(server.pid, folder, rng, options)
-        finally:
-            server.terminate()
-            server.wait(60)
-
-
-def _fuzz(pid: int, folder: Path, rng: random.Random, options: argparse.Namespace) -> int:
-    while not (address := re.search(r"http://\S+\d", (folder / "log").read_text())):
-        time.sleep(0.1)
-    with httpx.Client(base_url=address[0], timeout=300, trust_env=False) as client:
-        while client.get("/ready").status_code != 200:
-            time.sleep(0.1)
+    rng = random.Random(options.seed)
+    with (
+        running_server(*(f"--{name.replace('_', '-')}" for name in PATHS)) as (pid, address, folder),
+        httpx.Client(base_url=address, timeout=300, trust_env=False) as client,
+    ):
         sample = good_json()["/v1/score"]
 
         def score() -> float:
