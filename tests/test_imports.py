@@ -28,6 +28,7 @@ ROOMS = [
     "switches",
     "kernels",
     "records",
+    "chat_client",
     "data",
     "synthetic",
 ]
@@ -40,6 +41,7 @@ ROOMS += [
     "judged_rollouts",
     "training",
     "evaluation",
+    "annotation",
     "correction",
     "integrations",
     "cli",
