@@ -2,11 +2,11 @@
 
     python tests/fuzz/kills_of_annotation.py [--pairs 500] [--kills 5] [--seed 0] [--figures FILE]
 
-ShapeEdits pairs are annotated by a server that answers well, badly, slowly, with 429 and 500, and drops connections. The
-command is killed (SIGKILL) again and again, once it is interrupted (SIGINT), and the server is killed twice: it comes
-back within the command's retries once, and only after the command has ended once. In the end every critique must be
-there, valid, and the one that the server wrote for this very question; and no question may have come to the server after
-its critique was stored. Not collected by pytest: it takes minutes.
+ShapeEdits pairs are annotated by a server that answers well, badly, slowly, with 429 and 500, and drops connections.
+The command is killed (SIGKILL) again and again, once it is interrupted (SIGINT), and the server is killed twice: it
+comes back within the command's retries once, and only after the command has ended once. In the end every critique must
+be there, valid, and the one that the server wrote for this very question; and no question may have come to the server
+after its critique was stored. Not collected by pytest: it takes minutes.
 """
 
 import argparse
@@ -26,8 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "fuzz")]
+sys.path.append(os.path.join(os.path.dirname(__file__), ".."))
 
 from critic_server import critique_of, question_of
 from processes import start, wait
@@ -41,6 +40,8 @@ from jrm_plugin.chat_client import ChatClient
 from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
+
+TESTS = Path(__file__).parents[1]
 
 
 @dataclass
@@ -68,14 +69,8 @@ class Server:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
         command = [sys.executable, str(TESTS / "critic_server.py"), "--port", str(self.port), "--slow", "1.5"]
-        command += [
-            "--log",
-            str(self.folder / "requests.jsonl"),
-            "--bad",
-            str(self.bad),
-            "--failing",
-            str(self.failing),
-        ]
+        command += ["--log", str(self.folder / "requests.jsonl")]
+        command += ["--bad", str(self.bad), "--failing", str(self.failing)]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while True:
             try:
@@ -100,8 +95,10 @@ class Story:
     wrong: list[str] = field(default_factory=list)
 
 
-def annotate_with_mishaps(command: list[str], server: Server, kills: int, rng: random.Random, errors: Path) -> Story:
-    """Runs the command to its end through all mishaps."""
+def annotate_with_mishaps(
+    command: list[str], server: Server, kills: int, calm: float, rng: random.Random, errors: Path
+) -> Story:
+    """Runs the command to its end through all mishaps, the next of which comes after up to `calm` seconds."""
     story = Story()
     mishaps = ["kill"] * kills + ["interrupt", "server dies", "server dies for long"]
     rng.shuffle(mishaps)
@@ -110,7 +107,7 @@ def annotate_with_mishaps(command: list[str], server: Server, kills: int, rng: r
         pid = start([*command, "--attempts", str(attempts)], errors)
         story.runs += 1
         if mishaps:
-            time.sleep(rng.uniform(1.0, 5.0))
+            time.sleep(rng.uniform(0.2, 1.0) * calm)
             match mishaps.pop():
                 case "kill":
                     os.kill(pid, signal.SIGKILL)
@@ -203,7 +200,7 @@ def main() -> int:
     began = time.monotonic()
     command = ["annotate", "--data", str(data), "--critic", "openai:m", "--base-url", server.url]
     command += ["--output", str(folder / "out"), "--timeout", "1", "--retries", "3", "--review", "20"]
-    story = annotate_with_mishaps(command, server, options.kills, rng, folder / "err")
+    story = annotate_with_mishaps(command, server, options.kills, 2 + options.pairs / 50, rng, folder / "err")
     seconds = time.monotonic() - began
     figures = {
         "pairs": options.pairs,
