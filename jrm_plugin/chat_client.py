@@ -42,7 +42,7 @@ class Unusable(JRMError):
 
 
 class Unavailable(Unusable):
-    """The server is there and has not answered this request, however often it was sent."""
+    """The server has not answered this request, however often it was sent."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class ChatClient:
         return self._ask(messages)
 
     def _ask(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Answer:
-        from openai import APIStatusError, APITimeoutError, OpenAIError
+        from openai import APIConnectionError, APIStatusError, OpenAIError
 
         began = time.monotonic()
         create: Callable[..., Any] = self._client.chat.completions.create
@@ -178,8 +178,8 @@ class ChatClient:
                 raise Refused(f"the server refuses it with {said}") from error
             kind = Unavailable if error.status_code == 429 or error.status_code >= 500 else Unusable
             raise kind(f"{self.name} answers with {said}; {_GO_ON}") from error
-        except APITimeoutError as error:
-            raise Unavailable(f"{self.name} does not answer in time: {reason(error)}; {_GO_ON}") from error
+        except APIConnectionError as error:  # also one that takes too long
+            raise Unavailable(f"{self.name} does not answer: {reason(error)}; {_GO_ON}") from error
         except (OpenAIError, ValueError) as error:
             raise Unusable(f"{self.name} cannot be asked: {reason(error)}; {_GO_ON}") from error
         return _answer_of(completion, time.monotonic() - began)
@@ -271,7 +271,10 @@ def _answer_of(completion: Any, seconds: float) -> Answer:
         text, cut_off = choice.message.content, choice.finish_reason == "length"
     except (AttributeError, IndexError, TypeError):
         text, cut_off = "", False
-    return Answer(text if isinstance(text, str) else "", cut_off, tokens[0], tokens[1], seconds)
+    if not isinstance(text, str):
+        text = ""
+    text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair could be neither stored nor sent
+    return Answer(text, cut_off, tokens[0], tokens[1], seconds)
 
 
 # --- what is read out of an answer ------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ class ServedCritic:
             return CriticAnswer(written.text, None, False, "cut off", "it was cut off at its longest length", *took)
 
         def box(values: Sequence[Any]) -> tuple[int, ...]:
-            corners = [_number(values[place]) for place in self._boxes.order]
+            corners = [number_in(values[place]) for place in self._boxes.order]
             if self._boxes.in_pixels:
                 width, height = self._client.picture(question.sample.response_images[0]).size
                 corners = [1000 * corner / side for corner, side in zip(corners, (width, height) * 2, strict=True)]
@@ -297,7 +297,7 @@ def read_critique(text: str, box: Callable[[Sequence[Any]], Sequence[int]]) -> t
 def _to_region(row: Any, box: Callable[[Sequence[Any]], Sequence[int]]) -> EditRegion:
     if not isinstance(row, Mapping) or not {"id", "label", "bbox_2d"} <= row.keys():
         raise JRMError(f"an edit region must have id, label and bbox_2d, not be {row!r}")
-    values, number = row["bbox_2d"], _number(row["id"])
+    values, number = row["bbox_2d"], number_in(row["id"])
     if not isinstance(values, list) or len(values) != 4:
         raise JRMError(f"bbox_2d must be a list of 4 numbers, not {values!r}")
     if number != int(number):
@@ -309,7 +309,8 @@ def _to_region(row: Any, box: Callable[[Sequence[Any]], Sequence[int]]) -> EditR
     return region
 
 
-def _number(value: Any) -> float:
+def number_in(value: Any) -> float:
+    """A finite number, also one that is written as text; raises a [`JRMError`] where it is none."""
     try:
         number = float(value) if not isinstance(value, bool) else None
         int(number)  # type: ignore[arg-type]  neither NaN nor infinite

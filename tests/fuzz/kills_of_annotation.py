@@ -209,7 +209,7 @@ def main() -> int:
         "kills": story.kills,
         "interrupts": story.interrupts,
         "deaths_of_the_server": server.deaths,
-        **check(folder / "out", data, server, story),
+        **({} if story.wrong else check(folder / "out", data, server, story)),
         "requests_by_kind": dict(Counter(kind for *_, kind in server.asked).most_common()),
         "wrong": len(story.wrong),
         "seconds": round(seconds),
