@@ -13,6 +13,7 @@ import random
 import re
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def written(kind: str, request: dict) -> Reply:
         "empty": "",
     }
     return answers.get(kind, json.dumps(record))
+
+
+def questions_about(pairs: Sequence[Any], url: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What `jrm annotate` asks of pairs: `question_of` it, its key among the answers, and the good critique."""
+    from jrm_plugin.annotation.critics import Question, ServedCritic
+    from jrm_plugin.chat_client import ChatClient
+    from jrm_plugin.data.samples import SampleDigests
+
+    critic, digests = ServedCritic(ChatClient("m", base_url=url)), SampleDigests()
+    for pair in pairs:
+        for sample, scores in ((pair.chosen, pair.chosen_scores), (pair.rejected, pair.rejected_scores)):
+            for dimension in critic.dimensions:
+                key = critic.key(sample, dimension, scores[dimension], digests)
+                request = {"messages": [critic.message(Question(key, sample, dimension, scores[dimension]))]}
+                yield question_of(request), key, critique_of(request)
 
 
 class Critic:

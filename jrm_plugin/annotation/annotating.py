@@ -83,7 +83,7 @@ def annotate(
         questions, unscored = _questions(pairs, critic)
         with Answers(folder / ANSWERS) as answers:
             unanswered = _ask({q.key: q for q in questions.values()}, critic, answers, progress)
-            last = {place: (answers.of(q.key) or [None])[-1] for place, q in questions.items()}
+            last = {place: next(reversed(answers.of(q.key)), None) for place, q in questions.items()}
             used = answers.summary(prices)
         missing = unscored | {
             place: unanswered.get(questions[place].key) or _in_words(answer)

@@ -6,15 +6,17 @@ is wrong with it, and asked again.
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from jrm_plugin.annotation.answers import Answers, CriticAnswer
 from jrm_plugin.chat_client import Answer, ChatClient, Refused, Unavailable, object_with, text_part, without_thoughts
 from jrm_plugin.data.samples import SampleDigests
-from jrm_plugin.errors import JRMError
+from jrm_plugin.errors import JRMError, shortened
 from jrm_plugin.model.rubrics import data_prompt
 from jrm_plugin.records.critiques import GLOBAL_TAG, REGION_TAGS, TAG, Critique, EditRegion, RepairedCritique
 from jrm_plugin.records.samples import DIMENSIONS, Sample
@@ -286,7 +288,7 @@ def read_critique(text: str, box: Callable[[Sequence[Any]], Sequence[int]]) -> t
     try:
         rows = record.get("edit_region") or []
         if not isinstance(rows, list):
-            raise JRMError(f"edit_region must be a list, not {rows!r}")
+            raise JRMError(f"edit_region must be a list, not {shortened(rows)}")
         critique = Critique(record["reasoning"], [_to_region(row, box) for row in rows])
     except JRMError as error:
         raise _NoCritique("no valid critique", str(error)) from error
@@ -296,10 +298,10 @@ def read_critique(text: str, box: Callable[[Sequence[Any]], Sequence[int]]) -> t
 
 def _to_region(row: Any, box: Callable[[Sequence[Any]], Sequence[int]]) -> EditRegion:
     if not isinstance(row, Mapping) or not {"id", "label", "bbox_2d"} <= row.keys():
-        raise JRMError(f"an edit region must have id, label and bbox_2d, not be {row!r}")
+        raise JRMError(f"an edit region must have id, label and bbox_2d, not be {shortened(row)}")
     values, number = row["bbox_2d"], number_in(row["id"])
     if not isinstance(values, list) or len(values) != 4:
-        raise JRMError(f"bbox_2d must be a list of 4 numbers, not {values!r}")
+        raise JRMError(f"bbox_2d must be a list of 4 numbers, not {shortened(values)}")
     if number != int(number):
         raise JRMError(f"the id of an edit region must be a whole number, not {number}")
     x1, y1, x2, y2 = box(values)
@@ -311,12 +313,10 @@ def _to_region(row: Any, box: Callable[[Sequence[Any]], Sequence[int]]) -> EditR
 
 def number_in(value: Any) -> float:
     """A finite number, also one that is written as text; raises a [`JRMError`] where it is none."""
-    try:
-        number = float(value) if not isinstance(value, bool) else None
-        int(number)  # type: ignore[arg-type]  neither NaN nor infinite
-    except (TypeError, ValueError, OverflowError):
-        raise JRMError(f"{value!r} is no number") from None
-    return number  # type: ignore[return-value]
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and math.isfinite(number := float(value)):
+            return number
+    raise JRMError(f"{shortened(value)} is no number")
 
 
 def _check_tags(critique: Critique) -> None:
@@ -377,5 +377,6 @@ def _answer_of(critique: Any) -> CriticAnswer:
     if not isinstance(critique, Critique):
         return CriticAnswer(critique.text, fault="no valid critique", problem=critique.error)
     plain = Critique(critique.reasoning, critique.edit_region)
-    repaired = isinstance(critique, RepairedCritique)
-    return CriticAnswer(critique.text if repaired else critique.to_json(), plain, repaired)
+    if isinstance(critique, RepairedCritique):
+        return CriticAnswer(critique.text, plain, repaired=True)
+    return CriticAnswer(critique.to_json(), plain)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jrm_plugin.annotation.annotating import SIDES, Annotation
-from jrm_plugin.evaluation.critique_pages import CritiquedPrompt, ShownCritique, write_critique_pages
+from jrm_plugin.evaluation.critique_pages import CritiquedPrompt, CritiquedSample, ShownCritique, write_critique_pages
 from jrm_plugin.records.samples import OVERALL
 
 
@@ -59,7 +59,7 @@ def facts_of(summary: dict[str, Any]) -> dict[str, Any]:
 def _shown(annotation: Annotation, number: int) -> CritiquedPrompt:
     pair = annotation.pairs[number]
     names = ("one", "the other") if pair.labels.get(OVERALL) == 0 else ("preferred", "the other")
-    samples = []
+    samples: list[CritiquedSample] = []
     for side, name in zip(SIDES, names, strict=True):
         critiques, scores = getattr(pair, f"{side}_critiques"), getattr(pair, f"{side}_scores") or {}
         shown: list[ShownCritique] = []

@@ -28,17 +28,15 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 sys.path.append(os.path.join(os.path.dirname(__file__), ".."))
 
-from critic_server import critique_of, question_of
+from critic_server import questions_about
 from processes import start, wait
 
 import jrm_plugin.annotation.annotating
 import jrm_plugin.annotation.review
 import jrm_plugin.cli.annotate  # noqa: F401  these are imported once, before the processes are forked
 from jrm_plugin import read_preferences
-from jrm_plugin.annotation.critics import Question, ServedCritic
-from jrm_plugin.chat_client import ChatClient
-from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.records.critiques import Critique
+from jrm_plugin.records.samples import DIMENSIONS
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 TESTS = Path(__file__).parents[1]
@@ -142,37 +140,31 @@ def annotate_with_mishaps(
 
 def check(output: Path, data: Path, server: Server, story: Story) -> dict[str, int]:
     """What is wrong with the set and with the order of requests and answers; counts of both."""
-    critic = ServedCritic(ChatClient("m", base_url=server.url))
-    digests, counts = SampleDigests(), Counter()
-    expected, key_of = {}, {}
     pairs = read_preferences(data, progress=False).examples
     annotated = read_preferences(output / "pairs.jsonl", progress=False).examples
-    if len(annotated) != len(pairs):
-        story.wrong.append(f"{len(annotated)} pairs of {len(pairs)}")
-    for number, (pair, of_pair) in enumerate(zip(pairs, annotated, strict=True), 1):
-        if pair.labels != of_pair.labels or pair.chosen_scores != of_pair.chosen_scores:
-            story.wrong.append(f"pair {number} has other labels or scores")
-        for side in ("chosen", "rejected"):
-            for dimension in critic.dimensions:
-                sample, score = getattr(pair, side), getattr(pair, f"{side}_scores")[dimension]
-                key = critic.key(sample, dimension, score, digests)
-                if key not in expected:
-                    request = {"messages": [critic.message(Question(key, sample, dimension, score))]}
-                    expected[key] = Critique.parse(json.dumps(critique_of(request)))
-                    key_of[question_of(request)] = key
-                counts["critiques"] += 1
-                if getattr(of_pair, f"{side}_critiques").get(dimension) != expected[key]:
-                    story.wrong.append(f"pair {number}, {side}, {dimension}: another critique, or none")
+    if [(pair.labels, pair.chosen_scores) for pair in annotated] != [(p.labels, p.chosen_scores) for p in pairs]:
+        story.wrong.append(f"{len(annotated)} pairs of {len(pairs)}, with other labels or scores")
+    written = [
+        critiques.get(dimension)
+        for pair in annotated
+        for critiques in (pair.chosen_critiques, pair.rejected_critiques)
+        for dimension in DIMENSIONS
+    ]
+    questions = list(questions_about(pairs, server.url))
+    key_of = {question: key for question, key, _ in questions}
+    for number, (critique, (*_, good)) in enumerate(zip(written, questions, strict=True)):
+        if critique != Critique.parse(json.dumps(good)):
+            story.wrong.append(f"place {number} has another critique, or none")
     stored = sqlite3.connect(output / "answers.sqlite")
     stored_at = dict(stored.execute("SELECT key, stored_at FROM answers WHERE critique IS NOT NULL").fetchall())
-    if stored_at.keys() != expected.keys():
+    if stored_at.keys() != {*key_of.values()}:
         story.wrong.append("the stored critiques are not those of the questions")
     asked_after = [key_of[question] for at, question, _ in server.asked if at > stored_at[key_of[question]]]
     if asked_after:
         story.wrong.append(f"{len(asked_after)} requests came after the critique was stored")
     return {
-        **counts,
-        "questions": len(expected),
+        "critiques": len(written),
+        "questions": len(key_of),
         "requests": len(server.asked),
         "answers_stored": stored.execute("SELECT count(*) FROM answers").fetchone()[0],
         "answered_badly": stored.execute("SELECT count(*) FROM answers WHERE critique IS NULL").fetchone()[0],
