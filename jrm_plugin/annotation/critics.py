@@ -285,6 +285,8 @@ def read_critique(text: str, box: Callable[[Sequence[Any]], Sequence[int]]) -> t
         record, repaired = object_with(text, "reasoning"), True
     if not isinstance(record, Mapping) or "reasoning" not in record:
         raise _NoCritique("no JSON object", 'it holds no JSON object with "reasoning"')
+    if repaired and text.endswith(str(record["reasoning"]).rstrip()[-8:]):  # though the server says that it is whole
+        raise _NoCritique("cut off", "it ends in the middle of its reasoning")
     try:
         rows = record.get("edit_region") or []
         if not isinstance(rows, list):

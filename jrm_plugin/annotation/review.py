@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jrm_plugin.annotation.annotating import SIDES, Annotation
+from jrm_plugin.errors import shortened
 from jrm_plugin.evaluation.critique_pages import CritiquedPrompt, CritiquedSample, ShownCritique, write_critique_pages
 from jrm_plugin.records.samples import OVERALL
 
@@ -23,9 +24,9 @@ def write_review(path: str | Path, annotation: Annotation, *, pairs: int = 200) 
     order = sorted(range(len(annotation.pairs)), key=lambda number: number not in incomplete)[:pairs]
     summary = annotation.summary
     counts = summary["critiques"]
-    lead = f"{counts['written']:,} critiques by {summary['critic']}, of {summary['pairs']:,} pairs."
+    lead = f"Pairs: {summary['pairs']:,}; critiques by {summary['critic']}: {counts['written']:,}."
     if len(order) < len(annotation.pairs):
-        lead += f" {len(order):,} pairs are shown."
+        lead += f" The page shows {len(order):,} pairs."
     if incomplete:
         lead += " Those that miss a critique stand first."
     prompts = [_shown(annotation, number) for number in order]
@@ -66,11 +67,13 @@ def _shown(annotation: Annotation, number: int) -> CritiquedPrompt:
         for dimension in dict.fromkeys([*annotation.dimensions, *critiques]):
             place = (number, side, dimension)
             answer = annotation.answers.get(place)
-            note = annotation.missing.get(place, "")
-            if answer is not None and answer.critique is not None:
-                note = "Its JSON was repaired." if answer.repaired else ""
-            elif not note:
+            if place in annotation.missing:
+                note = f"No critique: {annotation.missing[place]}."
+                note += f" The last answer: {shortened(answer.text)}" if answer else ""
+            elif answer is None:
                 note = "From the data."
+            else:
+                note = "Its JSON was repaired." if answer.repaired else ""
             shown.append(
                 {
                     "dimension": dimension,

@@ -145,7 +145,7 @@ def test_the_page_shows_boxes_critiques_and_what_is_missing_first(pairs, tmp_pat
     shown = [int(number) - 1 for number in re.findall(r"<h2>Pair (\d+)</h2>", page)]
     first = sorted(incomplete)[:9]
     assert shown == [*first, *[k for k in range(12) if k not in incomplete]][:9]
-    assert "9 pairs are shown. Those that miss a critique stand first." in page
+    assert "The page shows 9 pairs. Those that miss a critique stand first." in page
     assert page.count('class="no"') == sum(place[0] in first for place in annotation.missing)
     assert "Its JSON was repaired." in page
     box = next(

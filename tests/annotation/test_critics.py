@@ -234,6 +234,12 @@ def test_what_is_no_valid_critique_is_said(change, problem):
     assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize("end", [-3, -9, -20])
+def test_an_answer_that_ends_in_the_middle_of_its_reasoning_is_not_repaired(end):
+    with pytest.raises(JRMError, match="ends in the middle of its reasoning"):
+        read(json.dumps(GOOD)[:end])
+
+
 @pytest.mark.parametrize("text", ["", "<think>hm", "It looks fine.", "[1, 2]", '{"verdict": 3}', "{" * 5000, "null"])
 def test_an_answer_without_an_object_holds_no_critique(text):
     with pytest.raises(JRMError):
