@@ -77,7 +77,7 @@ def annotate(
     check_preferences(pairs, folder / PAIRS)
     with locked(folder / LOCK_FILE):
         settings = folder / SETTINGS
-        check_settings(settings, critic.settings, results=(folder / ANSWERS).exists())
+        check_settings(settings, critic.settings, results=any((folder / name).exists() for name in (ANSWERS, PAIRS)))
         if not settings.exists():
             write_json(settings, critic.settings)
         questions, unscored = _questions(pairs, critic)

@@ -108,6 +108,13 @@ def test_answers_of_another_critic_are_not_mixed_in(pairs, tmp_path):
         assert len(server.requests) == 8
 
 
+def test_pairs_of_somebody_else_are_not_written_over(pairs, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    with serving(Critic()) as server, pytest.raises(JRMError, match="choose another output folder"):
+        run(pairs[:1], critic(server), tmp_path)
+    assert (tmp_path / "pairs.jsonl").read_text() == "{}"
+
+
 class SmallJRM:
     """What a JRM has, as far as a critic is concerned; of one sample it writes no critique."""
 

@@ -240,7 +240,10 @@ def test_an_answer_that_ends_in_the_middle_of_its_reasoning_is_not_repaired(end)
         read(json.dumps(GOOD)[:end])
 
 
-@pytest.mark.parametrize("text", ["", "<think>hm", "It looks fine.", "[1, 2]", '{"verdict": 3}', "{" * 5000, "null"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "<think>hm", "It looks fine.", "[1, 2]", '{"verdict": 3}', "null", pytest.param("{" * 2000, id="deep")],
+)
 def test_an_answer_without_an_object_holds_no_critique(text):
     with pytest.raises(JRMError):
         read(text)
