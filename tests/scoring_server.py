@@ -23,21 +23,26 @@ from jrm_plugin.server.settings import ServerSettings
 
 
 @contextmanager
-def serving(load: Callable[[], Scorer], **settings: Any) -> Iterator[httpx.Client]:
-    """A server in a thread while the block runs, and a client of it; `client.service` is what stands behind."""
-    app = create_app(ServerSettings(**{"model": "jrm-tiny"} | settings), load)
+def serving_app(app: Any) -> Iterator[str]:
+    """Serves an ASGI app in a thread while the block runs, at the address that it gives."""
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            client.service = app.state.service
-            yield client
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def serving(load: Callable[[], Scorer], **settings: Any) -> Iterator[httpx.Client]:
+    """A server of scores while the block runs, and a client of it; `client.service` is what stands behind."""
+    app = create_app(ServerSettings(**{"model": "jrm-tiny"} | settings), load)
+    with serving_app(app) as url, httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        client.service = app.state.service
+        yield client
 
 
 @contextmanager

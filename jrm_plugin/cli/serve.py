@@ -1,6 +1,7 @@
 """`jrm serve`: a model behind HTTP, for training jobs that keep their judge on other machines."""
 
 import argparse
+import hashlib
 import logging
 import os
 import sys
@@ -11,9 +12,9 @@ from jrm_plugin.cli.common import add_model_arguments, make_scorer
 from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
 from jrm_plugin.files import read_text
-from jrm_plugin.scoring.loading import named_model
+from jrm_plugin.scoring.loading import model_digest, named_model
+from jrm_plugin.scoring.remote import TOKEN_VARIABLE
 
-TOKEN_VARIABLE = "JRM_SERVER_TOKEN"
 PACKAGES = "fastapi uvicorn python_multipart prometheus_client"
 INSTALL = "jrm-plugin[server]"
 MODEL_OPTIONS = ("model", "device", "dtype", "memory", "max_pixels")
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     who.add_argument("--allow-paths", type=Path, metavar="FOLDER", help="read images of this folder as file:PATH")
     who.add_argument("--log-requests", action="store_true", help="the log has what requests ask for, without images")
+    pickles = parser.add_argument_group(
+        "forms that send pickles", "They are read without pickle: nothing in them is imported or called."
+    )
+    pickles.add_argument("--flow-grpo", action="store_true", help="POST /flow_grpo: flow_grpo, and verl-omni's client")
+    pickles.add_argument("--edit-r1", action="store_true", help="POST /mode/MODE: Edit-R1 (UniWorld-V2)")
+    pickles.add_argument("--omnigen2-rl", action="store_true", help="POST / and GET /ping: OmniGen2-RL (EditScore)")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--timeout", type=float, metavar="SECONDS", help="of a request (default: 240)")
     limits.add_argument("--max-body", type=int, metavar="MIB", help="of a request (default: 64)")
@@ -59,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(stream=sys.stderr, format="jrm: %(message)s", level=logging.WARNING)
     logging.getLogger("jrm_plugin.server").setLevel(logging.INFO)
     options.model = named_model(options.model)
+    from jrm_plugin.server.app import PICKLE_WIRES, create_app
     from jrm_plugin.server.settings import MIB, ServerSettings
 
     given = {
@@ -72,9 +80,11 @@ def run(options: argparse.Namespace) -> int:
     }
     settings = ServerSettings(
         model=options.model,
+        digest=_digest(options),
         token=_token(options.token_file),
         allow_urls=options.allow_urls,
         allow_paths=options.allow_paths,
+        pickle_wires=tuple(name for name in PICKLE_WIRES if getattr(options, name)),
         log_requests=options.log_requests,
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -86,11 +96,15 @@ def run(options: argparse.Namespace) -> int:
         where = {"host": options.host, "port": options.port, "gpus_per_replica": options.gpus_per_replica}
         run_on_ray(settings, load, replicas=replicas, **where)
         return 0
-    from jrm_plugin.server.app import create_app
     from jrm_plugin.server.running import run as run_here
 
     run_here(create_app(settings, load), options.host, options.port)
     return 0
+
+
+def _digest(options: argparse.Namespace) -> str:
+    """Of all that scores depend on: the model's files, and how they are loaded."""
+    return hashlib.sha256(model_digest(options.model) + f"{options.dtype} {options.max_pixels}".encode()).hexdigest()
 
 
 def _token(file: Path | None) -> str | None:

@@ -19,12 +19,12 @@ part of that name).
 | `POST /v1/score` | `{"samples": [SAMPLE, …]}` | `{"model": NAME, "results": [RESULT, …]}`, in the samples' order |
 | `POST /v1/critique` | `{"samples": [SAMPLE, …]}`, and the options `dimension`, `max_new_tokens`, `temperature`, `top_p`, `seed` of `RewardScorer.critique` | the same, with critiques |
 | `POST /v1/rank` | a prompt, as in a sample: `prompt`, or `source` and `instruction`; `candidates`, a list of responses (blocks), or of IMAGEs; and `dimension`, which may be left out | `{"model": NAME, "dimension": NAME, "ranking": [{"position": 1, "score": SCORE}, …], "failed": [{"position": 0, "error": ERROR}]}`, best first |
-| `GET /v1/models` | | `{"models": [{"name", "dimensions", "overall_rule", "writes_critiques", "calibration", "limits"}]}` |
+| `GET /v1/models` | | `{"models": [{"name", "digest", "dimensions", "overall_rule", "writes_critiques", "calibration", "limits"}]}` |
 
 RESULT is `{"score": SCORE}`, `{"critiques": {DIMENSION: CRITIQUE}}` or `{"error": ERROR}`: each sample has its own. SCORE
 is what `RewardScore.to_dict` gives, ERROR `{"code": …, "message": …}`. A request that fails as a whole has a status from
 400 on and the body `{"error": ERROR}`; `CODES` has both. `calibration` is that of `Calibration.to_dict`, or null; `limits`
-are a request's `samples` and `body_bytes` at most.
+are a request's `samples` and `body_bytes` at most; `digest` tells the model's weights from others', or is null.
 """  # noqa: E501 (a table)
 
 import base64

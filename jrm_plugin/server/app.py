@@ -14,13 +14,19 @@ from starlette.exceptions import HTTPException
 from jrm_plugin.files import to_json
 from jrm_plugin.records.wire import HEALTH, METRICS, READY
 from jrm_plugin.scoring.protocol import Scorer
-from jrm_plugin.server import flow_factory, schemas, unirl, v1
+from jrm_plugin.server import edit_r1, flow_factory, flow_grpo, omnigen2_rl, schemas, unirl, v1
 from jrm_plugin.server.errors import RequestError
 from jrm_plugin.server.service import ScoringService
 from jrm_plugin.server.settings import ServerSettings
 
 # Each adds the routes of one wire.
 WIRES = [v1.add_routes, unirl.add_routes, flow_factory.add_routes]
+# Those whose requests are pickles, which the operator turns on one by one.
+PICKLE_WIRES = {
+    "flow_grpo": flow_grpo.add_routes,
+    "edit_r1": edit_r1.add_routes,
+    "omnigen2_rl": omnigen2_rl.add_routes,
+}
 
 
 def create_app(settings: ServerSettings, load: Callable[[], Scorer], *, wait_for_model: bool = False) -> FastAPI:
@@ -55,7 +61,7 @@ def create_app(settings: ServerSettings, load: Callable[[], Scorer], *, wait_for
         redoc_url=None,
     )
     app.state.service = service
-    for add_routes in WIRES:
+    for add_routes in [*WIRES, *(PICKLE_WIRES[name] for name in settings.pickle_wires)]:
         add_routes(app, service)
     _add_operations(app, service)
     _add_errors(app, service)

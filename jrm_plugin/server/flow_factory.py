@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.samples import OVERALL, Sample
+from jrm_plugin.server import schemas
 from jrm_plugin.server.errors import RequestError
 from jrm_plugin.server.images import ImageOpener
 from jrm_plugin.server.service import Body, ScoringService, parsed_json
@@ -19,7 +20,7 @@ LISTS = ("prompt", "image", "condition_images")
 
 
 def add_routes(app: FastAPI, service: ScoringService) -> None:
-    @app.post("/compute")
+    @app.post("/compute", responses=schemas.FAILURES, openapi_extra=schemas.ANY_OBJECT)
     async def flow_factory_compute(request: Request) -> Response:
         """Flow-Factory's form: a reward for each prompt and image."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from jrm_plugin.records.samples import OVERALL
+from jrm_plugin.records.wire import CODES
 
 Image = Annotated[str, Field(description="an image file in base64 or as a data: URL", examples=["iVBORw0KGgo…"])]
 
@@ -137,6 +138,7 @@ class Limits(BaseModel):
 
 class Model(BaseModel):
     name: str
+    digest: str | None
     dimensions: list[str]
     overall_rule: str
     writes_critiques: bool
@@ -164,4 +166,13 @@ EXAMPLES: dict[str, Any] = {
         "instruction": "make the cat blue",
         "candidates": [EXAMPLE_PNG, EXAMPLE_PNG],
     },
+}
+
+# What each route that scores may answer instead.
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Failure} for status in sorted({status for status, _ in CODES.values()} - {404, 405, 500})
+}
+# A body whose form a trainer has; its adapter says what is wrong with one.
+ANY_OBJECT: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }

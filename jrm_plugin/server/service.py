@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.records.images import image_size
@@ -24,7 +24,7 @@ from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.wire import BAD_SAMPLE, REQUEST_KEY, TIMEOUT
 from jrm_plugin.scoring.micro_batches import MicroBatches, QueueFullError
 from jrm_plugin.scoring.protocol import Scorer
-from jrm_plugin.server.errors import RequestError
+from jrm_plugin.server.errors import Answer, RequestError
 from jrm_plugin.server.images import ImageOpener
 from jrm_plugin.server.metrics import Metrics
 from jrm_plugin.server.replays import Replays
@@ -144,6 +144,7 @@ class ScoringService:
         limits = {"samples": self.settings.max_samples, "body_bytes": self.settings.max_body_bytes}
         return {
             "name": self.settings.model,
+            "digest": self.settings.digest,
             "dimensions": list(scorer.dimensions),
             "overall_rule": getattr(config, "overall_rule", "mean"),
             "writes_critiques": bool(getattr(config, "writes_critiques", False)),
@@ -315,7 +316,7 @@ class ScoringService:
 
             async def compute() -> Response:
                 answer = await respond(body)
-                return answer if isinstance(answer, Response) else JSONResponse(answer)
+                return answer if isinstance(answer, Response) else Answer(answer)
 
             once = compute() if key is None else self._replays.once(f"{request.url.path} {key}", digest, compute)
             answering, leaving = asyncio.ensure_future(once), asyncio.ensure_future(_left(request))

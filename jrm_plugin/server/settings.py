@@ -15,6 +15,7 @@ class ServerSettings:
 
     Args:
         model: its name, as answers and `GET /v1/models` give it.
+        digest: what tells its weights from others', likewise; None where they have none.
         token: what requests must carry as `Authorization: Bearer …`; None: nothing.
         timeout: seconds after which a request is answered 504, whatever its client would wait.
         max_body_bytes: of one request.
@@ -29,6 +30,7 @@ class ServerSettings:
         batch_window: seconds that a request waits for others to be computed with.
         allow_urls: None: images by URL are refused; `public`: taken from addresses that are not private; `any`.
         allow_paths: a folder whose files requests may name as `file:PATH`.
+        pickle_wires: names of `app.PICKLE_WIRES`: forms whose requests are pickles.
         log_requests: whether the log has what requests ask for and errors in full.
 
     Raises:
@@ -36,6 +38,7 @@ class ServerSettings:
     """
 
     model: str
+    digest: str | None = None
     token: str | None = field(default=None, repr=False)
     timeout: float = 240.0
     max_body_bytes: int = 64 * MIB
@@ -50,6 +53,7 @@ class ServerSettings:
     batch_window: float = 0.01
     allow_urls: str | None = None
     allow_paths: Path | None = None
+    pickle_wires: tuple[str, ...] = ()
     log_requests: bool = False
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.server import schemas
 from jrm_plugin.server.errors import RequestError
 from jrm_plugin.server.images import ImageOpener
 from jrm_plugin.server.service import Body, ScoringService, parsed_json
@@ -28,7 +29,7 @@ def rewards(dimensions: Sequence[str]) -> dict[str, list[str]]:
 
 
 def add_routes(app: FastAPI, service: ScoringService) -> None:
-    @app.post("/score")
+    @app.post("/score", responses=schemas.FAILURES, openapi_extra=schemas.ANY_OBJECT)
     async def unirl_score(request: Request) -> Response:
         """UniRL's form: for each request, numbers by reward, and errors by reward."""
 

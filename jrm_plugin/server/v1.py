@@ -11,7 +11,6 @@ from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.records.wire import (
     BAD_SAMPLE,
-    CODES,
     CRITIQUE,
     MODELS,
     RANK,
@@ -30,15 +29,16 @@ from jrm_plugin.server.service import JSON_PART, Body, ScoringService, parsed_js
 
 M = TypeVar("M", bound=BaseModel)
 
-FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.Failure} for status in sorted({status for status, _ in CODES.values()} - {404, 405, 500})
-}
-
 
 def add_routes(app: FastAPI, service: ScoringService) -> None:
     name = service.settings.model
 
-    @app.post(SCORE, response_model=schemas.ScoreAnswer, responses=FAILURES, openapi_extra=_body("ScoreRequest", SCORE))
+    @app.post(
+        SCORE,
+        response_model=schemas.ScoreAnswer,
+        responses=schemas.FAILURES,
+        openapi_extra=_body("ScoreRequest", SCORE),
+    )
     async def score(request: Request) -> Response:
         """The score of each sample, in order; one that cannot be scored has its error in its place."""
 
@@ -52,7 +52,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
     @app.post(
         CRITIQUE,
         response_model=schemas.CritiqueAnswer,
-        responses=FAILURES,
+        responses=schemas.FAILURES,
         openapi_extra=_body("CritiqueRequest", CRITIQUE),
     )
     async def critique(request: Request) -> Response:
@@ -81,7 +81,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
     @app.post(
         RANK,
         response_model=schemas.RankAnswer,
-        responses=FAILURES,
+        responses=schemas.FAILURES,
         openapi_extra=_body("RankFields", RANK, "RankBlocks"),
     )
     async def rank(request: Request) -> Response:
@@ -106,7 +106,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
 
         return await service.answer(request, respond)
 
-    @app.get(MODELS, response_model=schemas.Models, responses={401: FAILURES[401], 503: FAILURES[503]})
+    @app.get(MODELS, response_model=schemas.Models, responses={401: schemas.FAILURES[401], 503: schemas.FAILURES[503]})
     async def models(request: Request) -> Any:
         """The model that this server has, and what it takes."""
         service.check_token(request)
