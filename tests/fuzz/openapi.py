@@ -33,7 +33,7 @@ def main() -> int:
             "--seed",
             str(options.seed),
         ]
-        command += ["--continue-on-failure", "--no-color"]
+        command += ["--continue-on-failure", "--no-color", "--request-timeout", "300"]
         return subprocess.run(command).returncode
 
 
