@@ -28,16 +28,21 @@ TINY := jrm_plugin/resources/jrm-tiny
 TINY_FILES := config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja \
               preprocessor_config.json jrm_processor.json summary.json
 
-.PHONY: demo test test-newest bump-newest lint docs jrm-tiny clean
+.PHONY: demo install install-newest test test-newest bump-newest lint docs jrm-tiny clean
 
 demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
 
+# With --jobs 2 both environments are made at once, as pip uses one core.
+install: $(VENV)/.installed-dev install-newest
+
+install-newest:
+	$(NEWEST) .venv-newest/.installed-test
+
 test: $(VENV)/.installed-dev lint
 	$(VENV)/bin/$(PYTEST)
 
-test-newest:
-	$(NEWEST) .venv-newest/.installed-test
+test-newest: install-newest
 	.venv-newest/bin/$(PYTEST) $(NEWEST_TESTS)
 
 # Takes the newest versions of the day, whatever pyproject.toml allows, and writes them down.

@@ -28,6 +28,7 @@ ROOMS = [
     "switches",
     "kernels",
     "records",
+    "chat_client",
     "data",
     "synthetic",
 ]
@@ -41,6 +42,7 @@ ROOMS += [
     "judged_rollouts",
     "training",
     "evaluation",
+    "annotation",
     "correction",
     "integrations",
     "server",

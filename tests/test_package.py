@@ -28,6 +28,12 @@ def run(code: str, *, folder: Path = ROOT, **environment: str) -> str:
     return finished.stdout
 
 
+def test_the_tests_of_a_file_share_a_process(request):
+    """Otherwise what they share is made in every process, and nobody is told."""
+    if getattr(request.config.option, "loadgroup", False):
+        assert "@" in request.node.nodeid
+
+
 def test_the_version_is_the_same_wherever_it_stands():
     versions = {jrm_plugin.__version__, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]}
     versions.add(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"])

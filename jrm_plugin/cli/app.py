@@ -19,10 +19,13 @@ from jrm_plugin.switches import kept_environment
 COMMANDS = {
     "demo": "Train a small reward model from scratch, evaluate it, and write a report.",
     "train": "Train a reward model: jrm train --config x.yaml [--any_key value …].",
+    "sweep": "Train with several alphas and seeds and compare: jrm sweep --config x.yaml --alpha 0 0.7 --seeds 0 1 2.",
     "grpo": "Train a policy with TRL's GRPO and a JRM as its reward: jrm grpo --config x.yaml [--any_key value …].",
     "score": "Score edited images, one set from the command line or many from a file.",
     "rank": "Rank edited images, best first.",
     "eval": "Measure judges on public benchmarks: a table as papers have it, and a page with the worst mistakes.",
+    "analyze": "Look into models: directions they use, where they look, whether their two losses conflict.",
+    "annotate": "Let a vision-language model or a JRM write the critiques of a preference set, for jrm train.",
     "calibrate": "Measure on held-out pairs how far a model's P(A better than B) is true, and save what makes it so.",
     "critique": "Let the model say what is right and wrong with edited images.",
     "self-correct": "Let critiques guide an editor, and score what it makes: jrm self-correct --config x.yaml.",

@@ -59,8 +59,10 @@ def add_columns_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def mapping_of(text: str | None) -> dict | None:
-    """`--columns` in the form that `columns` has in the YAML of `jrm train`, and that errors show."""
+def mapping_of(
+    text: str | None, option: str = "--columns", example: str = "{source: before, edited: after}"
+) -> dict | None:
+    """A mapping in YAML; `--columns` has the form of `columns` in the YAML of `jrm train`, and that errors show."""
     if text is None:
         return None
     import yaml
@@ -70,7 +72,7 @@ def mapping_of(text: str | None) -> dict | None:
     except yaml.YAMLError:
         mapping = None
     if not isinstance(mapping, dict):
-        raise JRMError(f"--columns must be a mapping such as '{{source: before, edited: after}}', not {text!r}.")
+        raise JRMError(f"{option} must be a mapping such as '{example}', not {text!r}.")
     return mapping
 
 

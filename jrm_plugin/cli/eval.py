@@ -155,7 +155,8 @@ def _named(items: Sequence[str], option: str) -> dict[str, str]:
 
 
 def _judges(options: Namespace) -> "list[Judge]":
-    from jrm_plugin.evaluation.generative_judge import PREFIX, GenerativeJudge
+    from jrm_plugin.chat_client import PREFIX
+    from jrm_plugin.evaluation.generative_judge import GenerativeJudge
     from jrm_plugin.evaluation.judges import ScorerJudge, file_name
     from jrm_plugin.scoring.loading import model_digest
 
