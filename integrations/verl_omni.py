@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from verl import DataProto
 from verl.protocol import DataProtoItem
 from verl.utils.device import get_device_name
 
-from jrm_plugin import __version__
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.verl.pooled_reward import keyword_score
 from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, name_of, row_of
@@ -266,7 +266,7 @@ def score_batch(
         "valid_mask": torch.ones(len(rows), dtype=torch.bool),
         "metrics": dict(judged.metrics),
         "model_revision": component.model_revision,
-        "definition_version": f"jrm-plugin {__version__}",
+        "definition_version": f"jrm-plugin {version('jrm-plugin')}",
     }
 
 
