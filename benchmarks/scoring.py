@@ -5,6 +5,8 @@
                                         # which layout to choose when
     python -m benchmarks.scoring --group 1 2 4 8 12 24 48 --provider engine --repeats 0
                                         # how cost grows with the group
+    python -m benchmarks.scoring --provider converted --layout images_first/per_dimension --repeats 0
+                                        # what a converted EditReward costs
     python -m benchmarks.scoring --backbone qwen3-vl-8b --size 448
                                         # on a GPU, in bfloat16
 
@@ -341,6 +343,8 @@ def main() -> None:
     name = f"scoring-{options.backbone}-{slug(device)}"
     if options.batch:
         name += f"-batch-{batch}"
+    if "converted" in options.provider:
+        name += "-converted"
     if len(options.size) * len(options.rubric) > 1:
         name += "-sizes"
     if len(options.group) > 1:

@@ -183,7 +183,7 @@ def _train(
     if (training.eval_strategy != "no") != bool(eval_sets):
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     if is_main:
-        settings, settings_file = _settings(arguments, training), output / SETTINGS_FILE
+        settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
         settings |= _identity("train_data", train_set)
         for name, examples in eval_sets.items():
             settings |= _identity(f"eval_data {name}", examples)
@@ -293,7 +293,8 @@ def _rubrics(kind: str) -> dict:
 # --- stopping and going on --------------------------------------------------------------------------------------------
 
 
-def _settings(arguments: TrainArguments, training: JointRewardConfig) -> dict:
+def settings_of(arguments: TrainArguments, training: JointRewardConfig) -> dict[str, Any]:
+    """All that changes the result of a run, as plain JSON."""
     settings = asdict(arguments) | training.to_dict() | {"number of processes": training.world_size}
     settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
     return json.loads(json.dumps(settings, default=str))

@@ -369,7 +369,7 @@ def _say(output: Path, summary: dict) -> None:
     if "comparison" in summary:
         arms["effective rank, baseline (alpha = 0)"] = summary["comparison"]["arms"][1]["effective_rank"]
     for name, found in arms.items():
-        rank = found["raw"]
+        rank = found["raw"]["effective_rank"]
         table.add_row(name, f"{rank['value']:.1f}", f"{rank['low']:.1f} to {rank['high']:.1f}", str(found["n"] // 2))
     console = Console()
     console.print(table)

@@ -261,9 +261,9 @@ def spectrum_plot(theme: Theme, ranks: dict[str, dict], kind: str) -> "Figure":
     """Singular values as shares of their sum, of one or more models; `kind` is `raw` or `centred`."""
     figure, axes = _figure(theme, 3.1)
     for k, (name, rank) in enumerate(ranks.items()):
-        values = [value for value in rank[kind]["singular_values"] if value > 0]
+        values = [value for value in rank[kind]["singular_values"] if value > 1e-9]  # others are rounding
         colour = theme.series[k % len(theme.series)]
-        label = f"{name}: effective rank {rank[kind]['value']:.1f}"
+        label = f"{name}: effective rank {rank[kind]['effective_rank']['value']:.1f}"
         axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.8, label=label)
     axes.set_yscale("log")
     axes.set_xlim(left=1)
@@ -271,6 +271,110 @@ def spectrum_plot(theme: Theme, ranks: dict[str, dict], kind: str) -> "Figure":
     axes.set_ylabel("share of their sum")
     axes.set_title("mean subtracted" if kind == "centred" else "as they are", loc="left", fontsize=10, color=theme.ink)
     axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink)
+    return figure
+
+
+def measures_plot(theme: Theme, models: dict[str, dict], kind: str, measures: list[str]) -> "Figure":
+    """Measures of models' spectra as bars, each measure on a scale of its own, with 95 % intervals."""
+    figure, all_axes = _figure(theme, 3.1, columns=len(measures), squeeze=False)
+    for axes, measure in zip(all_axes[0], measures, strict=True):
+        for k, (name, model) in enumerate(models.items()):
+            found, colour = model[kind][measure], theme.series[k % len(theme.series)]
+            axes.bar(k, found["value"], width=0.72, color=colour, alpha=0.45, linewidth=0, label=name)
+            axes.plot([k, k], [found["low"], found["high"]], color=colour, linewidth=1.6)
+            text = f"{found['value']:.3g}"
+            above = dict(xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color=theme.ink)
+            axes.annotate(text, (k, max(found["high"], found["value"])), **above)
+        axes.set_title(words(measure), loc="left", fontsize=9, color=theme.ink)
+        axes.set_xticks([])
+        axes.grid(False, axis="x")
+        axes.margins(y=0.12)
+        axes.set_ylim(bottom=0)
+    handles, labels = all_axes[0, 0].get_legend_handles_labels()
+    below = dict(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=theme.ink)
+    figure.legend(handles, labels, **below)
+    return figure
+
+
+def projection_plot(theme: Theme, models: dict[str, dict]) -> "Figure":
+    """Hidden states along three principal components, of one or more models, turned onto the first one's."""
+    figure, axes = _figure(theme, 3.6, subplot_kw={"projection": "3d"})
+    for k, (name, model) in enumerate(models.items()):
+        points = list(zip(*model["projection"]["points"], strict=True))
+        colour = theme.series[k % len(theme.series)]
+        axes.scatter(*points, s=7, color=colour, alpha=0.5, linewidth=0, depthshade=False, label=name)
+    for axis, label in ((axes.xaxis, "1"), (axes.yaxis, "2"), (axes.zaxis, "3")):
+        axis.set_pane_color(theme.paper)
+        axis.line.set_color(theme.grid)
+        axis.set_tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=7, pad=-2)
+        axis.set_label_text(f"component {label}", color=theme.ink, fontsize=8)
+        axis._axinfo["grid"].update(color=theme.grid, linewidth=0.6)
+        axis.get_major_locator().set_params(nbins=5)
+    axes.set_aspect("equal")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8, labelcolor=theme.ink, markerscale=2.5)
+    return figure
+
+
+def cosines_plot(theme: Theme, models: dict[str, dict]) -> "Figure":
+    """The cosine of the two losses' gradients: a dot a batch, and the mean with its interval, of one or more models."""
+    figure, axes = _figure(theme, 1.1 + 0.5 * len(models))
+    for k, gradients in enumerate(models.values()):
+        mean, colour = gradients["cosine"], theme.series[k % len(theme.series)]
+        axes.scatter(gradients["cosines"], [k] * len(gradients["cosines"]), s=14, color=colour, alpha=0.45, linewidth=0)
+        if mean["low"] is not None:
+            axes.plot([mean["low"], mean["high"]], [k + 0.3] * 2, color=colour, linewidth=2)
+        axes.plot(mean["value"], k + 0.3, marker="o", markersize=5, color=colour)
+    axes.axvline(0, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(models)), list(models))
+    axes.set_ylim(len(models) - 0.4, -0.5)
+    axes.grid(False, axis="y")
+    axes.set_xlabel("cosine; dots are batches, below them the mean with 95 % interval")
+    return figure
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def alpha_plot(theme: Theme, dimensions: list[str], accuracy: dict[str, dict[float, dict]]) -> "Figure":
+    """Accuracy by alpha: the mean over seeds with its interval, and every seed as a dot.
+
+    `accuracy` maps a dimension to alpha to `{"value", "low", "high", "seeds"}`, in [0, 1].
+    """
+    figure, axes = _figure(theme, 3.3)
+    for k, (name, by_alpha) in enumerate(accuracy.items()):
+        colour = dimension_colour(theme, dimensions, name)
+        alphas = [alpha + 0.006 * (k - (len(accuracy) - 1) / 2) for alpha in by_alpha]  # so that none hides another
+        means = [100 * found["value"] for found in by_alpha.values()]
+        axes.plot(alphas, means, color=colour, linewidth=1.6, marker="o", markersize=4.5, label=words(name))
+        for alpha, found in zip(alphas, by_alpha.values(), strict=True):
+            if found["low"] is not None:
+                axes.plot([alpha, alpha], [100 * found["low"], 100 * found["high"]], color=colour, linewidth=1.2)
+            seeds = [100 * value for value in found["seeds"].values()]
+            axes.scatter([alpha] * len(seeds), seeds, s=9, color=colour, alpha=0.5, linewidth=0)
+    axes.axhline(50, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)))
+    shown = [100 * value for of in accuracy.values() for found in of.values() for value in found["seeds"].values()]
+    axes.set_ylim(max(0, min(shown) - 12), min(102, max(shown) + 8))
+    axes.set_xticks(sorted({alpha for by_alpha in accuracy.values() for alpha in by_alpha}))
+    axes.set_xlabel("alpha, the weight of the critiques' loss")
+    axes.set_ylabel("accuracy (%), mean of the seeds")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8, labelcolor=theme.ink)
+    return figure
+
+
+def sweep_plot(theme: Theme, names: list[str], label: str, curves: dict[str, dict]) -> "Figure":
+    """A logged quantity over the steps for each alpha: the mean over seeds, and a band from the least to the most.
+
+    `curves` maps some of `names`, by whose order they are coloured, to `{"step", "mean", "least", "most"}`.
+    """
+    figure, axes = _figure(theme, 3.3, width=NARROW)
+    for name, curve in curves.items():
+        colour = theme.series[names.index(name) % len(theme.series)]
+        axes.fill_between(curve["step"], curve["least"], curve["most"], color=colour, alpha=0.15, linewidth=0)
+        axes.plot(curve["step"], curve["mean"], color=colour, linewidth=1.5, label=name)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(label)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=theme.ink)
     return figure
 
 

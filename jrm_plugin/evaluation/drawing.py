@@ -1,5 +1,6 @@
 """Pictures for people: small images made visible, and the boxes of a critique drawn where they belong."""
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jrm_plugin.records.critiques import Critique
@@ -8,6 +9,7 @@ from jrm_plugin.records.images import load_image
 SHOWN_SIDE = 336  # pixels of the longer side below which an image is enlarged
 BOXES_SIDE = 672  # the same for one with boxes, so that their names stay smooth when a page makes it smaller
 
+ATTENTION_COLOUR = "#D55E00"
 # Region k has colour k (modulo their number); white text is readable on each of them.
 REGION_COLOURS = ("#BF5000", "#0072B2", "#9C4078", "#007A5A")
 
@@ -25,6 +27,21 @@ def enlarged(image, side: int = SHOWN_SIDE) -> Image.Image:
     picture = load_image(image)
     factor = max(1, round(side / max(picture.size)))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def draw_attention(image, share: np.ndarray, most: float) -> Image.Image:
+    """The image, small ones `enlarged`, in grey, and over it how much attention each of its tokens gets.
+
+    Args:
+        image: anything `load_image` reads.
+        share: `[rows, columns]`, one value a token.
+        most: the share that has the full colour, for all pictures that are compared.
+    """
+    picture = enlarged(image)
+    heat = Image.fromarray(np.uint8(np.clip(255 * share / (most or 1.0), 0, 255)))
+    heat = heat.resize(picture.size, Image.Resampling.NEAREST)  # a token is seen as a square: it is no finer than that
+    grey = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.35)
+    return Image.composite(Image.new("RGB", picture.size, ATTENTION_COLOUR), grey, heat.point(lambda x: x * 0.85))
 
 
 def draw_boxes(image, critique: Critique) -> Image.Image:

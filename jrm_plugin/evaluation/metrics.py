@@ -4,9 +4,14 @@ Shape suffixes: N pairs or samples, H hidden, K bins. Every result is JSON-able:
 `None` where there is nothing to divide by.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.extras import require
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal law
 
@@ -170,11 +175,7 @@ def preference_calibration(preferred_N) -> dict:
 
 def singular_values(hidden_NH, *, centred: bool) -> np.ndarray:
     """Singular values of the N×H matrix of hidden states, largest first (section 4.3); `centred`: less their mean."""
-    hidden_NH = np.asarray(hidden_NH, dtype=np.float64)
-    if hidden_NH.ndim != 2 or min(hidden_NH.shape) < 2:
-        raise JRMError(f"Singular values need a matrix of at least 2 samples by 2 features, got {hidden_NH.shape}.")
-    if not np.isfinite(hidden_NH).all():
-        raise JRMError("The hidden states contain NaN or infinity; the model that made them has diverged.")
+    hidden_NH = _matrix(hidden_NH)
     return np.linalg.svd(hidden_NH - hidden_NH.mean(0) if centred else hidden_NH, compute_uv=False)
 
 
@@ -188,53 +189,198 @@ def spectral_entropy(values) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def effective_rank(hidden_NH, *, bootstrap: int = 200, group_size: int = 1, seed: int = 0) -> dict:
-    """How many directions a representation uses: exp of the spectral entropy (section 4.3; Roy & Vetterli 2007).
+def isotropy(values) -> float:
+    """How evenly the energy s_k² spreads over d directions: 0 all in one, 1 the same in each (section 4.3).
+
+    The paper does not define its score. This is IsoScore (Rudman et al. 2022) of the singular values, which comes to
+
+        (E - 1) / (d - 1)   with   E = (sum s_k²)² / sum s_k⁴,   the number of directions that share the energy.
+    """
+    energy = np.square(np.asarray(values, dtype=np.float64))
+    return float((energy.sum() ** 2 / np.square(energy).sum() - 1) / (len(energy) - 1))
+
+
+# What is measured of singular values, largest first.
+SPECTRAL_MEASURES: dict[str, Callable[[np.ndarray], float]] = {
+    "effective_rank": lambda values: float(np.exp(spectral_entropy(values))),
+    "spectral_entropy": lambda values: spectral_entropy(values) / float(np.log(len(values))),
+    "isotropy": isotropy,
+    "energy_of_three": lambda values: float(np.square(values[:3]).sum() / np.square(values).sum()),
+}
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of hidden states, and what is measured of them in resamples of these.
+
+    Attributes:
+        values: the singular values, largest first.
+        resampled: by name of [`SPECTRAL_MEASURES`], its value in each resample.
+    """
+
+    values: np.ndarray
+    resampled: Mapping[str, np.ndarray]
+
+    def measure(self, name: str) -> dict[str, float]:
+        """A measure with its 95 % interval, value ± 1.96 bootstrap standard errors, within what it can be.
+
+        Percentiles of the resamples would be wrong: a resample repeats rows, which lowers its rank so much that the
+        percentile interval misses the value itself.
+        """
+        value, half = SPECTRAL_MEASURES[name](self.values), Z95 * float(np.std(self.resampled[name], ddof=1))
+        least, most = (1.0, float(len(self.values))) if name == "effective_rank" else (0.0, 1.0)
+        return {"value": value, "low": max(least, value - half), "high": min(most, value + half)}
+
+    def less(self, other: "Spectrum", name: str) -> dict[str, float]:
+        """This spectrum's measure less another's, of the same samples in the same resamples, with its interval."""
+        value = SPECTRAL_MEASURES[name](self.values) - SPECTRAL_MEASURES[name](other.values)
+        half = Z95 * float(np.std(self.resampled[name] - other.resampled[name], ddof=1))
+        return {"value": value, "low": value - half, "high": value + half}
+
+    def summary(self) -> dict[str, Any]:
+        """Every measure, and the singular values as shares of their sum."""
+        shares = [float(share) for share in self.values / self.values.sum()]
+        return {name: self.measure(name) for name in SPECTRAL_MEASURES} | {"singular_values": shares}
+
+
+def spectrum(hidden_NH, *, centred: bool, bootstrap: int = 200, group_size: int = 1, seed: int = 0) -> Spectrum:
+    """Singular values of hidden states (section 4.3), and resamples for intervals.
 
     Args:
         hidden_NH: hidden states of the reward token, one row per sample.
-        bootstrap: number of resamples for the intervals.
+        centred: less their mean.
+        bootstrap: number of resamples.
         group_size: consecutive rows that belong together (2 for the candidates of a pair) and are resampled together.
-        seed: of the resampling.
-
-    Returns:
-        `{"n", "features", "raw", "centred"}`; `raw` and `centred` (mean subtracted) hold `value` with its 95 %
-        interval `low`, `high`; `spectral_entropy`, the entropy divided by log(min(N, H)), so in [0, 1];
-        `singular_values` as shares of their sum, largest first.
-
-    The interval is value ± 1.96 bootstrap standard errors. Percentiles of the resamples would be wrong: a resample
-    repeats rows, which lowers its rank so much that the percentile interval misses the value itself. The effective
-    rank of a finite sample is below that of the population for the same reason: compare two models on the same
-    samples only.
+        seed: of the resampling; with one seed, two models see the same resamples.
     """
     hidden_NH = np.asarray(hidden_NH, dtype=np.float64)
     if bootstrap < 2 or group_size < 1 or hidden_NH.ndim != 2 or len(hidden_NH) % group_size:
         raise JRMError(
-            f"The effective rank needs bootstrap >= 2 and rows in whole groups, got bootstrap={bootstrap}, "
+            f"A spectrum needs bootstrap >= 2 and rows in whole groups, got bootstrap={bootstrap}, "
             f"group_size={group_size} and hidden states of shape {hidden_NH.shape}."
         )
     groups = len(hidden_NH) // group_size
-    if groups < 8:  # fewer, and a resample may hold one group only, which has no centred spectrum
-        raise JRMError(f"The effective rank needs at least 8 groups of samples, got {groups}; score more samples.")
-    rows_GS = np.arange(len(hidden_NH)).reshape(groups, group_size)
-    result = {"n": len(hidden_NH), "features": hidden_NH.shape[1]}
-    for name, centred in (("raw", False), ("centred", True)):
-        values = singular_values(hidden_NH, centred=centred)
-        entropy = spectral_entropy(values)
-        rng = np.random.default_rng(seed)
-        resampled = []
-        for _ in range(bootstrap):
-            rows = rows_GS[rng.integers(0, groups, groups)].ravel()
-            resampled.append(np.exp(spectral_entropy(singular_values(hidden_NH[rows], centred=centred))))
-        value, half = float(np.exp(entropy)), float(Z95 * np.std(resampled, ddof=1))
-        result[name] = {
-            "value": value,
-            "low": max(1.0, value - half),
-            "high": min(float(len(values)), value + half),
-            "spectral_entropy": entropy / float(np.log(len(values))),
-            "singular_values": [float(v) for v in values / values.sum()],
-        }
-    return result
+    check_groups(groups)
+    values = singular_values(hidden_NH, centred=centred)
+    spectral_entropy(values)  # says so where every hidden state is the same
+    if centred:
+        hidden_NH = hidden_NH - hidden_NH.mean(0)
+    resampled: dict[str, list[float]] = {name: [] for name in SPECTRAL_MEASURES}
+    for count_G in resamples(groups, bootstrap, seed):
+        of_resample = weighted_singular_values(hidden_NH, np.repeat(count_G, group_size), centred)
+        for name, measure in SPECTRAL_MEASURES.items():
+            resampled[name].append(measure(of_resample))
+    return Spectrum(values, {name: np.array(found) for name, found in resampled.items()})
+
+
+def check_groups(groups: int) -> None:
+    """A [`JRMError`] where there are so few that a resample may hold one alone, which has no centred spectrum."""
+    if groups < 8:
+        raise JRMError(f"A spectrum needs at least 8 groups of samples, got {groups}; score more samples.")
+
+
+def resamples(groups: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each group is drawn, `[G]`, for each resample."""
+    rng = np.random.default_rng(seed)
+    for _ in range(bootstrap):
+        yield np.bincount(rng.integers(0, groups, groups), minlength=groups)
+
+
+def weighted_singular_values(hidden_NH: np.ndarray, weight_N: np.ndarray, centred: bool) -> np.ndarray:
+    """Singular values of the matrix in which row n stands `weight_N[n]` times.
+
+    By the eigenvalues of the smaller of its two Gram matrices, which takes a fraction of the time of its own
+    decomposition; what that loses is below 1e-7 of the largest singular value.
+    """
+    drawn = weight_N > 0
+    rows, weight = hidden_NH[drawn], weight_N[drawn].astype(np.float64)
+    if centred:
+        rows = rows - weight @ rows / weight.sum()
+    rows = rows * np.sqrt(weight)[:, None]
+    gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+    most = min(len(hidden_NH), hidden_NH.shape[1])  # directions that all samples could take
+    return np.pad(values, (0, most - len(values)))
+
+
+def effective_rank(hidden_NH, *, bootstrap: int = 200, group_size: int = 1, seed: int = 0) -> dict:
+    """How many directions a representation uses: exp of the spectral entropy (section 4.3; Roy & Vetterli 2007).
+
+    Args: as of [`spectrum`].
+
+    Returns:
+        `{"n", "features", "raw", "centred"}`; `raw` and `centred` (mean subtracted) hold, each with its 95 % interval
+        as `value`, `low`, `high`: `effective_rank`; `spectral_entropy`, the entropy divided by log(min(N, H)), so in
+        [0, 1]; `isotropy`; `energy_of_three`, the share of the energy s² in the three largest directions. Beside them
+        `singular_values` as shares of their sum, largest first.
+
+    The effective rank of a finite sample is below that of the population: compare two models on the same samples only.
+    """
+    options = {"bootstrap": bootstrap, "group_size": group_size, "seed": seed}
+    raw, centred = (spectrum(hidden_NH, centred=centred, **options).summary() for centred in (False, True))
+    samples, features = np.shape(hidden_NH)
+    return {"n": samples, "features": features, "raw": raw, "centred": centred}
+
+
+def principal_components(hidden_NH, components: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of N hidden states along their first principal components, `[N, K]`, and the variance of each, `[K]`.
+
+    As shares of the whole variance; with fewer samples or features than components, those that lack are zero.
+    """
+    hidden_NH = _matrix(hidden_NH)
+    centred_NH = hidden_NH - hidden_NH.mean(0)
+    left_NK, value_K, _ = np.linalg.svd(centred_NH, full_matrices=False)
+    lacking = max(0, components - len(value_K))
+    coordinate_NK = np.pad((left_NK * value_K)[:, :components], ((0, 0), (0, lacking)))
+    energy_K = np.square(value_K)
+    return coordinate_NK, np.pad(energy_K / (energy_K.sum() or 1.0), (0, lacking))[:components]
+
+
+def procrustes(reference_NK, points_NK) -> tuple[np.ndarray, float]:
+    """Points turned (and mirrored) onto a reference, row by row, and what of their shape is left different.
+
+    Both are centred. The turn R is orthogonal and minimises ‖A - B R‖ (Schönemann 1966): R = U Vᵀ of BᵀA = U S Vᵀ.
+    Nothing is scaled, so that how far each spreads can be compared. The disparity is what is left of the shape when
+    scale is free, 1 - (sum S)² / (‖A‖² ‖B‖²): 0 the same shape, 1 nothing in common.
+
+    Returns:
+        B R, `[N, K]`, and the disparity.
+    """
+    reference_NK, points_NK = _matrix(reference_NK), _matrix(points_NK)
+    if reference_NK.shape != points_NK.shape:
+        raise JRMError(f"Points are turned onto as many, got {points_NK.shape} and {reference_NK.shape}.")
+    reference_NK, points_NK = reference_NK - reference_NK.mean(0), points_NK - points_NK.mean(0)
+    left_KK, value_K, right_KK = np.linalg.svd(points_NK.T @ reference_NK)
+    scale = np.square(reference_NK).sum() * np.square(points_NK).sum()
+    disparity = 1 - value_K.sum() ** 2 / scale if scale else 1.0
+    return points_NK @ (left_KK @ right_KK), float(min(1.0, max(0.0, disparity)))
+
+
+def mean_with_interval(values) -> dict:
+    """The mean of independent values with Student's 95 % interval: `{"value", "low", "high", "n"}`.
+
+    Of one value alone nothing is known beside it: `low` and `high` are None.
+    """
+    values = _vector(values, "values")
+    if not len(values):
+        raise JRMError("A mean needs at least one value.")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return {"value": mean, "low": None, "high": None, "n": 1}
+    require("scipy", "an interval of few values", install="jrm-plugin[eval]")
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return {"value": mean, "low": mean - half, "high": mean + half, "n": len(values)}
+
+
+def _matrix(values) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise JRMError(f"Singular values need a matrix of at least 2 samples by 2 features, got {values.shape}.")
+    if not np.isfinite(values).all():
+        raise JRMError("The hidden states contain NaN or infinity; the model that made them has diverged.")
+    return values
 
 
 def _vector(values, name: str) -> np.ndarray:

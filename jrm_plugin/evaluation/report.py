@@ -220,7 +220,7 @@ def _tiles(report: Report, dimensions: list[str]) -> list[dict]:
         )
     if "effective_rank" in report:
         rank = report["effective_rank"]
-        raw = rank["raw"]
+        raw = rank["raw"]["effective_rank"]
         note = f"{raw['low']:.1f} to {raw['high']:.1f}, of {rank['features']} directions, {rank['n']} samples"
         tiles.append({"label": "effective rank", "value": f"{raw['value']:.1f}", "note": note})
     return tiles

@@ -6,9 +6,11 @@ token stands for each merged patch, and rotary positions have three dimensions. 
 Shape suffixes: N nodes of a batch, S tokens of a node, L length, F image tokens, D layers of image features, H hidden.
 """
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +77,12 @@ def image_tokens(image_processor: ImageProcessor, width: int, height: int) -> in
 
 def pixels_per_token(image_processor: ImageProcessor) -> int:
     return (image_processor.patch_size * image_processor.merge_size) ** 2
+
+
+def token_grid(image_processor: ImageProcessor, grid_thw: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of an image's tokens, which follow each other row by row."""
+    _, height, width = grid_thw.tolist()
+    return height // image_processor.merge_size, width // image_processor.merge_size
 
 
 def max_pixels(image_processor: ImageProcessor) -> int:
@@ -206,6 +214,46 @@ class BackboneParts:
                 features_FH = image_features_FDH[:, 1 + k].to(hidden_NSH)
                 hidden_NSH = hidden_NSH.index_put(image_index, features_FH, accumulate=True)
         return hidden_NSH
+
+    def attention(self, hidden_11H: torch.Tensor, *, position_311: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """How one token attends to all before it and itself, in every layer and head: `[layers, heads, L]`.
+
+        Whatever computes the attention otherwise, here whole rows of it are made, one a layer and head; the model is
+        then as it was.
+
+        Args:
+            hidden_11H: the token's embedding.
+            position_311: its rotary position.
+            cache: keys and values of what stands before; it takes those of the token.
+        """
+        language = self._core.language_model
+        rotary = language.rotary_emb(hidden_11H, position_311)
+        rows: list[torch.Tensor] = []
+        with self._attending_eagerly(rows):
+            for layer in language.layers:
+                hidden_11H = layer(
+                    hidden_11H,
+                    attention_mask=None,  # the last token sees all
+                    position_embeddings=rotary,
+                    use_cache=True,
+                    **{_cache_argument(type(layer).forward): cache},
+                )
+        return torch.stack([row_1K1L[0, :, 0].float() for row_1K1L in rows])
+
+    @contextmanager
+    def _attending_eagerly(self, rows: list[torch.Tensor]) -> Iterator[None]:
+        """Inside, layers compute their attention weights as matrices, and leave them in `rows`."""
+        attentions = [layer.self_attn for layer in self.layers]
+        configs = [attention.config for attention in attentions]
+        eager = copy.copy(self._core.language_model.config)
+        eager._attn_implementation = "eager"
+        with ExitStack() as stack:
+            for attention, config in zip(attentions, configs, strict=True):
+                hook = attention.register_forward_hook(lambda module, inputs, output: rows.append(output[1]))
+                stack.callback(hook.remove)
+                stack.callback(setattr, attention, "config", config)
+                attention.config = eager
+            yield
 
     def image_features(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         """Features of images, all their tokens one after another: `[F, D, H]`.

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.model.backbone import BackboneParts
+from jrm_plugin.model.backbone import BackboneParts, token_grid
 from jrm_plugin.model.calibration_file import read_calibration
 from jrm_plugin.model.checkpoint import named
 from jrm_plugin.model.loading import check_belong_together, load, try_out
@@ -309,6 +309,37 @@ class RewardScorer:
             parts.append(hidden_BH)
         with torch.inference_mode():
             return torch.cat(parts)
+
+    def attention(
+        self, samples: Iterable[SampleLike], *, progress: bool = False
+    ) -> Iterator[tuple[int, list[torch.Tensor]]]:
+        """How the reward token attends to the images of each sample (paper figure 3), one sample after another.
+
+        Yields:
+            The sample's position, and for each of its images, the prompt's before the response's, the share of the
+            attention that each of its tokens gets, `[rows, columns]` float32 on CPU. Mean over layers and heads, and
+            over the sequences in the layout `per_dimension`. What images do not get goes to the text.
+
+        Raises:
+            JRMError: the backbone's structure is unknown, or a sample cannot be read.
+        """
+        if not isinstance(self.engine, SharedPrefixEngine):
+            raise JRMError("the engine plain shows no attention; leave engine out, where the backbone is a known one.")
+        per_sample = self.processor.sequences_per_sample
+        for positions, sequences in self._passes(samples, None, progress, "Attention"):
+            for k, position in enumerate(positions):
+                of_sample = sequences[k * per_sample : (k + 1) * per_sample]
+                with scoring_with(self.model):
+                    rows = self.engine.attention(of_sample)
+                    maps = [self._on_images(s, row.mean((0, 1))) for s, row in zip(of_sample, rows, strict=True)]
+                    attention = [torch.stack(of_image).mean(0) for of_image in zip(*maps, strict=True)]
+                yield position, attention
+
+    def _on_images(self, sequence: EncodedSequence, share_L: torch.Tensor) -> list[torch.Tensor]:
+        is_image_L = torch.tensor(sequence.prompt[: len(share_L)]) == self.processor.image_token_id
+        parts = share_L[is_image_L].split([image.tokens for image in sequence.images])
+        grids = [token_grid(self.processor.image_processor, image.grid_thw) for image in sequence.images]
+        return [part.view(grid) for part, grid in zip(parts, grids, strict=True)]
 
     def _check_finite(self, hidden_BH: torch.Tensor, positions: Sequence[int]) -> None:
         """Raises a `JRMError` that names the first sample whose hidden states are not finite."""

@@ -366,6 +366,28 @@ class SharedPrefixEngine:
             for k, s in sampled.items()
         }
 
+    # -- attention
+
+    def attention(self, sequences: Sequence[EncodedSequence]) -> list[torch.Tensor]:
+        """How the reward token of every sequence attends to its tokens up to itself: `[layers, heads, L]` each."""
+        return self._retrying(lambda: self._attention(sequences))
+
+    def _attention(self, sequences: Sequence[EncodedSequence]) -> list[torch.Tensor]:
+        reward = self.model.config.reward_token_id
+        lengths = [sequence.prompt.index(reward) + 1 for sequence in sequences]
+        computed = self._compute(sequences, lengths, True)
+        positions = self._positions(sequences, computed.tree)
+        embedding_11H = self._parts.embed(torch.tensor([[reward]], device=self.model.device))
+        rows = []
+        for b, length in enumerate(lengths):
+            leaf = computed.tree.leaf_of[b]
+            before = _joined([computed.slots[n] for n in computed.tree.path(leaf)])[:-1]
+            position_3L = positions[computed.tree.nodes[leaf].sequence]
+            position_311 = torch.from_numpy(position_3L[:, length - 1].copy()).view(3, 1, 1).to(self.model.device)
+            cache = _cache_of(computed.kept, before[None])
+            rows.append(self._parts.attention(embedding_11H, position_311=position_311, cache=cache).cpu())
+        return rows
+
     # -- images
 
     def _image_features(self, sequences: Sequence[EncodedSequence]) -> tuple[torch.Tensor | None, dict[bytes, int]]:
@@ -433,10 +455,7 @@ class SharedPrefixEngine:
         P = max(map(len, prefixes))
         prefix_NP = np.stack([_padded_left(prefix, P) for prefix in prefixes])
         valid_NP = np.stack([np.arange(P) >= P - len(prefix) for prefix in prefixes])
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(computed.kept.keys, computed.kept.values, strict=True)):
-            index_NP = torch.from_numpy(prefix_NP).to(key.device)
-            cache.update(key[index_NP].transpose(1, 2), value[index_NP].transpose(1, 2), layer)
+        cache = _cache_of(computed.kept, prefix_NP)
 
         valid_NL = torch.from_numpy(valid_NP).to(device)
         position_N = torch.tensor([computed.next_position_B[b] for b in rows], device=device)
@@ -468,6 +487,15 @@ class SharedPrefixEngine:
             last_NH = self._parts.norm(hidden_N1H)[:, 0]
         written = zip(torch.stack(new, 1).tolist(), finite_N.tolist(), strict=True)
         return [until(row, eos_token_id) if is_finite else None for row, is_finite in written]
+
+
+def _cache_of(kept: _KeyValues, slot_NP: np.ndarray) -> DynamicCache:
+    """The keys and values of these slots, as the library keeps them."""
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(zip(kept.keys, kept.values, strict=True)):
+        index_NP = torch.from_numpy(slot_NP).to(key.device)
+        cache.update(key[index_NP].transpose(1, 2), value[index_NP].transpose(1, 2), layer)
+    return cache
 
 
 # Padding repeats what stands at the row's own end. Attention gives it a weight of 0, and 0 times a value that is not

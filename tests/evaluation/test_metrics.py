@@ -10,17 +10,24 @@ from hypothesis import strategies as st
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import (
+    SPECTRAL_MEASURES,
     accuracy_difference,
     brier_score,
     calibration_bins,
     effective_rank,
     expected_calibration_error,
+    isotropy,
     log_loss,
+    mean_with_interval,
     pairwise_accuracy,
     preference_calibration,
+    principal_components,
+    procrustes,
     proportion,
     singular_values,
     spectral_entropy,
+    spectrum,
+    weighted_singular_values,
 )
 
 
@@ -140,11 +147,12 @@ def test_effective_rank_sees_a_collapse_and_ignores_the_mean_when_centred():
     spread = rng.standard_normal((300, 16))
     collapsed = rng.standard_normal((300, 2)) @ rng.standard_normal((2, 16)) + 1e-3 * spread
     wide, narrow = effective_rank(spread, bootstrap=20), effective_rank(collapsed, bootstrap=20)
-    assert wide["centred"]["value"] > 15 and narrow["centred"]["value"] < 2.1
-    assert wide["centred"]["spectral_entropy"] > 0.98 > narrow["centred"]["spectral_entropy"]
+    assert wide["centred"]["effective_rank"]["value"] > 15 and narrow["centred"]["effective_rank"]["value"] < 2.1
+    assert wide["centred"]["spectral_entropy"]["value"] > 0.98 > narrow["centred"]["spectral_entropy"]["value"]
     shifted = effective_rank(spread + 100, bootstrap=20)
-    assert shifted["raw"]["value"] < 4
-    assert shifted["centred"]["value"] == pytest.approx(wide["centred"]["value"])
+    assert shifted["raw"]["effective_rank"]["value"] < 4
+    centred = [result["centred"]["effective_rank"]["value"] for result in (shifted, wide)]
+    assert centred[0] == pytest.approx(centred[1])
     assert sum(wide["raw"]["singular_values"]) == pytest.approx(1)
     assert wide == effective_rank(spread, bootstrap=20) and json.dumps(wide)
 
@@ -153,7 +161,7 @@ def test_effective_rank_interval_covers_what_another_sample_of_that_size_gives()
     rng = np.random.default_rng(1)
     scale = np.exp(-0.1 * np.arange(16))
     draws = [rng.standard_normal((150, 16)) * scale for _ in range(60)]
-    results = [effective_rank(hidden, bootstrap=40)["raw"] for hidden in draws]
+    results = [effective_rank(hidden, bootstrap=40)["raw"]["effective_rank"] for hidden in draws]
     expected = np.mean([r["value"] for r in results])
     assert np.mean([r["low"] <= expected <= r["high"] for r in results]) > 0.85
     assert all(r["low"] < r["value"] < r["high"] for r in results)
@@ -161,10 +169,67 @@ def test_effective_rank_interval_covers_what_another_sample_of_that_size_gives()
 
 def test_rows_that_belong_together_widen_the_interval():
     hidden = np.repeat(np.random.default_rng(2).standard_normal((60, 8)) * np.arange(1, 9), 2, axis=0)
-    alone, paired = effective_rank(hidden), effective_rank(hidden, group_size=2)
-    assert alone["raw"]["value"] == paired["raw"]["value"]
-    width = [r["raw"]["high"] - r["raw"]["low"] for r in (alone, paired)]
+    alone, paired = (effective_rank(hidden, group_size=size)["raw"]["effective_rank"] for size in (1, 2))
+    assert alone["value"] == paired["value"]
+    width = [interval["high"] - interval["low"] for interval in (alone, paired)]
     assert width[1] > 1.2 * width[0]
+
+
+def test_isotropy_is_one_where_all_directions_are_alike_and_zero_where_there_is_one():
+    assert isotropy([2.0] * 7) == pytest.approx(1)
+    assert isotropy([3.0, 0, 0, 0]) == pytest.approx(0)
+    assert isotropy([1.0, 1.0, 0, 0, 0]) == pytest.approx((2 - 1) / (5 - 1))  # two of five share the energy
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.booleans(), st.integers(0, 2**32 - 1))
+def test_a_resample_has_the_singular_values_of_the_rows_that_were_drawn(rows, features, centred, seed):
+    rng = np.random.default_rng(seed)
+    hidden = rng.standard_normal((rows, features))
+    weight = np.bincount(rng.integers(0, rows, rows), minlength=rows)
+    repeated = np.repeat(hidden, weight, axis=0)
+    expected = np.linalg.svd(repeated - repeated.mean(0) if centred else repeated, compute_uv=False)
+    found = weighted_singular_values(hidden, weight, centred)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.integers(2, 5), st.floats(0.1, 10), st.integers(0, 2**32 - 1))
+def test_procrustes_undoes_a_turn_and_a_mirror_and_keeps_the_scale(dimensions, scale, seed):
+    rng = np.random.default_rng(seed)
+    reference = rng.standard_normal((30, dimensions))
+    rotation, _ = np.linalg.qr(rng.standard_normal((dimensions, dimensions)))
+    aligned, disparity = procrustes(reference, scale * reference @ rotation + rng.standard_normal(dimensions))
+    np.testing.assert_allclose(aligned, scale * (reference - reference.mean(0)), atol=1e-8 * scale + 1e-9)
+    assert disparity == pytest.approx(0, abs=1e-9)
+    aligned, disparity = procrustes(reference, rng.standard_normal((30, dimensions)))
+    assert 0 < disparity < 1
+
+
+def test_components_hold_the_variance_in_order():
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((200, 8)) * [5, 3, 2, 1, 0.1, 0.1, 0.1, 0.1] + 7
+    points, share = principal_components(hidden)
+    assert share == pytest.approx([25 / 39.04, 9 / 39.04, 4 / 39.04], abs=0.06)
+    assert points.var(0).sum() / hidden.var(0).sum() == pytest.approx(share.sum())
+    assert principal_components(hidden[:, :2])[0].shape == (200, 3)  # the third lacks, and is zero
+
+
+def test_a_difference_is_of_the_same_resamples():
+    rng = np.random.default_rng(3)
+    hidden = rng.standard_normal((100, 12)) * np.exp(-0.2 * np.arange(12))
+    first, same, flat = (
+        spectrum(values, centred=True, bootstrap=50) for values in (hidden, 3 * hidden, rng.standard_normal((100, 12)))
+    )
+    for name in SPECTRAL_MEASURES:
+        assert first.less(same, name) == pytest.approx({"value": 0, "low": 0, "high": 0}, abs=1e-6)
+    difference = flat.less(first, "effective_rank")
+    assert 0 < difference["low"] < difference["value"] < difference["high"]
+
+
+def test_the_interval_of_a_mean_is_students():
+    assert mean_with_interval([1, 2, 3]) == pytest.approx(
+        {"value": 2, "low": -0.4841, "high": 4.4841, "n": 3}, abs=1e-4
+    )
+    assert mean_with_interval([5.0]) == {"value": 5.0, "low": None, "high": None, "n": 1}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import foreign_peers
 import numpy as np
 import pytest
 import rendering
@@ -25,11 +26,12 @@ from verl.trainer.ppo.ray_trainer import compute_advantage  # noqa: E402
 from verl.trainer.ppo.reward import load_reward_manager  # noqa: E402
 from verl.utils import hf_tokenizer  # noqa: E402
 
-from jrm_plugin import JRMError, Sample  # noqa: E402
+from jrm_plugin import JRMError, RewardScorer, Sample  # noqa: E402
 from jrm_plugin.integrations.ray import ScorerPool, shared_pool  # noqa: E402
 from jrm_plugin.integrations.verl.reward_manager import row_of  # noqa: E402
 from jrm_plugin.integrations.verl.settings import settings_of  # noqa: E402
-from jrm_plugin.model.checkpoint import built_in_folder
+from jrm_plugin.model.checkpoint import built_in_folder  # noqa: E402
+from jrm_plugin.model.foreign.conversion import convert  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -334,3 +336,23 @@ def test_what_a_row_takes_from_verls_columns(columns, instruction, sources):
 def test_a_single_source_in_a_column_is_kept():
     row = row_of({"raw_prompt": MESSAGES, "source_image": "a.png"})
     assert row["source_image"] == "a.png" and "source_images" not in row
+
+
+def test_a_converted_checkpoint_rewards(backbone_folder, group_of, tmp_path):
+    """An EditReward checkpoint, through the pool: the scores of its own replica."""
+    peer = foreign_peers.make_peer("editreward", "qwen2_5_vl", backbone_folder("qwen2_5_vl"), tmp_path)
+    convert(peer.write(tmp_path / "theirs"), tmp_path / "ours", base=str(peer.base), prompts=peer.prompts)
+    samples = group_of(5, 4)
+    answers = rewards_of(batch_of(samples, edited_image=edited(samples)), model_path=str(tmp_path / "ours"))
+    expected = RewardScorer.from_pretrained(tmp_path / "ours", device="cpu").score(samples)
+    rewards = [answer["reward_score"] for answer in answers]
+    assert rewards == pytest.approx([score.reward() for score in expected], abs=1e-5)
+    assert len(set(rewards)) == len(rewards)
+
+
+def test_a_server_scores_as_the_model_itself(tiny, group_of, reward_server):
+    samples = [*group_of(31, 3), *group_of(32, 2)]
+    data = batch_of(samples, edited_image=edited(samples))
+    answers = rewards_of(data, model_path=reward_server, device="null")
+    expected = [score.mu["overall"] for score in tiny.score(samples)]
+    assert [answer["reward_score"] for answer in answers] == pytest.approx(expected, abs=1e-5)
