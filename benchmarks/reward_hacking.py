@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/reward-hacking"))
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120, help="GRPO steps")
+    parser.add_argument("--steps", type=int, default=80, help="GRPO steps")
     parser.add_argument("--warm-up-steps", type=int, default=250)
     parser.add_argument("--heldout", type=int, default=300, help="held-out scenes")
     parser.add_argument("--scale", type=float, default=0.2, help="of the weak model: times the demo's joint steps")
