@@ -204,7 +204,7 @@ def plot(trl: ModuleType, runs: list[dict], path: Path) -> None:
         gap = np.full((48, 6, 3), 255, np.uint8)
         axes = axes_of[f"shown {k}"]
         axes.imshow(np.concatenate([np.asarray(row["source_image"]), gap, np.asarray(made)], axis=1))
-        axes.set_title(f"{instruction}\n→ {command}", fontsize=7)
+        axes.set_title(f"{instruction}\n→ {command}", fontsize=7, parse_math=False)
         axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
