@@ -1,4 +1,4 @@
-"""verl-omni: a keyword scorer, a reward manager and a named reward model for policies that make images.
+"""verl-omni: a keyword scorer, a reward manager, a named reward model and batch hooks for policies that make images.
 
 Scorer and manager score with the pool of scorers that [`jrm_plugin.integrations.ray`] describes; the scorer also with a
 model that verl-omni holds, [`JRMNativeModel`]. Nothing of verl-omni is imported: its parents of reward managers add
@@ -7,17 +7,23 @@ nothing that JRM needs to verl's own.
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from verl import DataProto
 from verl.protocol import DataProtoItem
+from verl.utils.device import get_device_name
 
+from jrm_plugin import __version__
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.verl.pooled_reward import keyword_score
 from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, name_of, row_of
+from jrm_plugin.integrations.verl.settings import RolloutSettings, settings_of
+from jrm_plugin.judged_rollouts import RolloutJudge
+from jrm_plugin.model.loading import checkpoint_digest
 from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
@@ -44,10 +50,7 @@ class JRMVisualRewardManager(JRMRewardManager):
         return torch.tensor(scores, dtype=torch.float32).unsqueeze(-1)
 
     def rollout(self, item: DataProtoItem) -> tuple[str, dict[str, Any]]:
-        row = row_of(item.non_tensor_batch)
-        row["instruction"] = _LABEL.sub("", row["instruction"])
-        row["edited_image"] = _picture(item.batch["responses"])
-        return "", row
+        return "", _row(item)
 
 
 class JRMNativeModel:
@@ -177,6 +180,110 @@ async def compute_score_jrm(
 
     scorers = None if reward_model is None else _named_model(reward_model)
     return await keyword_score(rollout, name_of({"extra_info": extra_info}), settings, scorers)
+
+
+# --- the hooks of a module in `reward.reward_functions`, with `reward.aggregation: preserve_components` ---------------
+
+
+@dataclass(frozen=True)
+class ComponentSettings(RolloutSettings):
+    """What an entry of `reward.reward_functions` holds beside verl-omni's own keys.
+
+    Args:
+        model_path: a JRM folder, a LoRA folder, a hub name, or `jrm-tiny`.
+        dtype: of the backbone, by name.
+        task … save_folder: as in [`RolloutSettings`].
+
+    Raises:
+        JRMError: a value is missing or wrong.
+    """
+
+    model_path: str | None = None
+    dtype: str | None = None
+
+    section: ClassVar[str] = "the settings of a component of the reward"
+    owner: ClassVar[str] = "a component of the reward"
+
+    def __post_init__(self):
+        if not self.model_path:
+            raise JRMError(f"{self.section} have no model_path; give a JRM folder, a hub name, or jrm-tiny.")
+        super().__post_init__()
+
+
+class Component:
+    """A reward that verl-omni keeps apart from the others; it holds a model between `activate` and `deactivate`."""
+
+    def __init__(self, settings: ComponentSettings):
+        self.settings, self.judge = settings, None
+        self.model_revision = checkpoint_digest(settings.model_path).hex()[:16]
+
+
+def initialize(**settings: Any) -> Component:
+    """The state of an entry whose `path` is this module.
+
+    Two entries that differ in `dimension` are two components; verl-omni has one at a time on the device, so each loads
+    the model and scores the batch.
+
+    Args:
+        settings: those of [`ComponentSettings`].
+
+    Raises:
+        JRMError: a setting is wrong.
+    """
+    return Component(settings_of(settings, ComponentSettings))
+
+
+def activate(component: Component, device: torch.device | str | int) -> None:
+    """Loads the model on a device, which verl-omni names by its number."""
+    name = f"{get_device_name()}:{device}" if isinstance(device, int) else device
+    settings = asdict(component.settings)
+    component.judge = RolloutJudge.load(settings.pop("model_path"), device=name, **settings)
+
+
+def score_batch(
+    component: Component, batch: DataProto, micro_batch_size: int | None = None, **_: Any
+) -> dict[str, Any]:
+    """The rewards of a batch, each in the entry's mode, or the floor.
+
+    Args:
+        batch: `responses` `[B, 3, H, W]`, and the columns that [`JRMVisualRewardManager`] reads.
+        micro_batch_size: not needed, since the scorer fills its passes by the memory that they take.
+
+    Returns:
+        `scores` `[B]` float32, all finite; `valid_mask` `[B]`, all true, since what cannot be scored is an error or has
+        the floor; `metrics` of [`JudgedRollouts`]; `model_revision` and `definition_version`.
+
+    Raises:
+        JRMError: a rollout cannot be scored (with `on_error: raise`), or the component is not active.
+    """
+    if component.judge is None:
+        raise JRMError("this component of the reward is not active; activate it before a batch is scored.")
+    rows = [_row(batch[number]) for number in range(len(batch))]
+    judged = component.judge([""] * len(rows), rows)
+    (rewards,) = judged.rewards.values()
+    return {
+        "scores": torch.tensor(rewards, dtype=torch.float32),
+        "valid_mask": torch.ones(len(rows), dtype=torch.bool),
+        "metrics": dict(judged.metrics),
+        "model_revision": component.model_revision,
+        "definition_version": f"jrm-plugin {__version__}",
+    }
+
+
+def deactivate(component: Component) -> None:
+    """Gives up the model's memory."""
+    component.judge = None
+
+
+finalize = deactivate
+
+
+def _row(item: DataProtoItem) -> dict[str, Any]:
+    """The row of `RolloutReward.sample` of one rollout."""
+    row = row_of(item.non_tensor_batch)
+    row["instruction"] = _LABEL.sub("", row["instruction"])
+    row["edited_image"] = _picture(item.batch["responses"])
+    return row
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what type checkers see; Python itself takes each name from 
     from jrm_plugin.scoring.loading import load_scorer as load_scorer
     from jrm_plugin.scoring.protocol import Ranked as Ranked
     from jrm_plugin.scoring.protocol import Scorer as Scorer
+    from jrm_plugin.scoring.remote import RewardClient as RewardClient
     from jrm_plugin.scoring.scorer import RewardScorer as RewardScorer
     from jrm_plugin.training.losses import joint_loss as joint_loss
 
@@ -55,6 +56,7 @@ _EXPORTS = {
     "Ranked": "scoring.protocol",
     "load_scorer": "scoring.loading",
     "RewardScorer": "scoring.scorer",
+    "RewardClient": "scoring.remote",
     "joint_loss": "training.losses",
     "self_correct": "correction.loop",
 }

@@ -13,6 +13,7 @@ from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.names import is_near
 from jrm_plugin.records.samples import OVERALL, TASKS, Sample
 from jrm_plugin.records.scores import RewardScore, group_rewards
+from jrm_plugin.scoring.remote import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -418,6 +419,7 @@ def settings_from_environment(variables: Mapping[str, str], reader: str) -> dict
         JRMError: there is one that `reader` does not know.
     """
     given = {name: value for name in os.environ if name.startswith("JRM_") and (value := os.environ[name])}
+    given.pop(TOKEN_VARIABLE, None)  # of whichever model is behind a URL
     if unknown := sorted(given.keys() - variables.keys()):
         raise JRMError(f"the variable {unknown[0]} means nothing to {reader}; it reads {', '.join(variables)}.")
     return {variables[name]: value for name, value in given.items()}

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start: s
 if not torch.cuda.is_available():  # kernels then run in Triton's interpreter, which must be known when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -219,6 +219,19 @@ def scorer_of(make_scorer) -> Callable[..., RewardScorer]:
 def tiny() -> RewardScorer:
     """The built-in model, for tests that leave it as it is."""
     return RewardScorer.from_pretrained("jrm-tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def reward_server(tiny) -> Iterator[str]:
+    """The address of a server of the built-in model, with every wire that there is."""
+    from scoring_server import ready_server  # what a server needs, and the tests of kernels do not
+
+    from jrm_plugin.scoring.loading import model_digest
+    from jrm_plugin.server.app import PICKLE_WIRES
+
+    wires = tuple(PICKLE_WIRES)
+    with ready_server(tiny, digest=model_digest("jrm-tiny").hex(), pickle_wires=wires, batch_window=0.0) as client:
+        yield str(client.base_url).rstrip("/")
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

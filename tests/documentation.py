@@ -36,6 +36,7 @@ dataset = datasets.Dataset.from_dict(rows)
 
 # Python blocks that are no program of their own, by a line of theirs, with the reason.
 FRAGMENTS = {
+    "RewardClient(": "it asks a server; tests/scoring/test_remote.py has one",
     "score_functions = {": "lines of flow_grpo's rewards.py",
     "pandas.read_parquet(": "a file that a run of ten steps leaves; tests/integrations/trl/test_reward.py reads one",
     "config.reward_fn": "a line of flow_grpo's config",

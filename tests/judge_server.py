@@ -22,8 +22,8 @@ class JudgeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, reply: Callable[[dict], Reply]):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, reply: Callable[[dict], Reply], port: int = 0):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.reply, self.requests, self.lock = reply, [], threading.Lock()
 
     @property
@@ -44,6 +44,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
             reply = (200, {"Content-Type": "application/json"}, json.dumps(body | {"usage": usage}))
         status, headers, body = reply
+        if "X-Drop" in headers:  # the connection ends before the answer
+            self.close_connection = True
+            return
         try:
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body.encode()))}.items():

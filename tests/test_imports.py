@@ -28,20 +28,24 @@ ROOMS = [
     "switches",
     "kernels",
     "records",
+    "chat_client",
     "data",
     "synthetic",
 ]
 ROOMS += [
     "model",
     "scoring",
+    "client",
     "guards",
     "rollouts",
     "saved_rollouts",
     "judged_rollouts",
     "training",
     "evaluation",
+    "annotation",
     "correction",
     "integrations",
+    "server",
     "cli",
 ]
 
@@ -114,7 +118,7 @@ def test_kernels_know_tensors_only():
 
 def test_records_and_synthetic_sets_need_no_torch():
     names = [name for name in MODULES if name != "jrm_plugin" and room(name) in ("records", "synthetic")]
-    names += ["jrm_plugin.scoring.protocol", "jrm_plugin.scoring.loading"]
+    names += ["jrm_plugin.scoring.protocol", "jrm_plugin.scoring.loading", "jrm_plugin.client"]
     code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert finished.stdout == "False\n", finished.stderr

@@ -214,6 +214,51 @@ class Progress(TrainerCallback):
             print(f"GRPO step {state.global_step}: {', '.join(means)}", flush=True)
 
 
+def grpo(
+    policy,
+    tokenizer,
+    rewards: list[JRMReward],
+    rows: list[dict],
+    output: Path,
+    *,
+    steps: int,
+    seed: int,
+    aggregation: str = "sum_then_normalize",
+) -> list[dict]:
+    """Trains the policy on the rewards, with the oracle beside them; what TRL logged of each step."""
+    trainer = GRPOTrainer(
+        policy,
+        [*rewards, oracle],
+        GRPOConfig(
+            output_dir=str(output),
+            reward_weights=[1.0] * len(rewards) + [0.0],
+            multi_objective_aggregation=aggregation,
+            per_device_train_batch_size=64,
+            num_generations=8,
+            max_completion_length=12,
+            max_steps=steps,
+            learning_rate=1e-3,
+            lr_scheduler_type="linear",
+            beta=0.0,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            log_level="error",
+            seed=seed,
+        ),
+        train_dataset=Dataset.from_list([{n: v for n, v in row.items() if n != "kind"} for row in rows]),
+        processing_class=tokenizer,
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "rewards/oracle/mean" in entry]
+
+
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -240,36 +285,10 @@ def main() -> None:
     start = measure(policy, tokenizer, reward, heldout, options.seed)
     print(f"after the warm-up: {in_words(start)} ({time.monotonic() - started:.0f} s)", flush=True)
 
-    trainer = GRPOTrainer(
-        policy,
-        [*rewards, oracle],
-        GRPOConfig(
-            output_dir=str(options.output),
-            reward_weights=[1.0] * len(rewards) + [0.0],
-            multi_objective_aggregation="normalize_then_sum" if options.per_dimension else "sum_then_normalize",
-            per_device_train_batch_size=64,
-            num_generations=8,
-            max_completion_length=12,
-            max_steps=options.steps,
-            learning_rate=1e-3,
-            lr_scheduler_type="linear",
-            beta=0.0,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            log_level="error",
-            seed=options.seed,
-        ),
-        train_dataset=Dataset.from_list([{n: v for n, v in row.items() if n != "kind"} for row in train]),
-        processing_class=tokenizer,
-        callbacks=[Progress()],
+    rewarded = "normalize_then_sum" if options.per_dimension else "sum_then_normalize"
+    log = grpo(
+        policy, tokenizer, rewards, train, options.output, steps=options.steps, seed=options.seed, aggregation=rewarded
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
     end = measure(policy, tokenizer, reward, heldout, options.seed)
     print(f"after GRPO: {in_words(end)} ({time.monotonic() - started:.0f} s)")
 
@@ -281,8 +300,7 @@ def main() -> None:
             "oracle_success": entry["rewards/oracle/mean"],
             "invalid_answers": entry["jrm_reward/invalid_answers"],
         }
-        for entry in trainer.state.log_history
-        if "rewards/oracle/mean" in entry
+        for entry in log
     ]
     summary = {
         "seed": options.seed,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.scoring.remote import is_server
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class ScorerSettings:
 
     Args:
         model_path: a JRM folder, a LoRA folder, a hub name, or `jrm-tiny`; every node that may hold a replica reads it.
+            Or the address of a reward server, `http://host:8000`.
         device: of the model; by default `cuda` if a replica has a share of a GPU, and `cpu` if it has none.
         num_gpus, num_cpus: what each replica takes of the cluster; a share of a GPU is a fraction.
         replicas: scorers in the pool. A group of candidates goes to one of them, which shares their prefix.
@@ -42,6 +44,11 @@ class ScorerSettings:
         if not self.model_path or not isinstance(self.model_path, str):
             raise JRMError(
                 f"{self.section} have no model_path; give the folder or the hub name of a JRM checkpoint, or jrm-tiny."
+            )
+        if is_server(self.model_path) and (self.num_gpus or self.device):
+            raise JRMError(
+                f"num_gpus and device in {self.section} are of a model that is loaded here, and {self.model_path} is a "
+                "server's; leave them out."
             )
         for name, low in {"num_gpus": 0, "num_cpus": 0, "batch_window": 0}.items():
             self._check_number(name, low)

@@ -42,6 +42,7 @@ class RolloutSettings:
     save_folder: str | None = None
 
     section: ClassVar[str] = "the settings of the reward function"
+    owner: ClassVar[str] = "a reward function whose model is one of reward.models"
 
     def __post_init__(self):
         try:
@@ -72,6 +73,7 @@ class JRMSettings(RolloutSettings, ScorerSettings):
     """
 
     section: ClassVar[str] = f"the settings {SECTION}"
+    owner: ClassVar[str] = SECTION
 
     def __post_init__(self):
         ScorerSettings.__post_init__(self)
@@ -99,8 +101,7 @@ def settings_of(given: Mapping[str, Any] | None, kind: type[T] = JRMSettings) ->
     given = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else dict(given or {})
     given = {name: value for name, value in given.items() if value != "???"}  # a value that YAML leaves to the user
     if unknown := sorted(given.keys() - defaults(kind).keys()):
-        where = SECTION if kind is JRMSettings else "a reward function whose model is one of reward.models"
-        raise JRMError(f"{where} has no key {unknown[0]}; its keys are {', '.join(defaults(kind))}.")
+        raise JRMError(f"{kind.owner} has no key {unknown[0]}; its keys are {', '.join(defaults(kind))}.")
     return kind(**given)
 
 

@@ -25,11 +25,13 @@ COMMANDS = {
     "rank": "Rank edited images, best first.",
     "eval": "Measure judges on public benchmarks: a table as papers have it, and a page with the worst mistakes.",
     "analyze": "Look into models: directions they use, where they look, whether their two losses conflict.",
+    "annotate": "Let a vision-language model or a JRM write the critiques of a preference set, for jrm train.",
     "calibrate": "Measure on held-out pairs how far a model's P(A better than B) is true, and save what makes it so.",
     "critique": "Let the model say what is right and wrong with edited images.",
     "self-correct": "Let critiques guide an editor, and score what it makes: jrm self-correct --config x.yaml.",
     "examples": "List the configs and scripts that the docs name, or copy them: jrm examples --copy.",
     "convert": "Make a JRM folder of a reward model of EditReward or HPSv3, or write it back.",
+    "serve": "Put a model behind HTTP, for trainers on other machines: scores, rankings, critiques.",
     "push": "Upload a trained model and its card to the Hugging Face hub: jrm push FOLDER OWNER/NAME.",
     "env": "Show versions, the device, and which integrations are registered.",
 }

@@ -31,7 +31,7 @@ from jrm_plugin.records.names import value_of
 from jrm_plugin.records.samples import OVERALL, StoredImage
 from jrm_plugin.records.scores import RULE, SCORE_COLUMNS, RewardScore
 from jrm_plugin.runs import append_records, cut_off_line, locked, read_records
-from jrm_plugin.scoring.loading import named_model
+from jrm_plugin.scoring.loading import model_digest, named_model
 from jrm_plugin.scoring.protocol import Scorer, ranked
 
 if TYPE_CHECKING:
@@ -139,10 +139,8 @@ def end(rows: list[dict], made: list[Path]) -> int:
 
 def _score(options: argparse.Namespace, items: list[BulkItem], rows: Path, dimension: str) -> list[dict]:
     """All rows, those of an earlier run included."""
-    from jrm_plugin.model.loading import checkpoint_digest  # slow to import
-
     options.model = named_model(options.model)
-    columns = _own_columns(items, options, checkpoint_digest(options.model))
+    columns = _own_columns(items, options, model_digest(options.model))
     done = _rows_done(rows, columns)
     if done:
         print(f"jrm: {done} of {len(items)} samples are in {rows} already; going on.", file=sys.stderr)

@@ -47,10 +47,9 @@ def run(options: argparse.Namespace) -> int:
     from jrm_plugin.evaluation.calibration import fit, report, split_by_prompt
     from jrm_plugin.files import check_writable
     from jrm_plugin.model.calibration_file import write_calibration
-    from jrm_plugin.model.loading import checkpoint_digest
     from jrm_plugin.records.preferences import PreferencePair
     from jrm_plugin.runs import locked
-    from jrm_plugin.scoring.loading import named_model
+    from jrm_plugin.scoring.loading import model_digest, named_model
 
     if not 0.1 <= options.share <= 0.9:
         raise JRMError(f"--share must be between 0.1 and 0.9, got {options.share}.")
@@ -66,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         "data": str(options.data),
         "pairs": len(pairs),
         "model": str(options.model),
-        "weights": checkpoint_digest(options.model).hex(),
+        "weights": model_digest(options.model).hex(),
         "dtype": options.dtype,
         "max_pixels": options.max_pixels,
     }

@@ -11,12 +11,12 @@ from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.loading import DEFAULT_MODEL, load_scorer
 from jrm_plugin.scoring.protocol import Scorer
+from jrm_plugin.scoring.remote import is_server
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from jrm_plugin.records.calibration import Calibration
 
 SHORT_NAME = 16  # columns of a terminal that an image's name has at least
 WIDE = 10_000  # more columns than any table has
@@ -34,9 +34,13 @@ def add_sample_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", help=f"folder or hub name (default: {DEFAULT_MODEL}, which knows coloured shapes and nothing else)"
+        "--model",
+        help=f"folder, hub name or http://server:8000 (default: {DEFAULT_MODEL}, which knows coloured shapes, no more)",
     )
     add_placement_arguments(group)
+
+
+PLACEMENT = ("device", "dtype", "memory", "max_pixels")
 
 
 def add_placement_arguments(group: argparse._ArgumentGroup) -> None:
@@ -55,8 +59,10 @@ def add_columns_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def mapping_of(text: str | None) -> dict | None:
-    """`--columns` in the form that `columns` has in the YAML of `jrm train`, and that errors show."""
+def mapping_of(
+    text: str | None, option: str = "--columns", example: str = "{source: before, edited: after}"
+) -> dict | None:
+    """A mapping in YAML; `--columns` has the form of `columns` in the YAML of `jrm train`, and that errors show."""
     if text is None:
         return None
     import yaml
@@ -66,7 +72,7 @@ def mapping_of(text: str | None) -> dict | None:
     except yaml.YAMLError:
         mapping = None
     if not isinstance(mapping, dict):
-        raise JRMError(f"--columns must be a mapping such as '{{source: before, edited: after}}', not {text!r}.")
+        raise JRMError(f"{option} must be a mapping such as '{example}', not {text!r}.")
     return mapping
 
 
@@ -80,6 +86,13 @@ def named_samples(options: argparse.Namespace) -> list[Sample]:
 
 def make_scorer(options: argparse.Namespace) -> Scorer:
     quiet()
+    if options.model is not None and is_server(options.model):
+        if given := [name for name in PLACEMENT if getattr(options, name) is not None]:
+            option = given[0].replace("_", "-")
+            raise JRMError(
+                f"--{option} is of a model that is loaded here, and {options.model} is a server's; leave it out."
+            )
+        return load_scorer(options.model)
     import torch
 
     if options.memory is not None and not 0 < options.memory <= 2**20:  # 1 PiB: no number that overflows
@@ -91,13 +104,6 @@ def make_scorer(options: argparse.Namespace) -> Scorer:
         max_pixels=options.max_pixels,
         memory_budget=None if options.memory is None else int(options.memory * 2**30),
     )
-
-
-def calibration_of(model: str) -> "Calibration | None":
-    """What `jrm calibrate` saved with a checkpoint."""
-    from jrm_plugin.model.calibration_file import read_calibration  # imports torch
-
-    return read_calibration(model)
 
 
 def quiet() -> None:

@@ -155,9 +155,10 @@ def _named(items: Sequence[str], option: str) -> dict[str, str]:
 
 
 def _judges(options: Namespace) -> "list[Judge]":
-    from jrm_plugin.evaluation.generative_judge import PREFIX, GenerativeJudge
+    from jrm_plugin.chat_client import PREFIX
+    from jrm_plugin.evaluation.generative_judge import GenerativeJudge
     from jrm_plugin.evaluation.judges import ScorerJudge, file_name
-    from jrm_plugin.model.loading import checkpoint_digest
+    from jrm_plugin.scoring.loading import model_digest
 
     names = [name.rstrip("/") or name for name in options.model]
     if len({file_name(name) for name in names}) < len(names):
@@ -183,7 +184,7 @@ def _judges(options: Namespace) -> "list[Judge]":
         else:
             scorer = make_scorer(Namespace(**{**vars(options), "model": name}))
             settings = {"dtype": options.dtype, "max_pixels": options.max_pixels}
-            settings["weights"] = checkpoint_digest(name).hex()
+            settings["weights"] = model_digest(name).hex()
             judges.append(ScorerJudge(name, scorer, settings))
     return judges
 

@@ -26,7 +26,6 @@ from jrm_plugin.cli.common import (
     add_model_arguments,
     add_sample_arguments,
     add_table_arguments,
-    calibration_of,
     make_scorer,
     make_table,
     named_samples,
@@ -43,6 +42,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.files import check_image_writable, check_new_folder, new_folder, write_image
 from jrm_plugin.records.images import is_data_url, load_image
 from jrm_plugin.records.samples import OVERALL
+from jrm_plugin.scoring.loading import model_calibration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     check_dimension(options.dimension, scorer)
     items = [BulkItem(sample, {"edited": path}) for sample, path in zip(samples, options.edited, strict=True)]
     rows = [score.to_columns() for score in scorer.score(samples)]
-    (ranking,) = rankings(items, rows, scorer.calibration, options.dimension)
+    (ranking,) = rankings(items, rows, getattr(scorer, "calibration", None), options.dimension)
     if options.best:
         write_image(options.best, load_image(ranking.candidates[0].image))
     if gallery:
@@ -107,7 +107,7 @@ def _rank_in_bulk(options: argparse.Namespace) -> int:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "ranking"
         run = bulk_rows(options, place, in_place=False, columns=PLACE_COLUMNS, dimension=options.dimension)
         items, rows = stack.enter_context(run)
-        ranked = rankings(items, rows, calibration_of(options.model), options.dimension)
+        ranked = rankings(items, rows, model_calibration(options.model), options.dimension)
         if gallery:
             write_gallery(gallery, [ranking.top(options.top) for ranking in ranked])
         if options.best:

@@ -16,7 +16,6 @@ from jrm_plugin.cli.common import (
     add_model_arguments,
     add_sample_arguments,
     add_table_arguments,
-    calibration_of,
     make_scorer,
     named_samples,
     print_json,
@@ -24,6 +23,7 @@ from jrm_plugin.cli.common import (
 )
 from jrm_plugin.data.samples import BulkItem
 from jrm_plugin.errors import JRMError
+from jrm_plugin.scoring.loading import model_calibration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
     scores = scorer.score(samples)
     if gallery:
         items = [BulkItem(sample, {"edited": path}) for sample, path in zip(samples, options.edited, strict=True)]
-        write_gallery(gallery, rankings(items, [score.to_columns() for score in scores], scorer.calibration))
+        write_gallery(
+            gallery, rankings(items, [score.to_columns() for score in scores], getattr(scorer, "calibration", None))
+        )
     if options.json:
         print_json([{"edited": path, **s.to_dict()} for path, s in zip(options.edited, scores, strict=True)])
     else:
@@ -63,7 +65,7 @@ def _score_in_bulk(options: argparse.Namespace) -> int:
     in_place = output.suffix == ".jsonl"
     with bulk_rows(options, output, in_place=in_place) as (items, rows):
         if gallery:
-            write_gallery(gallery, rankings(items, rows, calibration_of(options.model)))
+            write_gallery(gallery, rankings(items, rows, model_calibration(options.model)))
         if not in_place:
             write_table(output, rows)
     return end(rows, [output, *filter(None, [gallery])])

@@ -22,7 +22,7 @@ from jrm_plugin.dotted_path import import_function
 from jrm_plugin.errors import JRMError, shortened
 from jrm_plugin.files import check_writable, write_json, write_text
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.scoring.loading import load_scorer, named_model
+from jrm_plugin.scoring.loading import load_scorer, model_digest, named_model
 from jrm_plugin.synthetic.shape_reader import oracle_score
 
 MOST_SAMPLES = 100_000  # that are drawn; they are all in memory
@@ -64,8 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """One run; leaves what `self_correct` leaves, and `table.json` and `table.md`. Returns 2 if a sample failed."""
     quiet()
-    from jrm_plugin.model.loading import checkpoint_digest  # slow to import
-
     config = parse(options.config)
     check_writable(config.output)
     tables = [path for name in ("table.json", "table.md") if (path := Path(config.output, name)).exists()]
@@ -85,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         seed=config.seed,
         settings={
             **{name: value for name, value in asdict(config).items() if name in ("model", "data", "editor")},
-            "content of the model": checkpoint_digest(config.model).hex(),
+            "content of the model": model_digest(config.model).hex(),
         },
         progress=True,
     )

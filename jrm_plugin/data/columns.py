@@ -426,6 +426,13 @@ def check_columns(table: Table, columns: Columns, fields: Collection[str]) -> No
                 )
 
 
+def is_understood(name: str) -> bool:
+    """Whether a column of this name means something by itself."""
+    usual = {usual for names in (ACCEPTED | PREFERENCE).values() for usual in names}
+    usual |= {column for pair in (*CHOSEN_AND_REJECTED, *A_AND_B) for column in pair}
+    return name in usual or name in FIELDS or _dimension_of(name) is not None or is_near(name, "source")
+
+
 # --- values -----------------------------------------------------------------------------------------------------------
 
 

@@ -165,10 +165,10 @@ class SampleDigests:
             if block["type"] == "text":
                 whole.update(hashlib.sha256(block["text"].encode()).digest())
             else:
-                whole.update(self._of_image(block["image"]))
+                whole.update(self.of_image(block["image"]))
         return whole.digest()
 
-    def _of_image(self, image: StoredImage) -> bytes:
+    def of_image(self, image: StoredImage) -> bytes:
         if not isinstance(image, str) or is_data_url(image):
             return digest(image)
         if image not in self._of_files:

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ SHOWN_SIDE = 336  # pixels of the longer side of what is shown of a photograph
 SMALL_SIDE = 128  # up to here an image is shown as it is, without loss
 PAGES_NEAR = 3  # numbers of pages that are linked to each side, beside the first and the last
 THREADS = 4
+
+
+PageLink = tuple[int, str | int]  # the number of a page and where it is; 0 where some are left out
 
 
 class RankedGroup(ShownGroup):
@@ -69,35 +72,51 @@ def write_gallery(path: str | Path, groups: Sequence[RankedGroup], *, title: str
     Raises:
         JRMError: a file cannot be written, an image cannot be read, or the folder of pages holds other files.
     """
-    path = Path(path)
-    folder = _folder(path)
     pages = list(_pages([len(group["candidates"]) for group in groups]))
-    files = [path, *(folder / f"{number}.html" for number in range(2, len(pages) + 1))]
-    check_gallery(path)
     page_of = {part.number: number for number, parts in reversed([*enumerate(pages, 1)]) for part in parts}
     render = template("gallery.html.j2").render
     shared = {"title": title, "lead": _lead(groups)}
     scales = [Scale.of([candidate["score"] for candidate in group["candidates"]]) for group in groups]
 
-    def page(number: int) -> str:
-        at = files[number - 1].parent
+    def page(number: int, at: Path, links: list[PageLink], files: Sequence[Path]) -> str:
         contents = [
             (_in_short(group["instruction"]), f"{_url(files[page_of[k] - 1], at)}#instruction-{k}")
             for k, group in enumerate(groups, 1)
         ]
         shown = [_shown(groups[part.number - 1], part, scales[part.number - 1], at) for part in pages[number - 1]]
-        links = [(k, k and _url(files[k - 1], at)) for k in _near(number, len(pages))]
-        text = render(**shared, page=number, links=links, contents=contents if number == 1 else [], groups=shown)
-        return text.encode(errors="replace").decode()  # names of files may hold what is no Unicode
+        return render(**shared, page=number, links=links, contents=contents if number == 1 else [], groups=shown)
 
-    numbers = tqdm(range(len(pages), 0, -1), desc="Gallery", unit="page", disable=len(pages) < 3)  # the first one last
+    return write_pages(Path(path), len(pages), page)
+
+
+def write_pages(path: Path, count: int, page: Callable[[int, Path, list[PageLink], Sequence[Path]], str]) -> Path:
+    """Writes pages that link each other; older ones of this name are replaced.
+
+    Args:
+        path: of the first page; the others lie in a folder beside it.
+        count: of pages.
+        page: the text of a page, from its number, the folder it lies in, its links to pages, and all pages' files.
+
+    Raises:
+        JRMError: as `check_gallery`.
+    """
+    check_gallery(path)
+    folder = _folder(path)
+    files = [path, *(folder / f"{number}.html" for number in range(2, count + 1))]
+
+    def write(number: int, place: Path) -> Path:
+        at = files[number - 1].parent
+        links = [(k, k and _url(files[k - 1], at)) for k in _near(number, count)]
+        text = page(number, at, links, files)
+        return write_text(place, text.encode(errors="replace").decode())  # names of files may hold what is no Unicode
+
+    numbers = tqdm(range(count, 1, -1), desc="Gallery", unit="page", disable=count < 3)  # the first one last
     shutil.rmtree(folder, ignore_errors=True)  # an older gallery's pages
-    if len(pages) > 1:
+    if count > 1:
         with new_folder(folder) as staging:
             for number in numbers:
-                if number > 1:
-                    write_text(staging / f"{number}.html", page(number))
-    return write_text(path, page(1))
+                write(number, staging / f"{number}.html")
+    return write(1, path)
 
 
 def _pages(counts: Sequence[int]) -> Iterator[list[Part]]:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from statistics import fmean, median, quantiles
 from typing import Any
 
 import numpy as np
 
+from jrm_plugin.chat_client import summarize_usage
 from jrm_plugin.evaluation.agreement import (
     Judged,
     Statistic,
@@ -177,15 +177,9 @@ def _consistency(rows: Sequence[Row]) -> dict:
 
 
 def _usage(rows: Sequence[Row], prices: tuple[float, float] | None) -> dict[str, Any]:
-    seconds = sorted(second for row in rows for second in row.get("seconds", ()))
+    seconds = [second for row in rows for second in row.get("seconds", ())]
     tokens = {name: sum(row.get(name, 0) for row in rows) for name in ("prompt_tokens", "completion_tokens")}
-    result: dict[str, Any] = {"requests": len(seconds), **tokens}
-    if seconds:
-        slow = quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
-        result |= {"seconds_mean": fmean(seconds), "seconds_median": median(seconds), "seconds_95_percent": slow}
-    if prices is not None:
-        result["cost"] = sum(price * count / 1e6 for price, count in zip(prices, tokens.values(), strict=True))
-    return result
+    return summarize_usage(seconds, tokens, prices)
 
 
 def _differences(

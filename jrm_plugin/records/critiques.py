@@ -79,21 +79,25 @@ class Critique:
         finding, _, whole_image = self.reasoning.partition(GLOBAL_TAG)
         return finding.strip(), whole_image.strip()
 
-    def to_json(self) -> str:
-        """Compact JSON; `edit_region` comes first and is left out when there is none."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `edit_region` comes first and is left out when there is none."""
         record: dict[str, Any] = {}
         if self.edit_region:
             record["edit_region"] = [
                 {"id": region.id, "label": region.label, "bbox_2d": list(region.bbox_2d)} for region in self.edit_region
             ]
         record["reasoning"] = self.reasoning
-        return json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+        return record
+
+    def to_json(self) -> str:
+        """`to_dict` as compact JSON."""
+        return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def parse(cls, text: str) -> "Critique":
         """Read `to_json`'s form, strictly: other keys, other types or anything around the JSON is an error."""
         try:
-            return cls._from_dict(json.loads(text, object_pairs_hook=_dict_without_repeats))
+            return cls.from_dict(json.loads(text, object_pairs_hook=_dict_without_repeats))
         except (JRMError, ValueError, RecursionError) as error:
             raise JRMError(f"not a valid critique: {str(error).rstrip('.')}; it begins {text[:80]!r}.") from None
 
@@ -110,12 +114,17 @@ class Critique:
         return RepairedCritique(repaired.reasoning, repaired.edit_region, text)
 
     @classmethod
-    def from_appendix_a(cls, record: Mapping[str, Any]) -> "Critique":
-        """Read a record whose boxes are ymin, xmin, ymax, xmax, the order of the paper's appendix A.1."""
-        return cls._from_dict(record, box=lambda ymin, xmin, ymax, xmax: (xmin, ymin, xmax, ymax))
+    def from_dict(cls, record: Any) -> "Critique":
+        """Read `to_dict`'s form, strictly."""
+        return cls._read(record, box=lambda *corners: corners)
 
     @classmethod
-    def _from_dict(cls, record: Any, box: Callable[..., Any] = lambda *corners: corners) -> "Critique":
+    def from_appendix_a(cls, record: Mapping[str, Any]) -> "Critique":
+        """Read a record whose boxes are ymin, xmin, ymax, xmax, the order of the paper's appendix A.1."""
+        return cls._read(record, box=lambda ymin, xmin, ymax, xmax: (xmin, ymin, xmax, ymax))
+
+    @classmethod
+    def _read(cls, record: Any, *, box: Callable[..., Any]) -> "Critique":
         check_keys(record, "a critique", required={"reasoning"}, optional={"edit_region"})
         rows = record.get("edit_region", [])
         if not isinstance(rows, (list, tuple)):

@@ -173,7 +173,7 @@ def digest(image: ImageLike) -> bytes:
     """
     if is_data_url(image):
         with suppress(JRMError):  # a broken one is but its spelling, and `load_image` says what is wrong with it
-            image = _data_url_content(image, "")
+            image = data_url_content(image, "")
     if isinstance(image, (str, os.PathLike)):
         kind, content = "path", os.fspath(image).encode(errors="surrogatepass")
     elif isinstance(image, bytes):
@@ -227,7 +227,7 @@ def _opened(image: ImageLike, label: str) -> Iterator[Image.Image]:
     if isinstance(image, Image.Image):
         yield image
     elif is_data_url(image):
-        with _identified(io.BytesIO(_data_url_content(image, label)), label) as picture:
+        with _identified(io.BytesIO(data_url_content(image, label)), label) as picture:
             yield picture
     elif isinstance(image, (str, os.PathLike)):
         if isinstance(image, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", image):
@@ -250,7 +250,8 @@ def _file(path: str | os.PathLike[str], label: str) -> BinaryIO:
         raise JRMError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
-def _data_url_content(url: str, label: str) -> bytes:
+def data_url_content(url: str, label: str) -> bytes:
+    """The bytes that a `data:` URL carries; a [`JRMError`] names `label` where it is broken."""
     head, comma, payload = url.partition(",")
     try:
         content = urllib.parse.unquote_to_bytes(payload)

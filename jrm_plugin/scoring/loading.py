@@ -1,11 +1,13 @@
-"""The one function that turns what a user names into a scorer; importing this imports no torch."""
+"""What a user names as a model, turned into a scorer, or asked what it is; importing this imports no torch."""
 
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.scoring.protocol import Scorer
+from jrm_plugin.scoring.remote import RewardClient, is_server
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +52,10 @@ def load_scorer(
 
     Args:
         model: a JRM folder, a LoRA folder that `jrm train` wrote, a hub name, the built-in `jrm-tiny`; a PickScore's
-            folder or hub name; or a [`Scorer`], which comes back as it is; None as `named_model` takes it.
-        device: where the model goes; by default the GPU if there is one.
-        dtype: of the backbone, also by name.
+            folder or hub name; the address of a reward server, `http://host:8000`; or a [`Scorer`], which comes back as
+            it is; None as `named_model` takes it.
+        device: where the model goes; by default the GPU if there is one. A server's model is where the server put it.
+        dtype: of the backbone, also by name; likewise.
         options: further arguments of `RewardScorer.from_pretrained`, as far as the model has a use for them.
 
     Raises:
@@ -61,6 +64,10 @@ def load_scorer(
     dtype = as_dtype(dtype)
     if isinstance(model, Scorer):
         return model
+    if isinstance(model, str) and is_server(model):
+        if given := [name for name, value in options.items() if value is not None]:
+            raise JRMError(f"the model of {model} is loaded by its server, which {given[0]} must be given to.")
+        return RewardClient(model)
     model = model if isinstance(model, Path) else named_model(model)
     from jrm_plugin.model.checkpoint import model_type  # slow to import, as all that follows
     from jrm_plugin.scoring.pick_score import PickScorer
@@ -69,3 +76,29 @@ def load_scorer(
     if model_type(model, revision=options.get("revision")) == "clip":
         return PickScorer.from_pretrained(model, device=device, dtype=dtype, **options)
     return RewardScorer.from_pretrained(model, device=device, dtype=dtype, **options)
+
+
+def model_digest(model: str) -> bytes:
+    """What tells a model's weights and settings from others': of its files, or as its server says.
+
+    Raises:
+        JRMError: the server cannot be asked.
+    """
+    if is_server(model):
+        return RewardClient(model).digest
+    from jrm_plugin.model.loading import checkpoint_digest  # slow to import
+
+    return checkpoint_digest(model)
+
+
+def model_calibration(model: str) -> Calibration | None:
+    """What `jrm calibrate` saved with a model; None where there is nothing.
+
+    Raises:
+        JRMError: the file holds something else, or the server cannot be asked.
+    """
+    if is_server(model):
+        return RewardClient(model).calibration
+    from jrm_plugin.model.calibration_file import read_calibration  # slow to import
+
+    return read_calibration(model)

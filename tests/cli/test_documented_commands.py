@@ -32,10 +32,15 @@ NOT_RUN = {
     "jrm score --model PickScore_v1": "a model of the hub; tests/scoring/test_pick_score.py has a small one",
     "jrm eval --benchmark mmrb2": "the published data; tests/evaluation/benchmarks reads small files in their form",
     "jrm eval --benchmark shape_edits --limit 50 --model jrm-tiny openai": "a server; tests/cli/test_eval.py has one",
+    "jrm annotate": "a server, or pairs of one's own; tests/cli/test_annotate.py has both",
+    "jrm train --config train.yaml": "a config of one's own; tests/cli/test_train.py runs such",
     "jrm calibrate": "held-out pairs of one's own; tests/cli/test_calibrate.py runs it",
     "jrm analyze": "models of one's own; tests/cli/test_analyze.py runs it",
     "jrm demo --compare": "minutes; tests/cli/test_demo.py has parts",
     "jrm sweep": "runs of the demo's size; tests/cli/test_sweep.py runs small ones",
+    "jrm serve": "it serves until it is stopped; tests/cli/test_serve.py runs it",
+    "curl": "a server; tests/server asks one",
+    "  {": "the rest of what curl sends",
     "jrm push": "the hub; tests/cli/test_push.py pushes to a server of its own",
 }
 

@@ -348,3 +348,11 @@ def test_a_converted_checkpoint_rewards(backbone_folder, group_of, tmp_path):
     rewards = [answer["reward_score"] for answer in answers]
     assert rewards == pytest.approx([score.reward() for score in expected], abs=1e-5)
     assert len(set(rewards)) == len(rewards)
+
+
+def test_a_server_scores_as_the_model_itself(tiny, group_of, reward_server):
+    samples = [*group_of(31, 3), *group_of(32, 2)]
+    data = batch_of(samples, edited_image=edited(samples))
+    answers = rewards_of(data, model_path=reward_server, device="null")
+    expected = [score.mu["overall"] for score in tiny.score(samples)]
+    assert [answer["reward_score"] for answer in answers] == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,64 @@
+"""Requests that are sent again are answered again, and computed once."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jrm_plugin.server.errors import RequestError
+
+KEPT_SECONDS, MOST = 300.0, 4096
+
+
+@dataclass
+class _Answer:
+    digest: bytes  # of the body
+    task: asyncio.Task
+    started: float
+    waiting: int = 0  # requests
+
+
+class Replays:
+    """Answers by the key of their request, of the last minutes; only those that were given in full."""
+
+    def __init__(self, on_replay: Callable[[], None]):
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._on_replay = on_replay
+
+    async def once(self, key: str, digest: bytes, compute: Callable[[], Awaitable[Any]]) -> Any:
+        """What `compute` gives, or gave for the same key; it is cancelled when the last who waits for it has left.
+
+        Raises:
+            RequestError: the key had another body.
+        """
+        while self._answers and (
+            len(self._answers) > MOST or next(iter(self._answers.values())).started < time.monotonic() - KEPT_SECONDS
+        ):
+            self._answers.popitem(last=False)
+        answer = self._answers.get(key)
+        if answer is None:
+            task = asyncio.ensure_future(compute())
+            answer = self._answers[key] = _Answer(digest, task, time.monotonic())
+            task.add_done_callback(lambda task: self._drop_failed(key, task))
+        elif answer.digest != digest:
+            raise RequestError("invalid", "this key belongs to another request; give each request its own.")
+        else:
+            self._on_replay()
+        answer.waiting += 1
+        try:
+            return await asyncio.shield(answer.task)
+        finally:
+            answer.waiting -= 1
+            if not answer.waiting and not answer.task.done():
+                answer.task.cancel()
+                self._drop(key, answer.task)
+
+    def _drop_failed(self, key: str, task: asyncio.Task) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._drop(key, task)
+
+    def _drop(self, key: str, task: asyncio.Task) -> None:
+        if key in self._answers and self._answers[key].task is task:
+            del self._answers[key]
