@@ -216,7 +216,7 @@ class BackboneParts:
         return hidden_NSH
 
     def attention(self, hidden_11H: torch.Tensor, *, position_311: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """How one token attends to all before it and itself, in every layer and head: `[layers, heads, L]`.
+        """How one token attends to all before it and itself, in every layer and head: `[layers, heads, L]` on CPU.
 
         Whatever computes the attention otherwise, here whole rows of it are made, one a layer and head; the model is
         then as it was.
@@ -238,7 +238,7 @@ class BackboneParts:
                     use_cache=True,
                     **{_cache_argument(type(layer).forward): cache},
                 )
-        return torch.stack([row_1K1L[0, :, 0].float() for row_1K1L in rows])
+        return torch.stack([row_1K1L[0, :, 0].float().cpu() for row_1K1L in rows])
 
     @contextmanager
     def _attending_eagerly(self, rows: list[torch.Tensor]) -> Iterator[None]:

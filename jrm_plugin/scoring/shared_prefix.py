@@ -385,7 +385,7 @@ class SharedPrefixEngine:
             position_3L = positions[computed.tree.nodes[leaf].sequence]
             position_311 = torch.from_numpy(position_3L[:, length - 1].copy()).view(3, 1, 1).to(self.model.device)
             cache = _cache_of(computed.kept, before[None])
-            rows.append(self._parts.attention(embedding_11H, position_311=position_311, cache=cache).cpu())
+            rows.append(self._parts.attention(embedding_11H, position_311=position_311, cache=cache))
         return rows
 
     # -- images

@@ -38,7 +38,7 @@ def test_two_models_side_by_side(jrm, model_folder, data, tmp_path):
 
 
 def test_one_model_alone(jrm, data, tmp_path):
-    none = ("--attention", 0, "--batches", 0)
+    none = ("--limit", 9, "--attention", 0, "--batches", 0)
     finished = jrm("analyze", "--models", "jrm-tiny", "--data", data, "--json", *none, "--output", tmp_path / "out")
     assert finished.code == 0, finished.err
     results = json.loads(finished.out)
