@@ -41,7 +41,7 @@ PAIRS, HELDOUT_PAIRS = 300, 400  # that the weak model is trained on; that it is
 ACTING = {"undecided": "equal", "unedited": "floor"}
 ARMS: dict[str, dict] = {"counting": {}, "acting": ACTING, "acting at 0.75": ACTING | {"win_threshold": 0.75}}
 COLOURS = dict(zip(ARMS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
-SHOWN = 4  # pictures of a policy
+SHOWN = slice(4, 8)  # which of a policy's pictures: both kinds that go wrong
 # In TRL's logs, and here.
 LOGGED = {
     "rewards/jrm_reward/mean": "reward",
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/reward-hacking"))
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120, help="GRPO steps")
+    parser.add_argument("--steps", type=int, default=80, help="GRPO steps")
     parser.add_argument("--warm-up-steps", type=int, default=250)
     parser.add_argument("--heldout", type=int, default=300, help="held-out scenes")
     parser.add_argument("--scale", type=float, default=0.2, help="of the weak model: times the demo's joint steps")
@@ -180,9 +180,9 @@ def plot(trl: ModuleType, runs: list[dict], path: Path) -> None:
     panels = ("first judge, on the same", "oracle", "second judge", "sigma above", "undecided groups", "unedited")
     titles = ("mu of the weak model", "oracle success", "mu of jrm-tiny, on the same")
     titles += ("share of sigmas above the quantile", "share of undecided groups", "share of unedited pictures")
-    examples = runs[0]["heldout"]["end"]["examples"][:SHOWN]
+    examples = runs[0]["heldout"]["end"]["examples"][SHOWN]
     mosaic = [["a"] * 4 + ["b"] * 4 + ["c"] * 4, ["d"] * 4 + ["e"] * 4 + ["f"] * 4]
-    mosaic.append([f"shown {k}" for k in range(SHOWN) for _ in range(12 // SHOWN)])
+    mosaic.append([f"shown {k}" for k in range(len(examples)) for _ in range(12 // len(examples))])
     axes_of = figure.subplot_mosaic(mosaic)
     for axes, name, title in zip((axes_of[k] for k in "abcdef"), panels, titles, strict=True):
         for arm, colour in COLOURS.items():
@@ -195,7 +195,7 @@ def plot(trl: ModuleType, runs: list[dict], path: Path) -> None:
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
     axes_of["a"].legend(fontsize=8)
-    rows = trl.draw_rows(SHOWN, runs[0]["seed"], heldout=True)
+    rows = trl.draw_rows(SHOWN.stop, runs[0]["seed"], heldout=True)[SHOWN]
     for k, (row, (instruction, command)) in enumerate(zip(rows, examples, strict=True)):
         try:
             made = trl.draw(command, row)
@@ -204,7 +204,7 @@ def plot(trl: ModuleType, runs: list[dict], path: Path) -> None:
         gap = np.full((48, 6, 3), 255, np.uint8)
         axes = axes_of[f"shown {k}"]
         axes.imshow(np.concatenate([np.asarray(row["source_image"]), gap, np.asarray(made)], axis=1))
-        axes.set_title(f"{instruction}\n→ {command}", fontsize=7)
+        axes.set_title(f"{instruction}\n→ {command}", fontsize=7, parse_math=False)
         axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)

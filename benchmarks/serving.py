@@ -5,7 +5,7 @@
 A server in a process of its own, with jrm-tiny on the CPU and one thread of torch; clients in this one. Every answer of
 every part is compared with the score that the scorer gives directly. Writes `benchmarks/results/serving-<device>.csv`.
 
-Parts: `load` (64 clients, requests of 1 to 16 samples on each JSON wire; throughput beside that of scoring the same
+Parts: `load` (64 clients, requests of 1 to 8 samples on each JSON wire; throughput beside that of scoring the same
 samples offline, block by block, one after the other), `latency` (requests that come by chance, at 25, 50 and 90 % of
 the rate of `load`), `overload` (three times that rate), `sigterm`, and `ray` (two replicas, one killed).
 """
@@ -44,8 +44,8 @@ from jrm_plugin.scoring.scorer import RewardScorer
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
 RESULTS = Path(__file__).with_name("results")
-PROMPTS, CANDIDATES = 400, 8  # of which samples are drawn
-SIZES = (1, 1, 2, 4, 16)  # samples of a request
+CANDIDATES = 8  # of a prompt
+SIZES = (1, 1, 1, 2, 4, 8)  # samples of a request
 CLIENTS = 64
 TOLERANCE = 1e-5
 FRACTIONS = (0.25, 0.5, 0.9)
@@ -71,10 +71,10 @@ def png(pixels: np.ndarray, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def make_groups(seed: int = 0) -> list[list[Sample]]:
+def make_groups(prompts: int, seed: int = 0) -> list[list[Sample]]:
     """Samples of ShapeEdits by their prompts: candidates of one scene, all of them different."""
     groups = []
-    for number in range(PROMPTS):
+    for number in range(prompts):
         rng = np.random.default_rng([seed, number])
         edit = draw_edit(rng, heldout=True, outcomes=[("none", "clean")])
         size = int(rng.choice([48, 64, 96]))
@@ -155,6 +155,10 @@ class Server(NamedTuple):
     process: subprocess.Popen
     url: str
     log: Path
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self) -> int:
         return 4096 * int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
@@ -291,19 +295,21 @@ class Results:
 
 def load(results: Results, scorer: RewardScorer, server: Server, requests: list[Request], blocks: int) -> float:
     """The rate of requests a second at which the server is full."""
-    ratios, rates, answers = [], [], []
+    ratios, cpu_ratios, rates, answers = [], [], [], []
     for block in range(blocks):
         part = requests[block::blocks]
         samples = [sample for request in part for sample in request.samples]
         order = ("offline", "served") if block % 2 else ("served", "offline")
-        seconds = {}
+        seconds, cpu = {}, {}
         for way in order:
-            start = time.perf_counter()
+            start, computing = time.perf_counter(), time.process_time if way == "offline" else server.cpu_seconds
+            cpu_start = computing()
             if way == "offline":
                 scorer.score(samples)
             else:
                 answers += asyncio.run(closed_loop(server.url, part, CLIENTS))
-            seconds[way] = time.perf_counter() - start
+            seconds[way], cpu[way] = time.perf_counter() - start, computing() - cpu_start
+        cpu_ratios.append(cpu["offline"] / cpu["served"])
         ratios.append(seconds["offline"] / seconds["served"])
         rates.append(len(part) / seconds["served"])
         results.add("load", f"block {block}: samples offline", len(samples) / seconds["offline"], "samples/s")
@@ -313,6 +319,8 @@ def load(results: Results, scorer: RewardScorer, server: Server, requests: list[
     results.add("load", "wires", len({answer.wire for answer in answers}))
     results.count_wrong("load", answers)
     results.add("load", "served over offline", float(np.median(ratios)), "", min(ratios), max(ratios))
+    what = "served over offline, by CPU time of the server alone"
+    results.add("load", what, float(np.median(cpu_ratios)), "", min(cpu_ratios), max(cpu_ratios))
     results.add("load", "rate", float(np.median(rates)), "requests/s", min(rates), max(rates))
     return float(np.median(rates))
 
@@ -399,20 +407,22 @@ def kill_a_replica(results: Results, requests: list[Request]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--prompts", type=int, default=400, help="of which samples are drawn")
     parser.add_argument("--blocks", type=int, default=10, help="in which requests and offline scoring take turns")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each rate")
+    parser.add_argument("--serve", nargs="*", default=[], help="further arguments of jrm serve, without their dashes")
     parser.add_argument("--parts", nargs="+", default=["load", "latency", "overload", "sigterm", "ray"])
     parser.add_argument("--output", type=Path, help="CSV (default: in benchmarks/results, named after the device)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     output = options.output or RESULTS / f"serving-{slug(device_description())}.csv"
     scorer = RewardScorer.from_pretrained("jrm-tiny", device="cpu")
-    groups = make_groups()
+    groups = make_groups(options.prompts)
     samples = [sample for group in groups for sample in group]
     scores = {s.key(): score for s, score in zip(samples, scorer.score(samples, progress=True), strict=True)}
     requests = make_requests(groups, scores, options.requests, seed=0)
     results, rate = Results(), 20.0
-    with serving("--port", "0") as server:
+    with serving("--port", "0", *(f"--{argument}" for argument in options.serve)) as server:
         asyncio.run(closed_loop(server.url, requests[:100], CLIENTS))  # warm
         if "load" in options.parts:
             rate = load(results, scorer, server, requests, options.blocks)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,18 +18,16 @@ from verl import DataProto
 from verl.protocol import DataProtoItem
 from verl.utils.device import get_device_name
 
-from jrm_plugin import __version__
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.verl.pooled_reward import keyword_score
 from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, name_of, row_of
 from jrm_plugin.integrations.verl.settings import RolloutSettings, settings_of
 from jrm_plugin.judged_rollouts import RolloutJudge
-from jrm_plugin.model.loading import checkpoint_digest
 from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.rollouts import pictures_of
-from jrm_plugin.scoring.loading import load_scorer
+from jrm_plugin.scoring.loading import load_scorer, model_digest
 from jrm_plugin.scoring.micro_batches import MicroBatches
 
 # What verl-omni hands to every scorer beside the keys of its config.
@@ -215,7 +214,7 @@ class Component:
 
     def __init__(self, settings: ComponentSettings):
         self.settings, self.judge = settings, None
-        self.model_revision = checkpoint_digest(settings.model_path).hex()[:16]
+        self.model_revision = model_digest(settings.model_path).hex()[:16]
 
 
 def initialize(**settings: Any) -> Component:
@@ -266,7 +265,7 @@ def score_batch(
         "valid_mask": torch.ones(len(rows), dtype=torch.bool),
         "metrics": dict(judged.metrics),
         "model_revision": component.model_revision,
-        "definition_version": f"jrm-plugin {__version__}",
+        "definition_version": f"jrm-plugin {version('jrm-plugin')}",
     }
 
 

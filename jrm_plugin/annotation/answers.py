@@ -37,8 +37,8 @@ class CriticAnswer:
         repaired: whether its JSON had to be repaired, or taken out of other text.
         fault: in a few words what is wrong with it, the same for all answers of that kind; else empty.
         problem: what is wrong with it, in full.
-        prompt_tokens, completion_tokens: None where the server does not say.
-        seconds: it took.
+        prompt_tokens, completion_tokens: None where no server says.
+        seconds: it took a server to write it; None where none did.
     """
 
     text: str
@@ -48,7 +48,7 @@ class CriticAnswer:
     problem: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    seconds: float = 0.0
+    seconds: float | None = None
 
 
 class Answers:
@@ -114,12 +114,13 @@ class Answers:
             "prompt_tokens": sum(prompt or 0 for prompt, _, _ in rows),
             "completion_tokens": sum(completion or 0 for _, completion, _ in rows),
         }
-        untold = sum(prompt is None or completion is None for prompt, completion, _ in rows)
-        usage = summarize_usage([seconds for *_, seconds in rows], tokens, prices)
-        usage["answers"] = usage.pop("requests")
+        served = [row for row in rows if row[2] is not None]
+        usage = summarize_usage([seconds for *_, seconds in served], tokens, prices)
+        del usage["requests"]
         return {
+            "answers": len(rows),
             **usage,
-            "answers_without_token_counts": untold,
+            "answers_without_token_counts": sum(None in row for row in served),
             "faults_of_answers": dict(faults),
             "unanswered_requests": dict(failures),
         }

@@ -345,7 +345,7 @@ class ModelCritic:
         dimensions: in which it is asked; by default all of its own.
 
     Raises:
-        JRMError: it writes no critiques.
+        JRMError: it writes no critiques, or has no such dimension.
     """
 
     explains_scores, attempts = False, 1
@@ -353,25 +353,27 @@ class ModelCritic:
     def __init__(self, name: str, scorer: Any, settings: Mapping[str, Any], *, dimensions: Sequence[str] | None = None):
         if not hasattr(scorer, "critique"):
             raise JRMError(f"{name} gives scores and no critiques; name a JRM that writes them.")
-        self.name, self._scorer, self.dimensions = name, scorer, dimensions or [*scorer.dimensions]
+        self.name, self._scorer, self.dimensions = name, scorer, [*(dimensions or scorer.dimensions)]
+        if unknown := [each for each in self.dimensions if each not in scorer.dimensions]:
+            raise JRMError(f"{name} has no dimension {unknown[0]!r}, only {', '.join(scorer.dimensions)}.")
         self.settings = {"critic": name, **settings}
 
     def key(self, sample: Sample, dimension: str, score: float | None, digests: SampleDigests) -> str:
         return hashlib.blake2b(dimension.encode() + b"\0" + digests(sample), digest_size=16).hexdigest()
 
     def answer(self, questions: Sequence[Question], answers: Answers) -> Generator[tuple[str, str | None]]:
-        by_dimension: dict[str, list[Question]] = {}
+        by_sample: dict[Sample, list[Question]] = {}  # all of its dimensions are written at once
         for question in questions:
-            by_dimension.setdefault(question.dimension, []).append(question)
-        for dimension, of_dimension in by_dimension.items():
-            for start in range(0, len(of_dimension), SAMPLES_AT_ONCE):
-                batch = of_dimension[start : start + SAMPLES_AT_ONCE]
-                written = self._scorer.critique([q.sample for q in batch], dimension, on_error="return")
-                for question, critiques in zip(batch, written, strict=True):
+            by_sample.setdefault(question.sample, []).append(question)
+        samples = [*by_sample]
+        for start in range(0, len(samples), SAMPLES_AT_ONCE):
+            batch = samples[start : start + SAMPLES_AT_ONCE]
+            for sample, critiques in zip(batch, self._scorer.critique(batch, on_error="return"), strict=True):
+                for question in by_sample[sample]:
                     if isinstance(critiques, JRMError):
                         yield question.key, str(critiques)
                     else:
-                        answers.add(question.key, _answer_of(critiques[dimension]))
+                        answers.add(question.key, _answer_of(critiques[question.dimension]))
                         yield question.key, None
 
 

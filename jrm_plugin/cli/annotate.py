@@ -140,12 +140,12 @@ def _critic(options: Namespace) -> "Critic":
         raise JRMError(f"--critic must be {PREFIX}MODEL or {MODEL_PREFIX}FOLDER, not {name!r}.")
     if options.base_url or options.prompt:
         raise JRMError(f"--base-url and --prompt belong to {PREFIX}MODEL, which --critic does not name.")
-    from jrm_plugin.model.loading import checkpoint_digest  # slow to import
+    from jrm_plugin.scoring.loading import model_digest  # slow to import
 
     model = name.removeprefix(MODEL_PREFIX)
     scorer = make_scorer(Namespace(**{**vars(options), "model": model}))
     settings: dict[str, Any] = {"dtype": options.dtype, "max_pixels": options.max_pixels}
-    settings["weights"] = checkpoint_digest(model).hex()
+    settings["weights"] = model_digest(model).hex()
     return ModelCritic(name, scorer, settings, dimensions=options.dimension)
 
 

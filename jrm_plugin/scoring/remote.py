@@ -128,7 +128,7 @@ class RewardClient:
         Raises:
             JRMError: a sample cannot be scored (with `on_error="raise"`); either way, if the server cannot be asked.
         """
-        return wait_for(self._score(samples, on_error, progress))
+        return wait_for(self._asked(SCORE, samples, {}, on_error, progress))
 
     async def score_async(
         self,
@@ -138,10 +138,7 @@ class RewardClient:
         progress: bool = False,
     ) -> Any:
         """As `score`; cancelled, it takes back what the server has not begun."""
-        return await awaited(self._score(samples, on_error, progress))
-
-    async def _score(self, samples: Any, on_error: str, progress: bool) -> Any:
-        return await self._asked(SCORE, samples, {}, on_error, progress)
+        return await awaited(self._asked(SCORE, samples, {}, on_error, progress))
 
     def rank(
         self, samples: Iterable[SampleLike], *, dimension: str = OVERALL, different_prompts: bool = False

@@ -152,11 +152,12 @@ class ScoringService:
             "limits": limits,
         }
 
-    def check_dimension(self, dimension: str) -> None:
-        dimensions = self.loaded_scorer.dimensions
-        if dimension != OVERALL and dimension not in dimensions:
-            known = ", ".join([*dimensions, OVERALL])
-            raise RequestError("invalid", f"the model has no dimension {dimension[:100]!r}; it has {known}.")
+    def check_dimension(self, dimension: str, *, or_overall: bool) -> None:
+        known = [*self.loaded_scorer.dimensions, *([OVERALL] if or_overall else [])]
+        if dimension not in known:
+            raise RequestError(
+                "invalid", f"there is no dimension {dimension[:100]!r} here; there are {', '.join(known)}."
+            )
 
     # -- samples
 

@@ -50,7 +50,7 @@ class ServerSettings:
     max_text: int = 2**15
     max_new_tokens: int = 2048
     batch_tokens: int = 2**15
-    batch_window: float = 0.004
+    batch_window: float = 0.01
     allow_urls: str | None = None
     allow_paths: Path | None = None
     pickle_wires: tuple[str, ...] = ()

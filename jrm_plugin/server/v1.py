@@ -63,7 +63,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
             if not service.describe()["writes_critiques"]:
                 raise RequestError("invalid", "this model writes no critiques; ask for scores.")
             if asked.dimension is not None:
-                service.check_dimension(asked.dimension)
+                service.check_dimension(asked.dimension, or_overall=False)
             if asked.max_new_tokens > service.settings.max_new_tokens:
                 most = service.settings.max_new_tokens
                 raise RequestError("invalid", f"max_new_tokens may be {most} at most, not {asked.max_new_tokens}.")
@@ -89,7 +89,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
 
         async def respond(body: Body) -> Any:
             samples, dimension = await service.read(lambda: _ranking(body, service.opener(body)))
-            service.check_dimension(dimension)
+            service.check_dimension(dimension, or_overall=True)
             scores = await service.score(samples)
             good = [position for position, score in enumerate(scores) if isinstance(score, RewardScore)]
             places = ranked([scores[position] for position in good], dimension)

@@ -123,9 +123,11 @@ class SmallJRM:
     def score(self, samples, *, on_error="raise", progress=False):
         return [RewardScore({"visual_quality": 0.0}, {"visual_quality": 1.0}) for _ in samples]
 
-    def critique(self, samples: list[Sample], dimension: str, *, on_error: str):
+    def critique(self, samples: list[Sample], *, on_error: str):
         return [
-            JRMError("it cannot be read") if "red" in sample.prompt_text else {dimension: Critique(sample.prompt_text)}
+            JRMError("it cannot be read")
+            if "red" in sample.prompt_text
+            else {"visual_quality": Critique(sample.prompt_text)}
             for sample in samples
         ]
 
@@ -140,8 +142,11 @@ def test_a_jrm_annotates_and_needs_no_scores(pairs, tmp_path):
         else:
             assert pair.chosen_critiques == {"visual_quality": Critique(text)}
     assert annotation.summary["critiques"]["missing"] == len(annotation.missing) > 0
+    assert "seconds_median" not in annotation.summary and annotation.summary["answers_without_token_counts"] == 0
     with pytest.raises(JRMError, match="gives scores and no critiques"):
         ModelCritic("jrm:x", object(), {})
+    with pytest.raises(JRMError, match="has no dimension 'mood', only visual_quality"):
+        ModelCritic("jrm:x", SmallJRM(), {}, dimensions=["mood"])
 
 
 def test_the_page_shows_boxes_critiques_and_what_is_missing_first(pairs, tmp_path):

@@ -71,7 +71,7 @@ def test_reward_hacking_runs_to_its_end_and_goes_on_from_what_is_done(tmp_path, 
     monkeypatch.setattr(reward_hacking, "HELDOUT_PAIRS", 64)
     monkeypatch.delitem(reward_hacking.ARMS, "acting")
     options = ["--output", str(tmp_path), "--results", str(tmp_path), "--picture", str(tmp_path / "picture.png")]
-    options += ["--seed", "0", "--steps", "1", "--warm-up-steps", "30", "--heldout", "4", "--scale", "0.001"]
+    options += ["--seed", "0", "--steps", "1", "--warm-up-steps", "30", "--heldout", "8", "--scale", "0.001"]
     monkeypatch.setattr(sys, "argv", ["reward_hacking", *options])
     reward_hacking.main()
     steps = read(tmp_path / "reward-hacking-steps.csv")

@@ -36,7 +36,9 @@ def test_killed_in_the_middle_it_asks_nothing_again_that_was_stored(start_jrm, j
         command = ("annotate", "--data", data, "--critic", "openai:m", "--base-url", server.url)
         command += ("--output", folder, "--limit", 12, "--concurrency", 2)
         running = start_jrm(*command)
-        while len(server.requests) < 24:
+        running.wait_for(folder / "answers.sqlite")
+        deadline = time.monotonic() + 120
+        while len(server.requests) < 24 and time.monotonic() < deadline:
             time.sleep(0.002)
         os.kill(running.pid, signal.SIGKILL)
         running.wait()
