@@ -10,6 +10,7 @@ from pictures import png
 from scoring_server import base64_of, eventually, ready_server, serving
 
 from jrm_plugin import JRMError
+from jrm_plugin.server import replays
 from jrm_plugin.server.settings import ServerSettings
 
 ROW = {"instruction": "make it blue", "edited": base64_of(png(1))}
@@ -116,6 +117,19 @@ def test_a_request_that_is_sent_again_is_computed_once(brightness):
         assert code(score(client, "other", **key)) == "invalid"
         assert "score" in score(client, "same", **{"Idempotency-Key": "two"}).json()["results"][0]
         assert brightness.batches == [["same"], ["same"]]
+
+
+def test_answers_are_kept_for_repeats_within_a_bound_of_bytes(brightness, monkeypatch):
+    monkeypatch.setattr(replays, "MOST_BYTES", 500)
+    with ready_server(brightness) as client:
+        for key in "abcdef":
+            score(client, "same", **{"Idempotency-Key": key})
+        kept = client.service._replays
+        assert 0 < kept._bytes <= 500 + 200 and len(kept._answers) < 6
+        before = len(brightness.batches)
+        score(client, "same", **{"Idempotency-Key": "f"})
+        score(client, "same", **{"Idempotency-Key": "a"})
+        assert len(brightness.batches) == before + 1
 
 
 def test_a_retry_of_what_failed_is_computed_again(brightness):
