@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     where.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
+    where.add_argument("--ui", action="store_true", help="a page at /ui on which images are scored by hand")
     where.add_argument("--ray", action="store_true", help="behind Ray Serve, on RAY_ADDRESS's cluster or a new one")
     where.add_argument("--replicas", type=int, help="of the model, with --ray (default: 1)")
     where.add_argument("--gpus-per-replica", type=float, metavar="N", help="(default: 1 if there is one)")
@@ -85,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
         allow_urls=options.allow_urls,
         allow_paths=options.allow_paths,
         pickle_wires=tuple(name for name in PICKLE_WIRES if getattr(options, name)),
+        ui=options.ui,
         log_requests=options.log_requests,
         **{name: value for name, value in given.items() if value is not None},
     )

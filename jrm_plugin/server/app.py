@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from jrm_plugin.files import to_json
 from jrm_plugin.records.wire import HEALTH, METRICS, READY
 from jrm_plugin.scoring.protocol import Scorer
-from jrm_plugin.server import edit_r1, flow_factory, flow_grpo, omnigen2_rl, schemas, unirl, v1
+from jrm_plugin.server import edit_r1, flow_factory, flow_grpo, omnigen2_rl, page, schemas, unirl, v1
 from jrm_plugin.server.errors import RequestError
 from jrm_plugin.server.service import ScoringService
 from jrm_plugin.server.settings import ServerSettings
@@ -63,6 +63,8 @@ def create_app(settings: ServerSettings, load: Callable[[], Scorer], *, wait_for
     app.state.service = service
     for add_routes in [*WIRES, *(PICKLE_WIRES[name] for name in settings.pickle_wires)]:
         add_routes(app, service)
+    if settings.ui:
+        page.add_routes(app)
     _add_operations(app, service)
     _add_errors(app, service)
     _complete_openapi(app)

@@ -13,6 +13,8 @@ from ray import serve
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.scoring.protocol import Scorer
 from jrm_plugin.server.app import create_app
+from jrm_plugin.server.page import PAGE
+from jrm_plugin.server.running import address_of
 from jrm_plugin.server.service import ScoringService
 from jrm_plugin.server.settings import ServerSettings
 
@@ -92,7 +94,9 @@ def run(
     except RuntimeError as error:
         serve.shutdown()
         raise JRMError(f"the replicas do not start: {reason(error)}; see Ray's logs.") from None
-    logger.info("Ready: %d replicas at http://%s:%d.", replicas, host, port)
+    logger.info("Ready: %d replicas at %s.", replicas, address_of(host, port))
+    if settings.ui:
+        logger.info("Their page is %s%s", address_of(host, port), PAGE)
     ending.wait()
     serve.delete(NAME)
     serve.shutdown()

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from jrm_plugin.errors import JRMError, reason
+from jrm_plugin.server.page import PAGE
 from jrm_plugin.server.service import ScoringService
 
 logger = logging.getLogger("jrm_plugin.server")
@@ -23,6 +24,10 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn would end the process by the signal, after its shutdown; here it ends with the exit code 0."""
         yield
+
+
+def address_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run(app: FastAPI, host: str, port: int) -> None:
@@ -38,7 +43,10 @@ def run(app: FastAPI, host: str, port: int) -> None:
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise JRMError(f"nothing can listen at {host}:{port}: {reason(error)}; choose another address.") from None
-    logger.info("Listening at http://%s:%d; the model is being loaded.", host, listening.getsockname()[1])
+    address = address_of(host, listening.getsockname()[1])
+    logger.info("Listening at %s; the model is being loaded.", address)
+    if app.state.service.settings.ui:
+        logger.info("Its page is %s%s", address, PAGE)
     asyncio.run(_run(app, listening))
 
 

@@ -31,6 +31,7 @@ class ServerSettings:
         allow_urls: None: images by URL are refused; `public`: taken from addresses that are not private; `any`.
         allow_paths: a folder whose files requests may name as `file:PATH`.
         pickle_wires: names of `app.PICKLE_WIRES`: forms whose requests are pickles.
+        ui: whether there is a page at `/ui`, on which images are scored by hand.
         log_requests: whether the log has what requests ask for and errors in full.
 
     Raises:
@@ -54,6 +55,7 @@ class ServerSettings:
     allow_urls: str | None = None
     allow_paths: Path | None = None
     pickle_wires: tuple[str, ...] = ()
+    ui: bool = False
     log_requests: bool = False
 
     def __post_init__(self) -> None:
