@@ -410,6 +410,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=400, help="of which samples are drawn")
     parser.add_argument("--blocks", type=int, default=10, help="in which requests and offline scoring take turns")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each rate")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second that fill a server, without `load`")
     parser.add_argument("--serve", nargs="*", default=[], help="further arguments of jrm serve, without their dashes")
     parser.add_argument("--parts", nargs="+", default=["load", "latency", "overload", "sigterm", "ray"])
     parser.add_argument("--output", type=Path, help="CSV (default: in benchmarks/results, named after the device)")
@@ -421,7 +422,7 @@ def main() -> None:
     samples = [sample for group in groups for sample in group]
     scores = {s.key(): score for s, score in zip(samples, scorer.score(samples, progress=True), strict=True)}
     requests = make_requests(groups, scores, options.requests, seed=0)
-    results, rate = Results(), 20.0
+    results, rate = Results(), options.rate
     with serving("--port", "0", *(f"--{argument}" for argument in options.serve)) as server:
         asyncio.run(closed_loop(server.url, requests[:100], CLIENTS))  # warm
         if "load" in options.parts:

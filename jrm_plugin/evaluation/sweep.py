@@ -36,8 +36,8 @@ def summarize_sweep(logs: Mapping[tuple[float, int], Log]) -> dict[str, Any]:
         one of the same seed. `losses` at the end by alpha, likewise. `curves` by quantity and alpha: `step`, and
         `mean`, `least` and `most` over seeds.
 
-    Intervals are Student's over seeds: what another seed, which is another order of the data and another head, would
-    give on the same evaluation set.
+    Intervals are Student's over seeds: what another seed, which is another order of the data and, of a new head, other
+    weights, would give on the same evaluation set.
 
     Raises:
         JRMError: a run has evaluated nothing that the others have.
