@@ -71,7 +71,7 @@ class ScoringService:
         self._batches: MicroBatches | None = None
         self._replays = Replays(self.metrics.replays.inc)
         self._readers = ThreadPoolExecutor(READERS if settings.allow_urls is None else 8 * READERS)
-        self._body_bytes = self._taken = self._answered = 0
+        self._body_bytes = self._taken = self._answered = self._reading = 0
         self._seconds_per_sample = 0.1
         self._loading: asyncio.Task | None = None
 
@@ -243,7 +243,11 @@ class ScoringService:
 
     async def read(self, function: Callable[[], T]) -> T:
         """What a function gives that takes its time, without the event loop waiting for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
+        self._reading += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, function)
+        finally:
+            self._reading -= 1
 
     def opener(self, body: Body) -> ImageOpener:
         """Opens the images that a request names."""
@@ -308,7 +312,8 @@ class ScoringService:
             body, digest = await self._body(request, take)
             if self._batches is not None:
                 try:
-                    self._batches.check_room(1)
+                    # What is being read will wait too: 503 comes before a request waits for its turn to be read.
+                    self._batches.check_room(1 + self._reading)
                 except QueueFullError as error:
                     raise self.overloaded(str(error)) from None
             if self.settings.log_requests:

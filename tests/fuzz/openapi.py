@@ -1,6 +1,6 @@
 """Schemathesis against the OpenAPI schema of a real server: what the schema promises is what the server does.
 
-    python tests/fuzz/openapi.py [--examples 300] [--seed 0]
+    python tests/fuzz/openapi.py [--examples 100] [--seed 0]
 
 Every operation of the schema is asked with data that it allows and with data that it does not. The answers must have
 the statuses, the content types and the shapes that the schema says, and none may be a fault of the server.
@@ -18,7 +18,7 @@ EXCLUDED = ("positive_data_acceptance", "negative_data_rejection")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--examples", type=int, default=300)
+    parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with running_server() as (_, address, folder):
