@@ -20,7 +20,7 @@ def test_everything_that_was_taken_is_answered_before_it_ends(start_jrm, tmp_pat
     body, count = json.dumps({"samples": rows}), 6
     server = start_jrm(
         *("serve", "--model", "jrm-tiny", "--port", 0, "--device", "cpu"),
-        *("--token-file", token, "--batch-tokens", 64),
+        *("--token-file", token, "--batch-tokens", 64, "--ui"),
     )
     try:
         eventually(lambda: server.err.exists() and "Listening at" in server.err.read_text())
@@ -28,6 +28,7 @@ def test_everything_that_was_taken_is_answered_before_it_ends(start_jrm, tmp_pat
         headers = {"Authorization": "Bearer a-long-secret"}
         with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
             assert client.get("/health").json()["status"] == "ok"
+            assert client.get(re.search(rf"{url}(/ui)\n", server.err.read_text())[1]).status_code == 200
             eventually(lambda: client.get("/ready").status_code == 200)
             with ThreadPoolExecutor(count) as pool:
                 calls = [pool.submit(client.post, "/v1/score", content=body) for _ in range(count)]
