@@ -22,8 +22,8 @@ def score_shards(
 ) -> Iterator[list[RewardScore | JRMError]]:
     """The scores of each shard, in order, as soon as it and all before it are scored.
 
-    The cluster is that of `RAY_ADDRESS`, or a new one of this machine. A shard whose worker dies is scored again, by another
-    or by its successor.
+    The cluster is that of `RAY_ADDRESS`, or a new one of this machine. A shard whose worker dies is scored again, by
+    another or by its successor.
 
     Args:
         load: makes the scorer, once in each worker, in the working directory of this process.
