@@ -3,7 +3,7 @@
 Rows are appended to a JSONL file as they are scored, and the same command goes on after the last whole row. What is
 made of all rows (CSV, Parquet, a ranking, a gallery) is made at the end, from such a file, `OUTPUT.partial.jsonl`. Each
 row has the digest of what was scored, the model's weights included, so that nothing goes on with other images, another
-text or another model.
+text or another model. With `--ray` workers of a cluster score, and all else is the same.
 """
 
 import argparse
@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from jrm_plugin.files import check_writable, replacing, to_json, write_jsonl
 from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.names import value_of
-from jrm_plugin.records.samples import OVERALL, StoredImage
+from jrm_plugin.records.samples import OVERALL, Sample, StoredImage
 from jrm_plugin.records.scores import RULE, SCORE_COLUMNS, RewardScore
 from jrm_plugin.runs import append_records, cut_off_line, locked, read_records
 from jrm_plugin.scoring.loading import model_digest, named_model
@@ -55,6 +56,22 @@ def add_bulk_arguments(parser: argparse.ArgumentParser) -> None:
     add_columns_argument(group)
     group.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet; the same command goes on")
     group.add_argument("--gallery", type=Path, metavar="HTML", help="page to look at: candidates, best first")
+    group.add_argument("--ray", action="store_true", help="on many workers: RAY_ADDRESS's cluster, or a new one")
+    group.add_argument(
+        "--replicas", type=int, metavar="N", help="workers, with --ray (default: one a GPU, or one a CPU)"
+    )
+
+
+def check_ray_options(options: argparse.Namespace) -> None:
+    if not options.ray:
+        if options.replicas is not None:
+            raise JRMError("--replicas belongs to --ray.")
+        return
+    if not options.input:
+        raise JRMError("--ray belongs to --input.")
+    if options.replicas is not None and options.replicas < 1:
+        raise JRMError(f"--replicas must be at least 1, got {options.replicas}.")
+    require("ray.data", "--ray", install="ray[data]")
 
 
 @contextmanager
@@ -145,10 +162,31 @@ def _score(options: argparse.Namespace, items: list[BulkItem], rows: Path, dimen
     if done:
         print(f"jrm: {done} of {len(items)} samples are in {rows} already; going on.", file=sys.stderr)
     if done < len(items):
-        scorer = make_scorer(options)
-        check_dimension(dimension, scorer)
-        _score_rest(scorer, items, columns, done, rows)
+        samples = [item.sample for item in items]
+        shards = [samples[start : start + ROWS_AT_ONCE] for start in range(done, len(samples), ROWS_AT_ONCE)]
+        load = partial(_checked_scorer, options, dimension)
+        _append_scores(_scores(options, load, shards), columns, done, rows)
     return read_records(rows)
+
+
+def _checked_scorer(options: argparse.Namespace, dimension: str) -> Scorer:
+    scorer = make_scorer(options)
+    check_dimension(dimension, scorer)
+    return scorer
+
+
+def _scores(
+    options: argparse.Namespace, load: Callable[[], Scorer], shards: list[list[Sample]]
+) -> Iterator[list[RewardScore | JRMError]]:
+    """The scores of each shard, in order."""
+    if options.ray:
+        from jrm_plugin.integrations.ray.bulk_scoring import score_shards
+
+        yield from score_shards(load, shards, replicas=options.replicas, on_cpu=options.device == "cpu")
+        return
+    scorer = load()
+    for shard in shards:
+        yield scorer.score(shard, on_error="return")
 
 
 def _rows_done(rows: Path, columns: list[dict]) -> int:
@@ -180,13 +218,13 @@ def _own_columns(items: list[BulkItem], options: argparse.Namespace, weights: by
     return columns
 
 
-def _score_rest(scorer: Scorer, items: list[BulkItem], columns: list[dict], done: int, rows: Path) -> None:
-    with tqdm(total=len(items), initial=done, desc="Scoring", unit="sample") as bar:
-        for start in range(done, len(items), ROWS_AT_ONCE):
-            batch = range(start, min(start + ROWS_AT_ONCE, len(items)))
-            scores = scorer.score([items[k].sample for k in batch], on_error="return")
-            append_records(rows, [columns[k] | _result(score) for k, score in zip(batch, scores, strict=True)])
-            bar.update(len(batch))
+def _append_scores(scores: Iterator[list[RewardScore | JRMError]], columns: list[dict], done: int, rows: Path) -> None:
+    """Writes the rows of each shard as soon as its scores are there."""
+    with tqdm(total=len(columns), initial=done, desc="Scoring", unit="sample") as bar:
+        for shard in scores:
+            append_records(rows, [columns[done + k] | _result(score) for k, score in enumerate(shard)])
+            done += len(shard)
+            bar.update(len(shard))
 
 
 def _result(score: RewardScore | JRMError) -> dict:

@@ -13,6 +13,7 @@ from jrm_plugin.cli.bulk import (
     add_bulk_arguments,
     bulk_rows,
     check_dimension,
+    check_ray_options,
     checked_gallery,
     checked_output,
     end,
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     """Returns 2 if a sample could not be scored in bulk; the others are ranked all the same."""
     if options.top is not None and options.top < 1:
         raise JRMError(f"--top must be at least 1, got {options.top}.")
+    check_ray_options(options)
     if options.input:
         if options.edited:
             raise JRMError("jrm rank takes --input or --edited, not both.")

@@ -5,6 +5,7 @@ import argparse
 from jrm_plugin.cli.bulk import (
     add_bulk_arguments,
     bulk_rows,
+    check_ray_options,
     checked_gallery,
     checked_output,
     end,
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Returns 2 if a sample could not be scored in bulk; the others are scored all the same."""
+    check_ray_options(options)
     if options.input or options.output:
         if not (options.input and options.output) or options.edited:
             raise JRMError("bulk scoring needs --input and --output together, and no --edited.")
