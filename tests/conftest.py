@@ -12,6 +12,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start: several at a time, and models are tiny
+os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, its workers starve beside the other tests
 if not torch.cuda.is_available():  # kernels then run in Triton's interpreter, which must be known when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 

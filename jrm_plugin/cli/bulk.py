@@ -178,15 +178,13 @@ def _checked_scorer(options: argparse.Namespace, dimension: str) -> Scorer:
 def _scores(
     options: argparse.Namespace, load: Callable[[], Scorer], shards: list[list[Sample]]
 ) -> Iterator[list[RewardScore | JRMError]]:
-    """The scores of each shard, in order."""
+    """The scores of each shard, in order; here the model is loaded at once, and on a cluster with the first."""
     if options.ray:
         from jrm_plugin.integrations.ray.bulk_scoring import score_shards
 
-        yield from score_shards(load, shards, replicas=options.replicas, on_cpu=options.device == "cpu")
-        return
+        return score_shards(load, shards, replicas=options.replicas, on_cpu=options.device == "cpu")
     scorer = load()
-    for shard in shards:
-        yield scorer.score(shard, on_error="return")
+    return (scorer.score(shard, on_error="return") for shard in shards)
 
 
 def _rows_done(rows: Path, columns: list[dict]) -> int:
