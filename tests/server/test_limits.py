@@ -10,7 +10,7 @@ from pictures import png
 from scoring_server import base64_of, eventually, ready_server, serving
 
 from jrm_plugin import JRMError
-from jrm_plugin.server import replays
+from jrm_plugin.server import replays, v1
 from jrm_plugin.server.settings import ServerSettings
 
 ROW = {"instruction": "make it blue", "edited": base64_of(png(1))}
@@ -79,6 +79,30 @@ def test_a_full_queue_asks_to_come_later_and_answers_those_that_wait(brightness)
             assert "jrm_queue_samples 4.0" in client.get("/metrics").text
         assert [call.result().status_code for call in first] == [200] * 3
         assert score(client, "c").status_code == 200
+
+
+def test_what_is_being_read_counts_for_the_queue(brightness, monkeypatch):
+    """Otherwise a request waits for its turn to be read, only to be told that the queue is full."""
+    reading, go_on, read = threading.Event(), threading.Event(), v1.sample_from_json
+
+    def slow(record, open_image):
+        if record["instruction"] == "slow":
+            reading.set()
+            go_on.wait(30)
+        return read(record, open_image)
+
+    monkeypatch.setattr(v1, "sample_from_json", slow)
+    with ready_server(brightness, max_waiting=2, batch_tokens=1) as client, ThreadPoolExecutor(8) as pool:
+        with brightness.held():
+            first = [pool.submit(score, client, "computed")]
+            eventually(lambda: brightness.batches)
+            first.append(pool.submit(score, client, "a"))
+            eventually(lambda: waiting(client) == 1)
+            first.append(pool.submit(score, client, "slow"))
+            assert reading.wait(30)
+            assert code(score(client, "c")) == "overloaded"
+            go_on.set()
+        assert [call.result().status_code for call in first] == [200] * 3
 
 
 def test_a_late_answer_is_an_error_and_what_was_not_begun_is_not_computed(brightness):
