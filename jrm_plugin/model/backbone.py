@@ -18,9 +18,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn.attention.flex_attention import create_block_mask
-from transformers import Cache, PreTrainedConfig, PreTrainedModel, Qwen2VLImageProcessorPil
-from transformers.masking_utils import create_causal_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Cache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2VLImageProcessorPil,
+)
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask, sdpa_mask
 
 from jrm_plugin.errors import JRMError
 
@@ -45,8 +54,23 @@ LINEAR_MAPS = r"backbone\.model\..*\.((q|k|v|o|gate|up|down)_proj|qkv|attn\.proj
 
 ROPE_POSITIONS = ("mrope", "1d")
 
+# torch's SDPA, and FlexAttention where the mask is one of blocks; transformers allows its own to some families only.
+SDPA_OR_FLEX = "jrm_sdpa_or_flex"
 # Implementations of attention that take the mask of a tree.
-TREE_ATTENTION = ("sdpa", "flex_attention", "eager")
+TREE_ATTENTION = ("sdpa", "eager", SDPA_OR_FLEX)
+
+
+def _sdpa_or_flex(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if not isinstance(attention_mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    # autocast, which makes them of one type for SDPA, does not know FlexAttention
+    return flex_attention_forward(module, query.to(value.dtype), key.to(value.dtype), value, attention_mask, **options)
+
+
+AttentionInterface.register(SDPA_OR_FLEX, _sdpa_or_flex)
+AttentionMaskInterface.register(SDPA_OR_FLEX, sdpa_mask)
 
 
 @dataclass(frozen=True)
@@ -139,7 +163,7 @@ def rotary_inputs(rope_positions: str, attention_mask: torch.Tensor) -> dict[str
 
 
 class BackboneParts:
-    """The parts of a backbone, for [`SharedPrefixEngine`] and for the packed form of a batch, which run them one by one.
+    """The parts of a backbone, which [`SharedPrefixEngine`] and packed batches run one by one.
 
     Args:
         backbone: the Hugging Face image-text-to-text model; `BackboneParts.known` must hold.
@@ -186,8 +210,17 @@ class BackboneParts:
         """Of the language model, as transformers names it."""
         return self._core.language_model.config._attn_implementation
 
+    def use_flex_attention(self) -> None:
+        """From here on, FlexAttention computes what has the mask of a tree, and SDPA all else."""
+        self._core.language_model.config._attn_implementation = SDPA_OR_FLEX
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether the language model's attention takes the mask of a tree."""
+        return self.attention_implementation in TREE_ATTENTION
+
     def costs(self) -> TokenCosts:
-        """What a token costs in one decoder layer."""
+        """What a token costs in one decoder layer; for models whose attention takes the mask of a tree."""
         attended = self.heads * self.head_width
         maps = self.hidden * (2 * attended + 2 * self.kv_heads * self.head_width + 3 * self.mlp_width)
         return TokenCosts(2 * maps, 4 * attended, self.attention_implementation)
@@ -224,9 +257,6 @@ class BackboneParts:
         Args:
             hidden_NSH: the tokens' embeddings.
             end_NS: for each token the place in its row where what stands behind it ends; None where no row branches.
-
-        Raises:
-            JRMError: the model's attention takes no such mask.
         """
         N, S, _ = hidden_NSH.shape
         attention = self.attention_implementation
@@ -234,13 +264,9 @@ class BackboneParts:
             if attention == "sdpa":
                 return None  # it is causal by itself, and faster without a mask
             end_NS = torch.full((N, S), S, device=hidden_NSH.device)
-        if attention == "flex_attention":
+        if attention == SDPA_OR_FLEX:
             return create_block_mask(
                 lambda n, head, q, k: (k <= q) & (q < end_NS[n, k]), N, None, S, S, device=hidden_NSH.device
-            )
-        if attention not in TREE_ATTENTION:
-            raise JRMError(
-                f"attn_implementation={attention!r} takes no mask of a tree; use {' or '.join(TREE_ATTENTION)}."
             )
         place_S = torch.arange(S, device=hidden_NSH.device)
         sees_N1SS = ((place_S <= place_S[:, None]) & (place_S[:, None] < end_NS[:, None]))[:, None]

@@ -15,9 +15,10 @@ from transformers.utils import ModelOutput
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
-from jrm_plugin.model.backbone import BackboneParts, check_backbone_family, rotary_inputs, token_types
+from jrm_plugin.model.backbone import SDPA_OR_FLEX, BackboneParts, check_backbone_family, rotary_inputs, token_types
 from jrm_plugin.model.checkpoint import built_in_folder, load_checked, load_config, named
 from jrm_plugin.model.configuration import JRMConfig
+from jrm_plugin.model.cross_entropy import fused_token_losses, token_losses
 
 if TYPE_CHECKING:
     from jrm_plugin.model.processing import JRMProcessor
@@ -215,7 +216,7 @@ class JRMForRewardModeling(PreTrainedModel):
         torch's attention is faster without a mask. Others, such as FlashAttention, leave padding out by it.
         """
         attention = self.backbone.config.get_text_config()._attn_implementation
-        return attention == "sdpa" and bool((mask_BL[:, 0] == 1).all() and (mask_BL.diff() <= 0).all())
+        return attention in ("sdpa", SDPA_OR_FLEX) and bool((mask_BL[:, 0] == 1).all() and (mask_BL.diff() <= 0).all())
 
     def scores(
         self, hidden_BH: torch.Tensor, dimension_ids: torch.Tensor | None = None
@@ -234,15 +235,13 @@ class JRMForRewardModeling(PreTrainedModel):
         """-log p of every critique token given all before it (paper eq. 6), `[T]` float32.
 
         The hidden states that predict a critique token are selected before they are projected to the vocabulary, so
-        no `[B, L, V]` tensor is ever made; `fused`, torch's `linear_cross_entropy` makes no `[T, V]` one either.
+        no `[B, L, V]` tensor is ever made; `fused`, no `[T, V]` one either (`cross_entropy`).
         """
         target_BL = labels_BL[:, 1:]
         is_critique_BL = target_BL != -100
         hidden_TH, target_T = hidden_BLH[:, :-1][is_critique_BL], target_BL[is_critique_BL]
-        head = self.get_output_embeddings()
-        if not fused:
-            return nn.functional.cross_entropy(head(hidden_TH).float(), target_T, reduction="none")
-        raise NotImplementedError
+        losses = fused_token_losses if fused else token_losses
+        return losses(self.get_output_embeddings(), hidden_TH, target_T)
 
     @torch.no_grad()
     def generate(self, **inputs: Any) -> torch.Tensor:

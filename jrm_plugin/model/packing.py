@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from jrm_plugin.model.backbone import TokenCosts
+from jrm_plugin.model.backbone import SDPA_OR_FLEX, TokenCosts
 from jrm_plugin.model.token_tree import Node, TokenTree, feature_rows, symbols, token_tree
 
 # Ends every sequence and is no token's symbol: without it a sequence might be the beginning of another one.
@@ -63,7 +63,7 @@ def token_count(node: Node) -> int:
 
 def cheapest_rows(tree: TokenTree, costs: TokenCosts) -> list[Row]:
     """The tree in rows, cut where it costs least by the attention that computes it."""
-    if costs.attention == "flex_attention":
+    if costs.attention == SDPA_OR_FLEX:
         return [Row(tree, tree.children[-1])]
     cuts = []
     for depth in range(max(node.depth for node in tree.nodes) + 1):

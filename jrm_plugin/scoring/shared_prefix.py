@@ -5,8 +5,9 @@ each distinct beginning of the sequences is computed once: the sequences become 
 computed level by level, every node on the attention keys and values of the tokens before it. All nodes of a level that
 fit into the memory budget are one batch. The final norm runs on reward tokens only.
 
-Three words of a pass over the tree. A token's *symbol* says what it is (`token_tree`). Attention keys and values are *kept* for tokens that something stands behind, all in one store a layer. A token's *slot* is its
-place in that store; what stands before a node are the slots of the nodes above it.
+Three words of a pass over the tree. A token's *symbol* says what it is (`token_tree`). Attention keys and values are
+*kept* for tokens that something stands behind, all in one store a layer. A token's *slot* is its place in that store;
+what stands before a node are the slots of the nodes above it.
 
 Shape suffixes: B sequences, N nodes of a batch, S tokens of a node, P tokens before it, T tokens kept, F image tokens,
 K key-value heads, C channels of a head, H hidden.
@@ -25,8 +26,8 @@ from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
 from jrm_plugin.model.backbone import BackboneParts
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProcessor
-from jrm_plugin.scoring.sampling import Sampling, until
 from jrm_plugin.model.token_tree import TokenTree, feature_rows, symbols, token_tree
+from jrm_plugin.scoring.sampling import Sampling, until
 
 logger = logging.getLogger(__name__)
 
