@@ -49,6 +49,7 @@ from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.sharding import own_part
 from jrm_plugin.model.trained_on import TrainedOn
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
 from jrm_plugin.records.samples import OVERALL
@@ -455,7 +456,7 @@ class JointRewardTrainer(RewardTrainer):
             ) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        finite = all(parameter.detach().isfinite().all() for parameter in self.model.parameters())
+        finite = all(own_part(parameter).isfinite().all() for parameter in self.model.parameters())
         # As a number, which processes can gather.
         flag = torch.tensor(0.0 if finite else float("nan"), device=self.args.device)
         self._check_finite(flag, "weights are", self.state.global_step)
