@@ -43,6 +43,7 @@ from jrm_plugin.integrations.trl.examples import (
 )
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.model_card import write_model_card
+from jrm_plugin.integrations.trl.sharding import check_sharding
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.model.calibration_file import drop_calibration
 from jrm_plugin.model.loading import start_from
@@ -189,6 +190,7 @@ class JointRewardTrainer(RewardTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        check_sharding(self)
         if self._alpha > 0 and isinstance(train_dataset, IterableDataset):  # nobody knows yet what it holds
             self._trained_on.critiques = True
         self._trained_on.record(model.config)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
@@ -39,6 +39,8 @@ from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
+from jrm_plugin.integrations.trl.processes import lost_process_in_words
+from jrm_plugin.integrations.trl.sharding import sharding_of
 from jrm_plugin.model.configuration import CHOSEN_FIELDS
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import lora_config
@@ -64,6 +66,8 @@ _RESULTS = ("config.json", "adapter_config.json", "model.safetensors")
 # it loads data. All else changes the result; evaluation does, because its data loader draws from the same generator.
 _FREE = ("output_dir", "logging", "report", "disable_tqdm", "save", "run_name", "hub", "push_to_hub")
 _FREE += ("dataloader_num_workers", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch")
+# How the pairs of an update are spread over processes and steps; the update is of the same pairs.
+_FREE += ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass
@@ -87,6 +91,7 @@ class TrainArguments:
             see `JRMConfig`. These and the layout belong to a JRM checkpoint and cannot be given when one is gone on
             from.
         lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
+        load_in_4bit: hold the weights that the adapters adapt in 4 bits, by bitsandbytes (QLoRA); goes with `lora_r`.
     """
 
     model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
@@ -108,12 +113,15 @@ class TrainArguments:
     overall_rule: str | None = field(default=None, metadata={"help": "mean, sum or min of the dimensions' scores."})
     lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Hold what the adapters adapt in 4 bits (QLoRA)."})
 
     def __post_init__(self):
         for name in ("lora_r", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}.")
+        if self.load_in_4bit and self.lora_r is None:
+            raise ValueError("load_in_4bit needs lora_r: weights in 4 bits are not trained, adapters beside them are.")
 
 
 def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, JointRewardConfig]:
@@ -158,7 +166,8 @@ def train(
     is_main = training.process_index == 0
     with locked(Path(training.output_dir, LOCK_FILE)) if is_main else nullcontext():
         try:
-            return _train(arguments, training, callbacks)
+            with lost_process_in_words(training.output_dir):
+                return _train(arguments, training, callbacks)
         except ImportError as error:  # of an optimizer or another part that transformers imports when it is used
             raise JRMError(f"a package that this run needs cannot be used: {reason(error)}") from error
 
@@ -241,6 +250,8 @@ def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> N
     """Asked before any work: a run may need more than the extra `trl` brings."""
     if arguments.lora_r is not None:
         require("peft", "lora_r", install="jrm-plugin[trl]")
+    if arguments.load_in_4bit:
+        require("bitsandbytes", "load_in_4bit", install="jrm-plugin[qlora]")
     try:
         for callback in get_reporting_integration_callbacks(training.report_to):
             callback()  # which asks for its package
@@ -258,9 +269,9 @@ def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Examp
     )
     if records.understood and is_main:
         print(f"jrm: {records.understood}", file=sys.stderr)
-    for bad in records.bad:
+    for bad in records.bad if is_main else ():
         print(f"jrm: left out: {bad.file}, row {bad.row}: {bad.reason}", file=sys.stderr)
-    if records.bad:
+    if records.bad and is_main:
         print(
             f"jrm: {len(records.bad)} records of {path} were left out, {len(records.examples)} kept.", file=sys.stderr
         )
@@ -274,7 +285,16 @@ def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMF
     if "rubrics" in layout:
         layout["rubrics"] = _rubrics(layout["rubrics"])
     head = _given(arguments, CHOSEN_FIELDS)
-    return start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head)
+    weights = {"quantization_config": in_4bit(training)} if arguments.load_in_4bit else {}
+    return start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head, **weights)
+
+
+def in_4bit(training: JointRewardConfig) -> BitsAndBytesConfig:
+    """The form of QLoRA's paper (Dettmers et al. 2023): NF4, whose scales are quantized once more."""
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _given(arguments: TrainArguments, names: Sequence[str]) -> dict:
@@ -295,7 +315,12 @@ def _rubrics(kind: str) -> dict:
 
 def settings_of(arguments: TrainArguments, training: JointRewardConfig) -> dict[str, Any]:
     """All that changes the result of a run, as plain JSON."""
-    settings = asdict(arguments) | training.to_dict() | {"number of processes": training.world_size}
+    settings = asdict(arguments) | training.to_dict() | {"sharding": sharding_of(training)}
+    settings["pairs an update"] = (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
+    if settings["sharding"].startswith("DeepSpeed"):  # which keeps the optimizer's state in as many parts
+        settings["number of processes"] = training.world_size
     settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
     return json.loads(json.dumps(settings, default=str))
 

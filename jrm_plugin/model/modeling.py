@@ -46,6 +46,13 @@ class JRMOutput(ModelOutput):
         check_reward_token_counts(self.reward_tokens_B)
 
 
+class Float32Linear(nn.Linear):
+    """A linear map in float32, also where DeepSpeed or FSDP computes with a copy of all weights in fewer bits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.float(), self.bias.float())
+
+
 class RewardHead(nn.Module):
     """`[B, H]` hidden states to `(mu, log_sigma)`, each `[B, D]`: one RankNet-style MLP per dimension, in float32.
 
@@ -62,11 +69,11 @@ class RewardHead(nn.Module):
     def _mlp(width: int, config: JRMConfig) -> nn.Sequential:
         layers: list[nn.Module] = []
         for k, next_width in enumerate(config.reward_head_widths):
-            layers += [nn.Linear(width, next_width), ACT2FN[config.reward_head_activation]]
+            layers += [Float32Linear(width, next_width), ACT2FN[config.reward_head_activation]]
             if k == 0:
                 layers.append(nn.Dropout(config.reward_head_dropout))
             width = next_width
-        return nn.Sequential(*layers, nn.Linear(width, 2))
+        return nn.Sequential(*layers, Float32Linear(width, 2))
 
     def forward(self, hidden_BH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Scores are compared with each other: rounding them to bfloat16 would tie candidates that are not equal.

@@ -20,7 +20,7 @@ NOT_RUN = {
     "pip install": "it installs packages; tests/test_package.py installs the wheel",
     "make demo": "ten minutes",
     "make test": "it runs these tests",
-    "jrm train --config examples/edit_reward": "a model of 8 billion parameters; its config is read below",
+    "jrm train --config examples/train": "a model of 8 billion parameters; its config is read below",
     "accelerate launch": "several GPUs",
     "jrm grpo --config grpo.yaml": "a policy from the hub; tests/cli/test_grpo.py runs such a config",
     "jrm self-correct --config examples/self_correction": "half a minute; tests/cli/test_self_correct.py has parts",
@@ -85,7 +85,7 @@ def test_no_reason_is_given_for_a_command_that_is_not_there():
     assert [start for start in NOT_RUN if not any(text.startswith(start) for text in texts)] == []
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl_8b", "qwen3_vl_8b_lora"])
+@pytest.mark.parametrize("name", ["qwen3_vl_8b", "qwen3_vl_8b_lora", "qwen3_vl_8b_qlora"])
 def test_a_config_that_cannot_run_here_is_read(name):
-    arguments, training = parse(ROOT / "examples" / "edit_reward" / f"{name}.yaml")
+    arguments, training = parse(ROOT / "examples" / "train" / f"{name}.yaml")
     assert arguments.model == "Qwen/Qwen3-VL-8B-Instruct" and training.output_dir.startswith("outputs/")

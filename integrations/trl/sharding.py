@@ -1,0 +1,45 @@
+"""How the weights of a run are divided over its processes, and what that rules out."""
+
+import os
+
+from transformers import TrainingArguments
+
+from jrm_plugin.errors import JRMError
+
+WHOLE = "none"
+_GATHER = "stage3_gather_16bit_weights_on_model_save"
+
+
+def sharding_of(training: TrainingArguments) -> str:
+    """As launcher and config ask for it: `DeepSpeed ZeRO-2` and the like, `FSDP`, or `none`, which DDP is too."""
+    if training.deepspeed_plugin is not None:
+        return f"DeepSpeed ZeRO-{training.deepspeed_plugin.zero_stage}"
+    asks_for_fsdp = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return "FSDP" if asks_for_fsdp else WHOLE
+
+
+def check_sharding(trainer) -> None:
+    """Raises a [`JRMError`] for what would be left out, saved without weights, or computed of a part alone."""
+    training, state = trainer.args, trainer.accelerator.state
+    sharding = sharding_of(training)
+    if sharding == WHOLE:
+        return
+    if training.muon_learning_rate is not None:
+        raise JRMError(f"muon_learning_rate needs whole matrices, which {sharding} divides; leave it out, or use DDP.")
+    if getattr(trainer.model, "is_quantized", False):
+        raise JRMError(f"weights in 4 bits cannot be divided by {sharding}; train them on one GPU, or with DDP.")
+    if sharding == "FSDP":
+        if not trainer.is_fsdp_enabled:
+            raise JRMError("FSDP is asked for, which accelerate has on GPUs only; use DDP here.")
+        if state.fsdp_plugin.fsdp_version != 2:
+            raise JRMError("FSDP 1 was not tried with this trainer; set fsdp_version: 2 in the accelerate config.")
+        if "FULL" not in str(state.fsdp_plugin.state_dict_type):
+            raise JRMError(
+                "the model would be saved without its weights; set fsdp_state_dict_type: FULL_STATE_DICT in the "
+                "accelerate config."
+            )
+    elif sharding.endswith("3") and not trainer.accelerator.deepspeed_config["zero_optimization"].get(_GATHER):
+        raise JRMError(
+            "the model would be saved without its weights; set zero3_save_16bit_model: true in the accelerate config, "
+            f"or {_GATHER} in DeepSpeed's own."
+        )
