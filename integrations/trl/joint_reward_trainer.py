@@ -43,7 +43,7 @@ from jrm_plugin.integrations.trl.examples import (
 )
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.model_card import write_model_card
-from jrm_plugin.integrations.trl.sharding import check_sharding
+from jrm_plugin.integrations.trl.sharding import check_adapters_fit, check_sharding
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.model.calibration_file import drop_calibration
 from jrm_plugin.model.loading import start_from
@@ -164,6 +164,7 @@ class JointRewardTrainer(RewardTrainer):
             kwargs["peft_config"] = complete_lora_config(kwargs["peft_config"], processor)
         check_adapters_train_all(model, processor)
         if kwargs.get("peft_config") is not None or hasattr(model, "peft_config"):
+            check_adapters_fit(args)
             args.use_adapters()
         positions = model.config.get_text_config().max_position_embeddings
         self._longest = min(positions, args.max_length or positions)

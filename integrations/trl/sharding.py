@@ -18,6 +18,12 @@ def sharding_of(training: TrainingArguments) -> str:
     return "FSDP" if asks_for_fsdp else WHOLE
 
 
+def check_adapters_fit(training: TrainingArguments) -> None:
+    """Raises a [`JRMError`] where LoRA adapters cannot be made: peft picks rows of embeddings, which must be whole."""
+    if sharding_of(training).endswith("3"):
+        raise JRMError("LoRA adapters cannot be made over weights that ZeRO-3 divides; use ZeRO-2, FSDP2 or DDP.")
+
+
 def check_sharding(trainer) -> None:
     """Raises a [`JRMError`] for what would be left out, saved without weights, or computed of a part alone."""
     training, state = trainer.args, trainer.accelerator.state

@@ -40,7 +40,7 @@ from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
 from jrm_plugin.integrations.trl.processes import lost_process_in_words
-from jrm_plugin.integrations.trl.sharding import sharding_of
+from jrm_plugin.integrations.trl.sharding import check_adapters_fit, sharding_of
 from jrm_plugin.model.configuration import CHOSEN_FIELDS
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import lora_config
@@ -161,6 +161,7 @@ def train(
     """
     _check_packages(arguments, training)
     if arguments.lora_r is not None:
+        check_adapters_fit(training)
         training.use_adapters()
     check_writable(training.output_dir)
     is_main = training.process_index == 0
