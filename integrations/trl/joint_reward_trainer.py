@@ -493,10 +493,14 @@ class JointRewardTrainer(RewardTrainer):
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        model = self.accelerator.unwrap_model(self.model)
+        if state_dict is not None and isinstance(model, JRMForRewardModeling):
+            # DeepSpeed and FSDP copy tied weights, and one of them is loaded.
+            state_dict = {k: v for k, v in state_dict.items() if k not in model.all_tied_weights_keys}
         super()._save(output_dir, state_dict)
         folder = output_dir or self.args.output_dir
         self.processor.save_pretrained(folder)
-        self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
+        model.config.save_pretrained(folder)
         write_model_card(self, self.processor, folder)
         drop_calibration(folder)  # of an earlier model in this place
 

@@ -21,9 +21,10 @@ def lost_process_in_words(run_folder: str | Path) -> Iterator[None]:
         is_of_a_connection = isinstance(error, distributed.DistError) or "gloo" in str(error)
         if not (distributed.is_initialized() and is_of_a_connection):
             raise
+        why = reason(error).split(". ")[0]  # torch goes on with advice
         raise JRMError(
-            f"another process of this run has ended ({reason(error)}); {last_checkpoint_in_words(run_folder)}, and the "
-            "same command goes on."
+            f"another process of this run has ended ({why}); {last_checkpoint_in_words(run_folder)}, and the same "
+            "command goes on."
         ) from error
 
 

@@ -18,10 +18,13 @@ def sharding_of(training: TrainingArguments) -> str:
     return "FSDP" if asks_for_fsdp else WHOLE
 
 
-def check_adapters_fit(training: TrainingArguments) -> None:
-    """Raises a [`JRMError`] where LoRA adapters cannot be made: peft picks rows of embeddings, which must be whole."""
-    if sharding_of(training).endswith("3"):
+def check_adapters_fit(training: TrainingArguments, *, load_in_4bit: bool = False) -> None:
+    """Raises a [`JRMError`] where LoRA adapters cannot be made, or not over weights in 4 bits."""
+    sharding = sharding_of(training)
+    if sharding.endswith("3"):  # of peft, which picks the added tokens' rows of the embeddings
         raise JRMError("LoRA adapters cannot be made over weights that ZeRO-3 divides; use ZeRO-2, FSDP2 or DDP.")
+    if load_in_4bit and sharding != WHOLE:
+        raise JRMError(f"weights in 4 bits were not tried under {sharding}; train on one GPU, or with DDP.")
 
 
 def check_sharding(trainer) -> None:
@@ -32,8 +35,6 @@ def check_sharding(trainer) -> None:
         return
     if training.muon_learning_rate is not None:
         raise JRMError(f"muon_learning_rate needs whole matrices, which {sharding} divides; leave it out, or use DDP.")
-    if getattr(trainer.model, "is_quantized", False):
-        raise JRMError(f"weights in 4 bits cannot be divided by {sharding}; train them on one GPU, or with DDP.")
     if sharding == "FSDP":
         if not trainer.is_fsdp_enabled:
             raise JRMError("FSDP is asked for, which accelerate has on GPUs only; use DDP here.")

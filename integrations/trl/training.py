@@ -161,7 +161,7 @@ def train(
     """
     _check_packages(arguments, training)
     if arguments.lora_r is not None:
-        check_adapters_fit(training)
+        check_adapters_fit(training, load_in_4bit=arguments.load_in_4bit)
         training.use_adapters()
     check_writable(training.output_dir)
     is_main = training.process_index == 0
@@ -287,7 +287,11 @@ def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMF
         layout["rubrics"] = _rubrics(layout["rubrics"])
     head = _given(arguments, CHOSEN_FIELDS)
     weights = {"quantization_config": in_4bit(training)} if arguments.load_in_4bit else {}
-    return start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head, **weights)
+    model, processor = start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head, **weights)
+    if arguments.load_in_4bit:  # the adapters are saved, for the weights as they were published
+        for config in (model.config, model.config.backbone_config):
+            config.__dict__.pop("quantization_config", None)
+    return model, processor
 
 
 def in_4bit(training: JointRewardConfig) -> BitsAndBytesConfig:
