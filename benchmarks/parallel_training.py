@@ -81,7 +81,8 @@ def train(folder: Path, mode: str, output: Path) -> str:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     if ended.returncode == 0:
         return ""
-    said = [line for line in ended.stderr.splitlines() if line.startswith("jrm: ")]
+    how_read = f"jrm: {given['train_data']}: "
+    said = [line for line in ended.stderr.splitlines() if line.startswith("jrm: ") and not line.startswith(how_read)]
     if len(said) != 1:
         raise SystemExit(ended.stderr)
     return said[0].removeprefix("jrm: ")

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -217,12 +217,13 @@ def _train(
         else lora_config(processor, r=arguments.lora_r, lora_alpha=arguments.lora_alpha),
     )
     logging.disable_progress_bar()  # of files that are saved; `Trainer` has switched them on
+    progress = ProgressWithLosses()
     if not training.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ProgressWithLosses())
+        trainer.add_callback(progress)
     else:
         trainer.remove_callback(PrinterCallback)
-    with stop.listening():
+    with stop.listening(), closing(progress):  # an error stands on a line of its own
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if is_main:
             write_json(settings_file, settings)
@@ -450,5 +451,8 @@ class ProgressWithLosses(TrainerCallback):
             self.bar.set_postfix(shown)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()

@@ -318,6 +318,14 @@ def test_pair_that_is_too_long_is_named_before_training(make_trainer, pairs, hel
         make_trainer([long], max_length=length - 1)
 
 
+def test_what_would_train_whole_where_parts_are_asked_for_is_refused(make_trainer, pairs, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(JRMError, match="FSDP is asked for, which accelerate has on GPUs only"):
+        make_trainer(pairs)
+    with pytest.raises(JRMError, match="muon_learning_rate needs whole matrices, which FSDP divides"):
+        make_trainer(pairs, muon_learning_rate=0.01)
+
+
 @pytest.mark.parametrize("kind", ["text without alpha 1", "two kinds", "unknown dimension", "other column"])
 def test_examples_that_do_not_fit(make_trainer, pairs, texts, kind):
     unknown = replace(pairs[0], labels={"beauty": 1, "overall": 1}, chosen_scores=None, rejected_scores=None)
