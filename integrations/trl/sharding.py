@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from jrm_plugin.errors import JRMError
 
 WHOLE = "none"
-_GATHER = "stage3_gather_16bit_weights_on_model_save"
+_GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 
 def sharding_of(training: TrainingArguments) -> str:
@@ -45,7 +45,7 @@ def check_sharding(trainer) -> None:
                 "the model would be saved without its weights; set fsdp_state_dict_type: FULL_STATE_DICT in the "
                 "accelerate config."
             )
-    elif sharding.endswith("3") and not trainer.accelerator.deepspeed_config["zero_optimization"].get(_GATHER):
+    elif sharding.endswith("3") and not state.deepspeed_plugin.hf_ds_config.get_value(_GATHER):
         raise JRMError(
             "the model would be saved without its weights; set zero3_save_16bit_model: true in the accelerate config, "
             f"or {_GATHER} in DeepSpeed's own."

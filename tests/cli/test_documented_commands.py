@@ -22,6 +22,7 @@ NOT_RUN = {
     "make test": "it runs these tests",
     "jrm train --config examples/train": "a model of 8 billion parameters; its config is read below",
     "accelerate launch": "several GPUs",
+    "torchrun": "several machines",
     "jrm grpo --config grpo.yaml": "a policy from the hub; tests/cli/test_grpo.py runs such a config",
     "jrm self-correct --config examples/self_correction": "half a minute; tests/cli/test_self_correct.py has parts",
     "python3 -m verl.trainer": "GPUs; tests/integrations/verl runs its reward path",
