@@ -26,6 +26,7 @@ from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.records.scores import RewardScore
 
 Verdict: TypeAlias = Literal["contradicted", "doubtful", "agrees"]
+TINY = 1e-300  # in place of a probability of 0, which has no logarithm
 TOGETHER = ("source", "instruction")  # what pairs of different folds do not share
 
 
@@ -109,27 +110,31 @@ class AuditedPair:
 
     @property
     def probability(self) -> float:
-        """Of the pair's labels together: their geometric mean, exp(-L) of the pair's ranking loss L."""
-        return _geometric_mean(self.probabilities)
+        """Of the pair's preferences together, or of its ties if it has no preference: the geometric mean.
+
+        That is exp(-L) of the ranking loss L of these labels. A tie beside preferences says nothing here: it is one
+        whichever sample is better.
+        """
+        return self._mean(self.probabilities)
 
     @property
     def opposite(self) -> float:
-        """Of all labels' opposites together, likewise."""
-        return _geometric_mean(self.opposites)
+        """Of the opposites of these labels, likewise."""
+        return self._mean(self.opposites)
+
+    def _mean(self, values: Mapping[str, float]) -> float:
+        names = [name for name, label in self.pair.labels.items() if label] or [*self.pair.labels]
+        return math.exp(math.fsum(math.log(max(values[name], TINY)) for name in names) / len(names))
 
     @property
     def is_tie(self) -> bool:
-        """Whether people called the pair a tie, overall or in all that it is labelled in."""
-        return self.pair.labels.get(OVERALL, max(map(abs, self.pair.labels.values()))) == 0
+        """Whether all its labels are ties."""
+        return not any(self.pair.labels.values())
 
     @property
     def dimension(self) -> str:
         """Overall if people labelled that, else the dimension whose label is contradicted most surely."""
         return OVERALL if OVERALL in self.pair.labels else min(self.probabilities, key=self.probabilities.__getitem__)
-
-
-def _geometric_mean(probabilities: Mapping[str, float]) -> float:
-    return math.exp(math.fsum(math.log(max(p, 1e-300)) for p in probabilities.values()) / len(probabilities))
 
 
 @dataclass(frozen=True)
@@ -146,9 +151,9 @@ class Audit:
 
     def verdict(self, pair: AuditedPair) -> Verdict:
         """`contradicted`; `doubtful`, where the model leans to the opposite less surely; or `agrees`."""
-        if pair.opposite >= self.threshold:
-            return "contradicted"
-        return "doubtful" if pair.probability < pair.opposite else "agrees"
+        if pair.probability >= pair.opposite:
+            return "agrees"
+        return "contradicted" if pair.opposite >= self.threshold else "doubtful"
 
     def proposed(self, pair: AuditedPair, action: Action = "drop") -> Action:
         """What is proposed: `action` for a contradicted preference, else `keep`; a tie is kept for people to judge."""
