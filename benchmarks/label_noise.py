@@ -3,22 +3,25 @@
     make demo
     python -m benchmarks.label_noise --start demo-output/model --output outputs/label-noise
 
-The scores of some training pairs of ShapeEdits are swapped, and the preference with them; for each seed the pairs and
-their images are the same at every rate of noise. The model of `make demo`, which has not seen these pairs, is trained on
-them for a short while, without critiques, which would tell the truth. Measured are, on held-out pairs whose labels are
-right, accuracy, calibration and log loss (and against labels that are as noisy as those of training), and sigma on
-training pairs that were swapped and on the others.
+First the objectives. The hidden states of the reward tokens of `jrm-tiny` are computed once for each seed, and on them
+a reward head is trained anew, with sigma free in wide bounds, once with the paper's objective (`marginal`,
+-log E[sigmoid]) and once with that of the sampled loss (`expected`, E[-log sigmoid]). Annotators err: they swap the
+scores of a pair, and the preference with them, in a share of all pairs, or more often in some kinds of edits than in
+others (`by kind`). Measured are, on held-out pairs, accuracy, calibration and log loss against right labels and against
+labels as noisy as those of training, and sigma: of training pairs that were swapped and of the others, of kinds of edits
+in which annotators err often and in which they err seldom.
 
-At one rate `jrm audit` then looks for the swapped pairs, by cross-fitted scores and by those of a model that is there,
-`jrm-tiny`, which has not learned from them: precision and recall of what it proposes to drop, the average precision of
-its order of all pairs and of others, and the accuracy after training without what it dropped.
+Then `jrm audit` looks for swapped pairs in a set of pairs that no model here has seen: by the scores of `jrm-tiny`, and
+cross-fitted from the model of `make demo`. Measured are precision and recall of what it proposes to drop, the average
+precision of its order of all pairs and of others, and the accuracy after the demo's model was trained on without them,
+with all pairs, and with the swapped ones put right.
 
-Stopped at any point, the same command goes on from the runs that are done.
+Stopped at any point, the same command goes on from what is done.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -27,131 +30,219 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.measuring import versions, write_csv
+from benchmarks.uncertainty import BY_KIND, NAMES, annotated, samples_of, scored
 from jrm_plugin.cli import main as main_of_jrm
 from jrm_plugin.cli.demo import SHAPES, train_stage
 from jrm_plugin.data.corrections import PairNames
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.evaluation.metrics import pairwise_accuracy, preference_calibration
-from jrm_plugin.evaluation.pairs import PairResult, evaluate_pairs
-from jrm_plugin.files import read_json, write_json
+from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
+from jrm_plugin.files import read_json, write_json, write_jsonl
+from jrm_plugin.kernels import win_probability
+from jrm_plugin.model.modeling import RewardHead
 from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.runs import read_records
 from jrm_plugin.scoring.scorer import RewardScorer
+from jrm_plugin.synthetic.preferences import Edit
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
+from jrm_plugin.training.losses import ranking_loss, ranking_loss_per_label
 
 RESULTS = Path(__file__).parent / "results"
 OBJECTIVES = ("marginal", "expected")
+NOISE = ("0", "0.1", "0.3", "by kind")
+OFTEN = tuple(kind for kind, rate in BY_KIND.items() if rate >= 0.3)
+WIDE = (-0.5, 3.0)  # centre and half range of log sigma: from 0.03 to 12
 DATA_SEEDS = 100  # from here on, so that no pair is one of the demo's
 
 
-def overrides_of(steps: int) -> list[str]:
-    """The demo's joint stage, shorter and with smaller steps, on preferences alone."""
-    rates = ["--learning_rate", "5e-4", "--muon_learning_rate", "5e-3"]
-    return ["--alpha", "0", "--eval_strategy", "no", "--max_steps", str(steps), *rates]
+# --- the objectives ---------------------------------------------------------------------------------------------------
 
 
-def make_data(folder: Path, noise: float, seed: int, pairs: int, heldout: int) -> Path:
-    if not (folder / "meta.json").exists():
-        SHAPES.edits.write(folder, train=pairs, heldout=heldout, language=0, seed=DATA_SEEDS + seed, label_noise=noise)
-    return folder
+def swapped(edits: Sequence[Edit], noise: str, rng: np.random.Generator) -> np.ndarray:
+    """`[N]`: whether the annotator of a pair took one sample for the other."""
+    rate_N = [BY_KIND[edit.kind] if noise == "by kind" else float(noise) for edit in edits]
+    return rng.random(len(edits)) < rate_N
 
 
-def trained(start: Path, data: Path, model: Path, seed: int, steps: int, more: Sequence[str] = ()) -> RewardScorer:
-    train_stage(SHAPES, "joint", start, data / "train.json", model, 1.0, seed, [*overrides_of(steps), *more])
-    return RewardScorer.from_pretrained(model, device="cpu")
+def hidden_states(
+    scorer: RewardScorer, options: argparse.Namespace, seed: int
+) -> tuple[dict[str, torch.Tensor], dict[str, list[Edit]]]:
+    """Of both samples of every pair, one after another, and the pairs."""
+    rng = np.random.default_rng([seed, 21])
+    edits = {
+        "train": [SHAPE_EDITS.draw(rng, heldout=False) for _ in range(options.train)],
+        "heldout": [SHAPE_EDITS.draw(rng, heldout=True) for _ in range(options.measured)],
+    }
+    hidden = {}
+    for name, of_name in edits.items():
+        file = options.output / f"{name}-{len(of_name)}-seed-{seed}.pt"
+        if not file.exists():
+            print(f"seed {seed}: hidden states of {len(of_name)} pairs ({name})", flush=True)
+            states = scorer.hidden_states(samples_of(of_name))
+            torch.save(states, file.with_suffix(".unfinished"))
+            file.with_suffix(".unfinished").rename(file)
+        hidden[name] = torch.load(file, weights_only=True)
+    return hidden, edits
 
 
-def on_heldout(results: Sequence[PairResult], noise: float, seed: int) -> dict[str, float]:
-    """Accuracy against right labels; calibration and log loss of P against right ones and against noisy ones."""
-    margin_N = [result.chosen.mu[OVERALL] - result.rejected.mu[OVERALL] for result in results]
-    right_N = np.array([result.win_probability[OVERALL] for result in results])
-    swapped_N = np.random.default_rng([seed, 11]).random(len(results)) < noise
-    measured = {"accuracy": pairwise_accuracy(margin_N, [result.labels[OVERALL] for result in results])["value"]}
-    for name in ("instruction_following", "visual_quality"):
-        of_name = [result for result in results if name in result.labels]
-        margins = [result.chosen.mu[name] - result.rejected.mu[name] for result in of_name]
-        measured[f"accuracy_{name}"] = pairwise_accuracy(margins, [r.labels[name] for r in of_name])["value"]
-    for against, preferred_N in (("right", right_N), ("noisy", np.where(swapped_N, 1 - right_N, right_N))):
-        found = preference_calibration(preferred_N)
-        measured[f"ece_{against}_labels"] = found["expected_calibration_error"]
+def train_head(
+    scorer: RewardScorer, hidden_SH: torch.Tensor, label_NC: np.ndarray, objective: str, seed: int, steps: int
+) -> RewardHead:
+    config = type(scorer.model.config).from_dict(scorer.model.config.to_dict() | {"log_sigma_bound": list(WIDE)})
+    torch.manual_seed(seed)
+    head = RewardHead(config)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rng = np.random.default_rng([seed, 22])
+    hidden_N2H, labels_NC = hidden_SH.view(len(label_NC), 2, -1), torch.tensor(label_NC, dtype=torch.float32)
+    for _ in range(steps):
+        rows = torch.tensor(rng.integers(len(labels_NC), size=128))
+        mu, log_sigma = head(hidden_N2H[rows].flatten(0, 1))
+        losses = ranking_loss_per_label(
+            mu[0::2], log_sigma[0::2], mu[1::2], log_sigma[1::2], labels_NC[rows], objective=objective
+        )
+        ranking_loss(losses, labels_NC[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return head.eval()
+
+
+def study(options: argparse.Namespace) -> list[dict]:
+    scorer = RewardScorer.from_pretrained("jrm-tiny", device="cpu")
+    rows = []
+    for seed in options.seed:
+        hidden, edits = hidden_states(scorer, options, seed)
+        right = {name: annotated(of_name, "agree", np.random.default_rng(0)) for name, of_name in edits.items()}
+        for noise in NOISE:
+            wrong = {
+                name: swapped(of_name, noise, np.random.default_rng([seed, number]))
+                for number, (name, of_name) in enumerate(edits.items())
+            }
+            label_NC = np.where(wrong["train"][:, None], -right["train"], right["train"])
+            for objective in OBJECTIVES:
+                head = train_head(scorer, hidden["train"], label_NC, objective, seed, options.head_steps)
+                row = {"noise": noise, "objective": objective, "seed": seed}
+                row |= on_heldout(head, hidden["heldout"], right["heldout"], wrong["heldout"])
+                row |= sigmas(head, hidden, edits, wrong["train"])
+                rows.append(row)
+        print(f"seed {seed} is done", flush=True)
+    return rows
+
+
+def on_heldout(head: RewardHead, hidden_SH: torch.Tensor, right_NC: np.ndarray, wrong_N: np.ndarray) -> dict:
+    """Accuracy against right labels; overall calibration and log loss of P against right ones and noisy ones."""
+    mu_SC, sigma_SC = scored(head, hidden_SH)
+    margin_NC = mu_SC[0::2] - mu_SC[1::2]
+    measured = {
+        f"accuracy_{name}": pairwise_accuracy(margin_NC[:, k], right_NC[:, k])["value"] for k, name in enumerate(NAMES)
+    }
+    sides = [torch.tensor(values[side::2, -1]) for side in (0, 1) for values in (mu_SC, np.log(sigma_SC))]
+    first_wins_N = win_probability(*sides).numpy()
+    for against, label_N in (
+        ("right", right_NC[:, -1]),
+        ("noisy", np.where(wrong_N, -right_NC[:, -1], right_NC[:, -1])),
+    ):
+        found = preference_calibration(np.where(label_N > 0, first_wins_N, 1 - first_wins_N)[label_N != 0])
+        measured[f"calibration_error_{against}_labels"] = found["expected_calibration_error"]
         measured[f"log_loss_{against}_labels"] = found["log_loss"]
-    measured["sigma_heldout"] = mean_sigma(results)
     return measured
 
 
-def mean_sigma(results: Sequence[PairResult]) -> float | None:
-    sigma = [score.sigma[OVERALL] for result in results for score in (result.chosen, result.rejected)]
-    return float(np.mean(sigma)) if sigma else None
-
-
-def study_run(options: argparse.Namespace, noise: float, objective: str, seed: int) -> dict:
-    """A row of the study: one model."""
-    name = f"noise-{noise:g}-{objective}-seed-{seed}"
-    file = options.output / f"{name}.json"
-    if not file.exists():
-        data = make_data(options.output / f"data-{noise:g}-{seed}", noise, seed, options.pairs, options.heldout)
-        model = options.output / name
-        scorer = trained(options.start, data, model, seed, options.steps, ["--objective", objective])
-        held_out = evaluate_pairs(scorer, _pairs(data / "heldout.json"))
-        learned = evaluate_pairs(scorer, _pairs(data / "train.json")[: options.heldout])
-        row = {"noise": noise, "objective": objective, "seed": seed, **on_heldout(held_out, noise, seed)}
-        for kind, is_flipped in (("swapped", True), ("others", False)):
-            row[f"sigma_{kind}"] = mean_sigma([r for r in learned if r.info["flipped"] is is_flipped])
-        write_json(file, row)
-        print(json.dumps(row), flush=True)
-    return read_json(file)
+def sigmas(
+    head: RewardHead,
+    hidden: Mapping[str, torch.Tensor],
+    edits: Mapping[str, Sequence[Edit]],
+    wrong_N: np.ndarray,
+) -> dict[str, float | None]:
+    """Mean overall sigma of samples; `least` and `most` are the 5th and 95th percentile of held-out ones."""
+    of_train, of_heldout = (scored(head, hidden[name])[1][:, -1] for name in ("train", "heldout"))
+    often_N = np.array([edit.kind in OFTEN for edit in edits["heldout"]])
+    groups = {"swapped": of_train[np.repeat(wrong_N, 2)], "others": of_train[np.repeat(~wrong_N, 2)]}
+    groups |= {"often": of_heldout[np.repeat(often_N, 2)], "seldom": of_heldout[np.repeat(~often_N, 2)]}
+    least, most = np.percentile(of_heldout, [5, 95]).tolist()
+    means = {f"sigma_{name}": float(values.mean()) if len(values) else None for name, values in groups.items()}
+    return means | {"sigma_least": least, "sigma_most": most}
 
 
 # --- what `jrm audit` finds -------------------------------------------------------------------------------------------
 
 
-def audit_run(options: argparse.Namespace, finder: str, seed: int) -> dict:
-    """A row of the second table: what one way to score finds of the swapped pairs, and what training gains of it."""
-    name = f"audit-{finder}-seed-{seed}"
-    file = options.output / f"{name}.json"
-    if file.exists():
-        return read_json(file)
-    noise = options.audit_noise
-    data = make_data(options.output / f"data-{noise:g}-{seed}", noise, seed, options.pairs, options.heldout)
-    folder = options.output / name
-    command = ["audit", "--data", str(data / "train.json"), "--output", str(folder / "audit"), "--review", "20"]
-    if finder == "cross-fitted":
-        with as_file(files("jrm_plugin") / "resources" / "demo" / "shapes_joint.yaml") as config:
-            command += ["--config", str(config), "--model", str(options.start), "--folds", str(options.folds)]
-            run_command([*command, *overrides_of(options.fold_steps), "--seed", str(seed)])
-    else:
-        run_command([*command, "--model", finder, "--device", "cpu"])
-    corrections = folder / "audit" / "corrections.jsonl"
-    scorer = trained(options.start, data, folder / "model", seed, options.steps, ["--corrections", str(corrections)])
-    held_out = evaluate_pairs(scorer, _pairs(data / "heldout.json"))
-    row = {"scores": finder, "seed": seed, "noise": noise} | found_of(folder / "audit", _pairs(data / "train.json"))
-    row |= {f"{key}_after": value for key, value in on_heldout(held_out, noise, seed).items() if "noisy" not in key}
-    write_json(file, row)
-    print(json.dumps(row), flush=True)
-    return row
+def make_data(options: argparse.Namespace, seed: int) -> Path:
+    folder = options.output / f"data-{seed}"
+    if not (folder / "meta.json").exists():
+        SHAPES.edits.write(
+            folder,
+            train=options.pairs,
+            heldout=options.measured,
+            language=0,
+            seed=DATA_SEEDS + seed,
+            label_noise=options.noise,
+        )
+    return folder
 
 
-def found_of(folder: Path, pairs: Sequence[PreferencePair]) -> dict[str, float]:
+def training_flags(options: argparse.Namespace, seed: int) -> list[str]:
+    """The demo's joint stage, shorter and with smaller steps, on preferences alone: its critiques tell the truth."""
+    flags = ["--alpha", "0", "--eval_strategy", "no", "--max_steps", str(options.steps), "--warmup_steps", "5"]
+    return [*flags, "--learning_rate", "5e-4", "--muon_learning_rate", "5e-3"]
+
+
+def accuracy_after(options: argparse.Namespace, name: str, seed: int, more: Sequence[str] = ()) -> dict[str, float]:
+    """Accuracy on held-out pairs after the start model was trained on the pairs of a seed."""
+    file = options.output / f"{name}-seed-{seed}.json"
+    if not file.exists():
+        data, model = make_data(options, seed), options.output / f"{name}-seed-{seed}"
+        flags = [*training_flags(options, seed), *more]
+        train_stage(SHAPES, "joint", options.start, data / "train.json", model, 1.0, seed, flags)
+        results = evaluate_pairs(RewardScorer.from_pretrained(model, device="cpu"), _pairs(data / "heldout.json"))
+        accuracy = {f"accuracy_{name}": of["value"] for name, of in summarize(results)["accuracy"].items()}
+        write_json(file, accuracy)
+        print(f"{name}, seed {seed}: {json.dumps(accuracy)}", flush=True)
+    return read_json(file)
+
+
+def audited(options: argparse.Namespace, scores: str, seed: int) -> Path:
+    """The folder of an audit of the pairs of a seed."""
+    folder = options.output / f"audit-{scores}-seed-{seed}"
+    if not (folder / "summary.json").exists():
+        command = ["audit", "--data", str(make_data(options, seed) / "train.json"), "--output", str(folder)]
+        command += ["--review", "20", "--device", "cpu"]
+        if scores == "cross-fitted":
+            with as_file(files("jrm_plugin") / "resources" / "demo" / "shapes_joint.yaml") as config:
+                command += ["--config", str(config), "--model", str(options.start), "--folds", str(options.folds)]
+                run_jrm([*command, *training_flags(options, seed), "--seed", str(seed)])
+        else:
+            run_jrm([*command, "--model", scores])
+    return folder
+
+
+def run_jrm(arguments: list[str]) -> None:
+    try:
+        main_of_jrm(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def found_of(folder: Path, pairs: Sequence[PreferencePair]) -> dict[str, float | None]:
     """Precision and recall of what is proposed to be dropped, and the average precision of orders of all pairs."""
-    rows = read_records(folder / "pairs.jsonl")
-    names = PairNames()
-    swapped = {names(pair) for pair in pairs if pair.info["flipped"]}
-    swapped_N = np.array([row["pair"] in swapped for row in rows])
+    rows, names = read_records(folder / "pairs.jsonl"), PairNames()
+    wrong = {names(pair) for pair in pairs if pair.info["flipped"]}
+    wrong_N = np.array([row["pair"] in wrong for row in rows])
     dropped_N = np.array([row["action"] == "drop" for row in rows])
-    probability_N = {
+    orders = {
         "p": [row["probability"] for row in rows],
         "overall_p": [row["probabilities"][OVERALL] for row in rows],
         "overall_margin": [row["margin"] for row in rows],
-        "least_p": [min(row["probabilities"].values()) for row in rows],
     }
     return {
-        "swapped": int(swapped_N.sum()),
+        "swapped": int(wrong_N.sum()),
         "dropped": int(dropped_N.sum()),
-        "precision": float(swapped_N[dropped_N].mean()) if dropped_N.any() else None,
-        "recall": float(dropped_N[swapped_N].mean()),
-        **{
-            f"average_precision_{name}": average_precision(swapped_N, -np.array(p)) for name, p in probability_N.items()
-        },
+        "precision": float(wrong_N[dropped_N].mean()) if dropped_N.any() else None,
+        "recall": float(dropped_N[wrong_N].mean()),
+        **{f"average_precision_{name}": average_precision(wrong_N, -np.array(p)) for name, p in orders.items()},
         "agreement": read_json(folder / "summary.json")["agreement"][OVERALL]["value"],
     }
 
@@ -162,49 +253,56 @@ def average_precision(positive_N: np.ndarray, value_N: np.ndarray) -> float:
     return float(average_precision_score(positive_N, value_N))
 
 
-def run_command(arguments: list[str]) -> None:
-    try:
-        main_of_jrm(arguments)
-    except SystemExit as end:
-        if end.code:
-            raise
+def audits(options: argparse.Namespace) -> list[dict]:
+    """A row for each seed and way to score, and for training with all pairs and with right labels."""
+    rows = []
+    for seed in options.seed:
+        pairs = _pairs(make_data(options, seed) / "train.json")
+        right = options.output / f"right-{seed}.jsonl"
+        names = PairNames()
+        write_jsonl(right, ({"pair": names(p), "action": "flip"} for p in pairs if p.info["flipped"]))
+        rows.append({"trained": "all pairs", "seed": seed} | accuracy_after(options, "all", seed))
+        flags = ["--corrections", str(right)]
+        rows.append({"trained": "labels put right", "seed": seed} | accuracy_after(options, "right", seed, flags))
+        for scores in ("cross-fitted", "jrm-tiny"):
+            folder = audited(options, scores, seed)
+            flags = ["--corrections", str(folder / "corrections.jsonl")]
+            row = {"trained": f"without what {scores} scores contradict", "seed": seed}
+            rows.append(row | accuracy_after(options, scores, seed, flags) | found_of(folder, pairs))
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return [dict.fromkeys(columns) | row for row in rows]
 
 
 def _pairs(path: Path) -> Sequence[PreferencePair]:
     return read_edit_reward(path, progress=False).examples
 
 
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--start", type=Path, required=True, help="the model of `make demo`, or another")
+    parser.add_argument("--start", type=Path, help="the model of `make demo`; without it the audits are left out")
     parser.add_argument("--output", type=Path, default=Path("outputs/label-noise"), help="folder for data and models")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.1, 0.3])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pairs", type=int, default=400, help="to train on")
-    parser.add_argument("--heldout", type=int, default=300, help="to measure on; as many of those trained on")
-    parser.add_argument("--steps", type=int, default=60, help="of 8 pairs")
-    parser.add_argument("--audit-noise", type=float, default=0.1, help="at which `jrm audit` looks for swapped pairs")
-    parser.add_argument("--folds", type=int, default=3, help="of `jrm audit`")
-    parser.add_argument("--fold-steps", type=int, default=60, help="of 8 pairs, for each fold")
-    parser.add_argument("--finder", nargs="*", default=["cross-fitted", "jrm-tiny"], help="or a model's name")
+    parser.add_argument("--train", type=int, default=1000, help="pairs to train a head on")
+    parser.add_argument("--measured", type=int, default=400, help="held-out pairs to measure on")
+    parser.add_argument("--head-steps", type=int, default=200, help="of 128 pairs")
+    parser.add_argument("--pairs", type=int, default=300, help="to audit, and to train a model on")
+    parser.add_argument("--noise", type=float, default=0.1, help="the share of these that is swapped")
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40, help="of 8 pairs, of each training of a model")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the CSV files")
     options = parser.parse_args()
     torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     options.output.mkdir(parents=True, exist_ok=True)
-    rows = [
-        study_run(options, noise, objective, seed)
-        for seed in options.seed
-        for noise in options.noise
-        for objective in OBJECTIVES
-    ]
-    made_by = {"pairs": options.pairs, "steps": options.steps} | versions()
-    write_csv(options.results / "label-noise.csv", [_rounded(row) | made_by for row in rows])
-    found = [audit_run(options, finder, seed) for finder in options.finder for seed in options.seed]
-    made_by |= {"folds": options.folds, "fold_steps": options.fold_steps}
-    if found:
-        write_csv(options.results / "label-noise-audit.csv", [_rounded(row) | made_by for row in found])
+    made_by = {"train": options.train, "measured": options.measured, "steps": options.head_steps} | versions()
+    write_csv(options.results / "label-noise.csv", [_rounded(row) | made_by for row in study(options)])
+    if options.start:
+        made_by = {"pairs": options.pairs, "measured": options.measured, "steps": options.steps} | versions()
+        write_csv(options.results / "label-noise-audit.csv", [_rounded(row) | made_by for row in audits(options)])
 
 
 def _rounded(row: dict) -> dict:
