@@ -8,8 +8,8 @@ a reward head is trained anew, with sigma free in wide bounds, once with the pap
 -log E[sigmoid]) and once with that of the sampled loss (`expected`, E[-log sigmoid]). Annotators err: they swap the
 scores of a pair, and the preference with them, in a share of all pairs, or more often in some kinds of edits than in
 others (`by kind`). Measured are, on held-out pairs, accuracy, calibration and log loss against right labels and against
-labels as noisy as those of training, and sigma: of training pairs that were swapped and of the others, of kinds of edits
-in which annotators err often and in which they err seldom.
+labels as noisy as those of training, and sigma: of training pairs that were swapped and of the others, of kinds of
+edits in which annotators err often and in which they err seldom.
 
 Then `jrm audit` looks for swapped pairs in a set of pairs that no model here has seen: by the scores of `jrm-tiny`, and
 cross-fitted from the model of `make demo`. Measured are precision and recall of what it proposes to drop, the average
