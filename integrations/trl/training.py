@@ -29,6 +29,7 @@ from jrm_plugin.configs import read_config
 from jrm_plugin.data.columns import Example
 from jrm_plugin.data.corrections import CorrectedExamples, PairNames, read_corrections
 from jrm_plugin.data.preferences import read_preferences
+from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation import charts
 from jrm_plugin.evaluation.benchmarks.loading import known_benchmark, load_benchmark
@@ -189,11 +190,12 @@ def _train(
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     if is_main:
         settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
-        settings |= _identity("train_data", train_set)
+        digests = SampleDigests()
+        settings |= _identity("train_data", train_set, digests)
         if arguments.corrections is not None:
             settings["content of corrections"] = content_digest(arguments.corrections).hex()
         for name, examples in eval_sets.items():
-            settings |= _identity(f"eval_data {name}", examples)
+            settings |= _identity(f"eval_data {name}", examples, digests)
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
             _refuse_more_steps(settings_file, settings)
             check_settings(settings_file, settings, results=True)
@@ -223,7 +225,7 @@ def _train(
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if is_main:
             write_json(settings_file, settings)
-            names = PairNames()
+            names = PairNames(digests)
             pairs = {names.of_samples(pair) for pair in train_set if isinstance(pair, PreferencePair)}
             write_trained_pairs(output, pairs | read_trained_pairs(arguments.model))
         with _THREADS.held(threads_that_pay(trainer.model)):
@@ -337,7 +339,7 @@ def _refuse_more_steps(settings_file: Path, settings: Mapping[str, Any]) -> None
         )
 
 
-def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
+def _identity(name: str, examples: Sequence[Example], digests: SampleDigests) -> dict[str, str]:
     """What a run learned from, as two settings: digests of the examples, and of the content of their images."""
     records, paths = hashlib.sha256(), set()
     for example in examples:
@@ -348,7 +350,7 @@ def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
         paths.update(image for image in images if isinstance(image, str) and not is_data_url(image))
     contents = hashlib.sha256()
     for path in sorted(paths):
-        contents.update(os.fsencode(path) + content_digest(path))
+        contents.update(os.fsencode(path) + digests.of_image(path))
     return {f"records of {name}": records.hexdigest(), f"images of {name}": contents.hexdigest()}
 
 

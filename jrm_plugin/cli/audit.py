@@ -127,11 +127,10 @@ def _run(options: Namespace) -> int:
     trained = read_trained_pairs(start)
     seen = [names.of_samples(pair) in trained for pair in pairs]
     if any(seen):
+        cure = "give --config, for cross-fitted scores" if options.config is None else "start from one that has not"
         print(
             f"jrm: {start} has learned from {sum(seen)} of these {len(pairs)} pairs, and does not contradict what it "
-            f"knows by heart; {'give --config, for cross-fitted scores' if options.config is None else 'start'} "
-            f"{'' if options.config is None else 'from a model that has not'}".rstrip()
-            + ".",
+            f"knows by heart; {cure}.",
             file=sys.stderr,
         )
     found = audit(pairs, scores, [names(pair) for pair in pairs], seen)

@@ -26,11 +26,11 @@ class PairNames:
     """Names of pairs by what they hold: texts, the content of image files, and labels.
 
     Where a pair stands, how its images are called, and which of its samples comes first make no difference. Each file
-    is read once.
+    is read once; with `digests`, those of files that were read before are taken.
     """
 
-    def __init__(self) -> None:
-        self._digests = SampleDigests()
+    def __init__(self, digests: SampleDigests | None = None) -> None:
+        self._digests = digests or SampleDigests()
 
     def __call__(self, pair: PreferencePair) -> str:
         """The name of a labelled pair; a pair that people labelled twice, and differently, has two."""
