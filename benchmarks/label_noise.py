@@ -191,13 +191,14 @@ def training_flags(options: argparse.Namespace, seed: int) -> list[str]:
 
 def accuracy_after(options: argparse.Namespace, name: str, seed: int, more: Sequence[str] = ()) -> dict[str, float]:
     """Accuracy on held-out pairs after the start model was trained on the pairs of a seed."""
-    file = options.output / f"{name}-seed-{seed}.json"
+    model = options.output / f"{name}-seed-{seed}".replace(" ", "-")
+    file = model.with_name(f"{model.name}.json")
     if not file.exists():
-        data, model = make_data(options, seed), options.output / f"{name}-seed-{seed}"
+        data = make_data(options, seed)
         flags = [*training_flags(options, seed), *more]
         train_stage(SHAPES, "joint", options.start, data / "train.json", model, 1.0, seed, flags)
         results = evaluate_pairs(RewardScorer.from_pretrained(model, device="cpu"), _pairs(data / "heldout.json"))
-        accuracy = {f"accuracy_{name}": of["value"] for name, of in summarize(results)["accuracy"].items()}
+        accuracy = {f"accuracy_{dimension}": of["value"] for dimension, of in summarize(results)["accuracy"].items()}
         write_json(file, accuracy)
         print(f"{name}, seed {seed}: {json.dumps(accuracy)}", flush=True)
     return read_json(file)
@@ -254,22 +255,22 @@ def average_precision(positive_N: np.ndarray, value_N: np.ndarray) -> float:
 
 
 def audits(options: argparse.Namespace) -> list[dict]:
-    """A row for each seed and way to score, and for training with all pairs and with right labels."""
+    """A row for each way to treat wrong labels, and each seed."""
     rows = []
-    for seed in options.seed:
-        pairs = _pairs(make_data(options, seed) / "train.json")
-        right = options.output / f"right-{seed}.jsonl"
-        names = PairNames()
-        write_jsonl(right, ({"pair": names(p), "action": "flip"} for p in pairs if p.info["flipped"]))
-        rows.append({"trained": "all pairs", "seed": seed} | accuracy_after(options, "all", seed))
-        flags = ["--corrections", str(right)]
-        rows.append({"trained": "labels put right", "seed": seed} | accuracy_after(options, "right", seed, flags))
-        for scores in ("cross-fitted", "jrm-tiny"):
-            folder = audited(options, scores, seed)
-            flags = ["--corrections", str(folder / "corrections.jsonl")]
-            row = {"trained": f"without what {scores} scores contradict", "seed": seed}
-            rows.append(row | accuracy_after(options, scores, seed, flags) | found_of(folder, pairs))
-    columns = dict.fromkeys(key for row in rows for key in row)
+    for trained in ("all pairs", "cross-fitted", "jrm-tiny", "labels put right"):
+        for seed in options.seed:
+            row, flags = {"trained": trained, "seed": seed}, []
+            pairs, names = _pairs(make_data(options, seed) / "train.json"), PairNames()
+            if trained == "labels put right":
+                right = options.output / f"right-{seed}.jsonl"
+                write_jsonl(right, ({"pair": names(p), "action": "flip"} for p in pairs if p.info["flipped"]))
+                flags = ["--corrections", str(right)]
+            elif trained != "all pairs":
+                folder = audited(options, trained, seed)
+                flags = ["--corrections", str(folder / "corrections.jsonl")]
+                row |= {"trained": f"without what {trained} scores contradict"} | found_of(folder, pairs)
+            rows.append(row | accuracy_after(options, trained, seed, flags))
+    columns = dict.fromkeys(key for row in reversed(rows) for key in row)
     return [dict.fromkeys(columns) | row for row in rows]
 
 

@@ -86,7 +86,7 @@ def test_a_model_that_knows_finds_the_labels_that_were_swapped(found, pairs):
     proposed = rows_of(output / "corrections.jsonl")
     dropped = {row["pair"] for row in proposed if row["action"] == "drop"}
     assert len(dropped & swapped) >= 0.8 * len(dropped)
-    assert len(dropped) >= len(swapped) / 2
+    assert dropped and len({row["pair"] for row in proposed} & swapped) >= 0.8 * len(swapped)
     summary = json.loads((output / "summary.json").read_text())
     assert sum(summary["verdicts"].values()) == summary["pairs"] == 30
     assert f"{summary['verdicts']['contradicted']}" in finished.out
