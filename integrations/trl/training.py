@@ -27,7 +27,9 @@ from transformers.utils import logging
 
 from jrm_plugin.configs import read_config
 from jrm_plugin.data.columns import Example
+from jrm_plugin.data.corrections import CorrectedExamples, PairNames, read_corrections
 from jrm_plugin.data.preferences import read_preferences
+from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation import charts
 from jrm_plugin.evaluation.benchmarks.loading import known_benchmark, load_benchmark
@@ -47,6 +49,7 @@ from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.model.trained_on import read_trained_pairs, write_trained_pairs
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.preferences import PreferencePair, example_to_record
 from jrm_plugin.runs import check_settings, locked
@@ -80,6 +83,8 @@ class TrainArguments:
             [`jrm_plugin.data.preferences.read_preferences`] reads.
         eval_data: the same by name, as a mapping or `name=path` items. Instead of a path it may be a benchmark of
             `jrm eval`, or `benchmark:path` with the place of its data; the numbers of its table are logged too.
+        corrections: pairs of `train_data` that are left out, turned around or called a tie: a file that `jrm audit`
+            proposed.
         columns: what the columns of these data mean, where they have other names than the usual ones.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
@@ -97,6 +102,7 @@ class TrainArguments:
     model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
     train_data: str = field(metadata={"help": "Preferences or texts: a file, a datasets folder, a hub name."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
+    corrections: str | None = field(default=None, metadata={"help": "Corrections of train_data, as jrm audit writes."})
     columns: dict | None = field(default=None, metadata={"help": "What the columns mean, as {field: column}."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
@@ -178,7 +184,7 @@ def _train(
 ) -> JointRewardTrainer | None:
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
-    train_set = _read(arguments, arguments.train_data, is_main)
+    train_set = _corrected(_read(arguments, arguments.train_data, is_main), arguments, is_main)
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -194,9 +200,12 @@ def _train(
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     if is_main:
         settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
-        settings |= _identity("train_data", train_set)
+        digests = SampleDigests()
+        settings |= _identity("train_data", train_set, digests)
+        if arguments.corrections is not None:
+            settings["content of corrections"] = content_digest(arguments.corrections).hex()
         for name, examples in eval_sets.items():
-            settings |= _identity(f"eval_data {name}", examples)
+            settings |= _identity(f"eval_data {name}", examples, digests)
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
             _refuse_more_steps(settings_file, settings)
             check_settings(settings_file, settings, results=True)
@@ -227,6 +236,9 @@ def _train(
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if is_main:
             write_json(settings_file, settings)
+            names = PairNames(digests)
+            pairs = {names.of_samples(pair) for pair in train_set if isinstance(pair, PreferencePair)}
+            write_trained_pairs(output, pairs | read_trained_pairs(arguments.model))
         with _THREADS.held(threads_that_pay(trainer.model)):
             trainer.train(resume_from_checkpoint=checkpoint)
     if is_main:
@@ -280,6 +292,18 @@ def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Examp
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
     return records.examples
+
+
+def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
+    if arguments.corrections is None:
+        return examples
+    corrected = CorrectedExamples(examples, read_corrections(arguments.corrections), path=arguments.corrections)
+    if is_main:
+        counts = ", ".join(f"{action} {count}" for action, count in sorted(corrected.counts.items())) or "none"
+        print(f"jrm: corrections of {arguments.corrections}: {counts}.", file=sys.stderr)
+    if not corrected:
+        raise JRMError(f"{arguments.corrections} leaves no pair of {arguments.train_data} to train on.")
+    return corrected
 
 
 def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
@@ -346,7 +370,7 @@ def _refuse_more_steps(settings_file: Path, settings: Mapping[str, Any]) -> None
         )
 
 
-def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
+def _identity(name: str, examples: Sequence[Example], digests: SampleDigests) -> dict[str, str]:
     """What a run learned from, as two settings: digests of the examples, and of the content of their images."""
     records, paths = hashlib.sha256(), set()
     for example in examples:
@@ -357,7 +381,7 @@ def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
         paths.update(image for image in images if isinstance(image, str) and not is_data_url(image))
     contents = hashlib.sha256()
     for path in sorted(paths):
-        contents.update(os.fsencode(path) + content_digest(path))
+        contents.update(os.fsencode(path) + digests.of_image(path))
     return {f"records of {name}": records.hexdigest(), f"images of {name}": contents.hexdigest()}
 
 

@@ -33,6 +33,8 @@ NOT_RUN = {
     "jrm score --model PickScore_v1": "a model of the hub; tests/scoring/test_pick_score.py has a small one",
     "jrm eval --benchmark mmrb2": "the published data; tests/evaluation/benchmarks reads small files in their form",
     "jrm eval --benchmark shape_edits --limit 50 --model jrm-tiny openai": "a server; tests/cli/test_eval.py has one",
+    "jrm audit": "preferences of one's own; tests/cli/test_audit.py runs it",
+    "python -m benchmarks.label_noise": "half an hour; tests/benchmarks/test_label_noise.py runs a short one",
     "jrm annotate": "a server, or pairs of one's own; tests/cli/test_annotate.py has both",
     "jrm train --config train.yaml": "a config of one's own; tests/cli/test_train.py runs such",
     "jrm calibrate": "held-out pairs of one's own; tests/cli/test_calibrate.py runs it",
