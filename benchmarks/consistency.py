@@ -6,8 +6,9 @@
 Both arms begin with the backbone of the demo's model and new reward heads, and learn from the same pictures of
 ShapeEdits by the demo's recipe at a constant learning rate; `with` has labels, critiques, a rubric and a head more. A
 seed is one of training pairs, heads and dropout; 0 is the demo's own, whose model knows its head already. Measured on
-held-out pairs of every kind, by each arm's own labels, on those in which one candidate did more than was asked, and on `EditSet.compare("none", "over_edit")`: as asked against overdone, with the
-same flaw or none in both, where nobody doubts which is better. There also for the demo's model itself.
+held-out pairs of every kind, by each arm's own labels; on those of them in which one candidate did more than was asked;
+and on `EditSet.compare("none", "over_edit")`: as asked against overdone, with the same flaw or none in both, where
+nobody doubts which is better. Beside them stands the demo's model itself.
 
 Stopped at any point, the same command goes on. Rows go into `results/consistency.csv`.
 """
