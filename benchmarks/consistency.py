@@ -7,8 +7,8 @@ Both arms begin with the backbone of the demo's model and new reward heads, and 
 ShapeEdits by the demo's recipe at a constant learning rate; `with` has labels, critiques, a rubric and a head more. A
 seed is one of training pairs, heads and dropout; 0 is the demo's own, whose model knows its head already. Measured on
 held-out pairs of every kind, by each arm's own labels; on those of them in which one candidate did more than was asked;
-and on `EditSet.compare("none", "over_edit")`: as asked against overdone, with the same flaw or none in both, where
-nobody doubts which is better. Beside them stands the demo's model itself.
+and on `EditSet.over_edits`: as asked against overdone, with the same flaw or none in both, where nobody doubts which is
+better. Beside them stands the demo's model itself.
 
 Stopped at any point, the same command goes on. Rows go into `results/consistency.csv`.
 """
@@ -85,7 +85,7 @@ def accuracies(model: Path, heldout: int, folder: Path) -> list[dict]:
                 data, train=0, heldout=heldout, language=0, seed=HELDOUT_SEED, dimensions=KNOWN_DIMENSIONS
             )
         pairs = read_edit_reward(data / "heldout.json", progress=False).examples
-        compared = SHAPE_EDITS.compare("none", "over_edit", heldout // 2, dimensions=KNOWN_DIMENSIONS)
+        compared = SHAPE_EDITS.over_edits(heldout // 2, dimensions=KNOWN_DIMENSIONS)
         results = _evaluated(scorer, pairs)
         one_overdone = [r for r in results if [r.info[f"failure{k}"] for k in (1, 2)].count("over_edit") == 1]
         sets = {"all": results, "over_edit": one_overdone, "compared": _evaluated(scorer, compared)}

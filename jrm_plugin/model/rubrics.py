@@ -52,7 +52,7 @@ def data_prompt(dimension: str) -> str:
         >>> prompt = data_prompt("instruction_following").format(instruction="make the cat {blue}", score=4)
     """
     if dimension not in KNOWN_DIMENSIONS:
-        raise JRMError(f"there are data prompts for {', '.join(KNOWN_DIMENSIONS)}, not for {dimension!r}.")
+        raise JRMError(f"there is a data prompt for {', '.join(KNOWN_DIMENSIONS)}, not for {dimension!r}.")
     return _resource("prompts", f"{dimension}.md")
 
 

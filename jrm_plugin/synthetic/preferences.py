@@ -292,31 +292,21 @@ class EditSet:
         write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
         return folder
 
-    def compare(
-        self,
-        better: str,
-        worse: str,
-        count: int,
-        *,
-        seed: int = 0,
-        dimensions: Sequence[str] = DIMENSIONS,
-    ) -> list[PreferencePair]:
-        """Held-out pairs of two failures, with the same flaw or none in both pictures; images stay in memory.
+    def over_edits(self, count: int, *, seed: int = 0, dimensions: Sequence[str] = DIMENSIONS) -> list[PreferencePair]:
+        """Held-out pairs of an edit as asked and one that did more, with the same flaw or none in both pictures.
 
-        `edits.compare("none", "over_edit", 200)` asks whether a judge sees that nothing else was to change.
+        Nobody doubts which is better: a judge that is wrong here has not seen that something else was to stay.
 
         Args:
-            better, worse: keys of `FAILURE_SCORES`, the first with the larger score; they become `chosen` and
-                `rejected`.
-            count: the number of pairs.
-            seed: the same one gives the same pairs; of streams of their own, apart from those of `write`.
+            count: the number of pairs; their images stay in memory.
+            seed: the same one gives the same pairs, by a random stream of their own.
             dimensions: as in `write`.
         """
         rng = np.random.default_rng([seed, 3])
         pairs = []
         for _ in range(count):
             quality = pick(rng, QUALITY_WEIGHTS)
-            edit = self.draw(rng, heldout=True, outcomes=[(better, quality), (worse, quality)])
+            edit = self.draw(rng, heldout=True, outcomes=[("none", quality), ("over_edit", quality)])
             images = [candidate.image for candidate in edit.candidates]
             pairs.append(_to_pair(edit, edit.source, images, False, self.name, dimensions))
         return pairs
