@@ -94,10 +94,10 @@ def accuracies(model: Path, heldout: int, folder: Path) -> list[dict]:
 
 
 def _evaluated(scorer: RewardScorer, pairs: Sequence[PreferencePair]) -> list[PairResult]:
-    return evaluate_pairs(scorer, [_labelled(pair, scorer.dimensions) for pair in pairs])
+    return evaluate_pairs(scorer, [labelled(pair, scorer.dimensions) for pair in pairs])
 
 
-def _labelled(pair: PreferencePair, dimensions: Sequence[str]) -> PreferencePair:
+def labelled(pair: PreferencePair, dimensions: Sequence[str]) -> PreferencePair:
     """The pair as an annotator of these dimensions labels it; overall by the sum of their scores."""
     pair = in_dimensions(pair, dimensions)
     chosen, rejected = (

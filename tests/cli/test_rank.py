@@ -33,7 +33,7 @@ def test_rank_writes_the_best_image(jrm, sample, tmp_path):
 
 def test_what_is_ranked_by_is_shown_where_there_is_no_room_for_all(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "50")
-    names = ("instruction_following", "visual_quality", "consistency", "overall")
+    names = ("instruction_following", "visual_quality", "consistency")
     score = RewardScore(dict.fromkeys(names, 0.5), dict.fromkeys(names, 1.0))
     print_scores("Ranking", [("a.png", score)], wide=False, dimension="consistency")
     table, _, said = capsys.readouterr().out.partition("--wide shows")

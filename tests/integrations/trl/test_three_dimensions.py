@@ -58,10 +58,10 @@ def test_three_are_trained_scored_ranked_and_evaluated(trained, data):
 
 
 def test_each_of_three_is_a_reward_of_its_own(trained, data):
-    rewards = jrm_rewards(trained.args.output_dir, device="cpu", render=lambda text, row: row["edited"])
+    rewards = jrm_rewards(trained.args.output_dir, device="cpu", floor=-9.0, render=lambda text, row: row["edited"])
     pairs = read_edit_reward(data / "heldout.json", progress=False).examples[:2]
     columns = {
-        "source": [pair.chosen.prompt_images[0] for pair in pairs],
+        "source_image": [pair.chosen.prompt_images[0] for pair in pairs],
         "instruction": [pair.chosen.prompt_text for pair in pairs],
         "edited": [pair.chosen.response_images[0] for pair in pairs],
     }
