@@ -3,16 +3,16 @@
 import pytest
 
 from benchmarks import consistency, layout_study
+from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import DIMENSIONS, KNOWN_DIMENSIONS
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 
 def test_a_pair_is_labelled_overall_by_the_dimensions_of_the_arm():
     (pair,) = SHAPE_EDITS.over_edits(1, dimensions=KNOWN_DIMENSIONS)
-    scores = {"instruction_following": 3.0, "visual_quality": 4.0, "consistency": 1.0}
-    pair = type(pair)(
-        pair.chosen, pair.rejected, {"overall": -1}, scores, {**scores, "visual_quality": 3.0, "consistency": 4.0}
-    )
+    one = {"instruction_following": 3.0, "visual_quality": 4.0, "consistency": 1.0}
+    other = {"instruction_following": 3.0, "visual_quality": 3.0, "consistency": 4.0}
+    pair = PreferencePair(pair.chosen, pair.rejected, {"overall": -1}, one, other)
     labels = {arm: consistency.labelled(pair, dimensions).labels for arm, dimensions in consistency.ARMS.items()}
     assert labels["without"] == {"instruction_following": 0, "visual_quality": 1, "overall": 1}
     assert labels["with"] == {"instruction_following": 0, "visual_quality": 1, "consistency": -1, "overall": -1}

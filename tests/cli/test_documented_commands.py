@@ -36,7 +36,7 @@ NOT_RUN = {
     "jrm train --config train.yaml": "a config of one's own; tests/cli/test_train.py runs such",
     "jrm calibrate": "held-out pairs of one's own; tests/cli/test_calibrate.py runs it",
     "jrm analyze": "models of one's own; tests/cli/test_analyze.py runs it",
-    "python examples/consistency/over_edits.py": "models of one's own; tests/cli/test_examples.py runs it with jrm-tiny",
+    "python examples/consistency/over_edits.py": "models of one's own; tests/cli/test_examples.py runs it",
     "jrm train --config examples/consistency": "ten minutes; its config is read below",
     "python -m benchmarks.consistency": "an hour; tests/benchmarks/test_consistency.py runs parts",
     "jrm demo": "minutes; tests/cli/test_demo.py has parts",
