@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,7 @@ from jrm_plugin.files import check_writable, content_digest, read_json, replacin
 from jrm_plugin.integrations.trl.benchmarks import FIGURES, BenchmarkExamples
 from jrm_plugin.integrations.trl.checkpoints import last_whole_checkpoint
 from jrm_plugin.integrations.trl.config_files import parse_config
+from jrm_plugin.integrations.trl.examples import origin
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
@@ -51,7 +53,8 @@ from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.model.trained_on import read_trained_pairs, write_trained_pairs
 from jrm_plugin.records.images import is_data_url
-from jrm_plugin.records.preferences import PreferencePair, example_to_record
+from jrm_plugin.records.preferences import PreferencePair, example_to_record, in_dimensions
+from jrm_plugin.records.samples import DIMENSIONS, OVERALL
 from jrm_plugin.runs import check_settings, locked
 from jrm_plugin.switches import Switch
 
@@ -90,11 +93,13 @@ class TrainArguments:
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
         decode_images: whether every image is decoded before the run; otherwise the header and the end of its file are
             read, which finds all but damage in its middle. Without `strict` every image is decoded in any case.
-        dimensions, order, sequences: the layout (see docs/architecture.md); by default as `JRMProcessor` has it.
+        dimensions: what is scored; with it, labels and critiques of the data in other dimensions are left out.
+        order, sequences: the layout (see docs/architecture.md); these and `dimensions` by default as `JRMProcessor` has
+            them.
         rubrics: `full` (the default), `short`, or a JSON file of texts by task and dimension.
         reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound, rope_positions, overall_rule:
             see `JRMConfig`. These and the layout belong to a JRM checkpoint and cannot be given when one is gone on
-            from.
+            from; its dimensions may be repeated.
         lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
         load_in_4bit: hold the weights that the adapters adapt in 4 bits, by bitsandbytes (QLoRA); goes with `lora_r`.
     """
@@ -291,7 +296,46 @@ def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Examp
         )
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
-    return records.examples
+    if arguments.dimensions is None:
+        return records.examples
+    return _in_dimensions(records.examples, arguments.dimensions, path, is_main)
+
+
+class OfDimensions(Sequence):
+    """Examples of which pairs say what they say in some dimensions alone."""
+
+    def __init__(self, examples: Sequence[Example], dimensions: Sequence[str]):
+        self._examples, self._dimensions = examples, dimensions
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [self[k] for k in range(*position.indices(len(self)))]
+        example = self._examples[position]
+        return in_dimensions(example, self._dimensions) if isinstance(example, PreferencePair) else example
+
+
+def _in_dimensions(
+    examples: Sequence[Example], dimensions: Sequence[str], path: str, is_main: bool
+) -> Sequence[Example]:
+    """The examples in the dimensions that are trained; says what of them is left out."""
+    others: Counter[str] = Counter()
+    for number, example in enumerate(examples):
+        if not isinstance(example, PreferencePair):
+            continue
+        others.update(
+            {*example.labels, *example.chosen_critiques, *example.rejected_critiques} - {*dimensions, OVERALL}
+        )
+        try:
+            in_dimensions(example, dimensions)
+        except JRMError as error:
+            raise JRMError(f"{origin(example) or f'{path}, example {number}'}: {error}") from error
+    if others and is_main:
+        counts = ", ".join(f"{name} ({count} pairs)" for name, count in others.items())
+        print(f"jrm: {path}: left out, because dimensions does not name it: {counts}.", file=sys.stderr)
+    return OfDimensions(examples, dimensions) if others else examples
 
 
 def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
@@ -309,7 +353,7 @@ def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: 
 def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
     layout = _given(arguments, ("dimensions", "order", "sequences", "rubrics"))
     if "rubrics" in layout:
-        layout["rubrics"] = _rubrics(layout["rubrics"])
+        layout["rubrics"] = _rubrics(layout["rubrics"], layout.get("dimensions", DIMENSIONS))
     head = _given(arguments, CHOSEN_FIELDS)
     weights = {"quantization_config": in_4bit(training)} if arguments.load_in_4bit else {}
     model, processor = start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head, **weights)
@@ -331,9 +375,9 @@ def _given(arguments: TrainArguments, names: Sequence[str]) -> dict:
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
-def _rubrics(kind: str) -> dict:
+def _rubrics(kind: str, dimensions: Sequence[str]) -> dict:
     if kind in ("full", "short"):
-        return default_rubrics(kind)
+        return default_rubrics(kind, dimensions)
     try:
         return read_json(kind)
     except JRMError as error:
