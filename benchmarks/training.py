@@ -40,6 +40,7 @@ from rich.table import Table
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.measuring import device_description, peak_bytes, slug, versions, write_csv
 from benchmarks.scoring import (
@@ -159,6 +160,11 @@ class Step:
         )
 
 
+def step_tokenizer() -> PreTrainedTokenizerBase:
+    """One that knows the words of rubric, instruction and critiques."""
+    return tiny_tokenizer([f" {RUBRIC} {INSTRUCTION} {'{}[],:'} reasoning edit_region {' '.join(DIMENSIONS)}"] * 2)
+
+
 def _on(device: torch.device, batch: dict) -> dict:
     return {k: _on(device, v) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}
 
@@ -219,7 +225,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder for the CSV")
     options = parser.parse_args()
 
-    tokenizer = tiny_tokenizer([f" {RUBRIC} {INSTRUCTION} {'{}[],:'} reasoning edit_region {' '.join(DIMENSIONS)}"] * 2)
+    tokenizer = step_tokenizer()
     reward_token_id = make_processor(tokenizer, *ORDERS[:1], "joint", 60, 224).reward_token_id
     model = make_model(
         options.backbone, tokenizer, reward_token_id, options.device, "sdpa", vocabulary=options.vocabulary
