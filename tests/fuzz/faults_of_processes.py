@@ -3,11 +3,11 @@
     python tests/fuzz/faults_of_processes.py [--figures FILE]
 
 Two processes of `jrm train` share one store, as a launcher keeps it. After a checkpoint, the second is killed
-(SIGKILL), its loss becomes NaN, the disk is full for both, or images vanish; under DDP, and under DeepSpeed ZeRO-2
-where it is installed. Each time both must end with a code other than zero, one sentence must be said and no traceback,
-the last checkpoint must be whole, and the same command must then end with the weights of an undisturbed run. At last
-`torchrun --max-restarts 1` must do so by itself after one of its processes was killed. Not collected by pytest: it
-takes minutes.
+(SIGKILL), its loss becomes NaN, the disk is full for both, or images vanish; under DDP, and the first and third under
+DeepSpeed ZeRO-2 where it is installed. Each time both must end with a code other than zero, one sentence must be said
+and no traceback, the last checkpoint must be whole, and the same command must then end with the weights of an
+undisturbed run. At last `torchrun --max-restarts 1` must do so by itself after one of its processes was killed. Not
+collected by pytest: it takes minutes.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main() -> int:
 
     def config(name: str, **changes) -> Path:
         given = {"model": str(folder / "backbone"), "train_data": str(data / "train.json"), "alpha": 0.7}
-        settings = {name: value for name, value in SETTINGS.items() if name != "muon_learning_rate"}
+        settings = {name: value for name, value in SETTINGS.items() if name != "muon_learning_rate"} | {"max_steps": 9}
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**settings, **given, **changes, "output_dir": str(folder / name)}))
         return path
@@ -100,12 +100,13 @@ def main() -> int:
         JointRewardTrainer._check_finite = poisoned
 
     rows = []
-    shardings = {"DDP": {}} | ({"ZeRO-2": {"deepspeed": str(folder / "zero2.json")}} if find_spec("deepspeed") else {})
-    for sharding, changes in shardings.items():
+    zero_2 = {"ZeRO-2": ({"deepspeed": str(folder / "zero2.json")}, ("killed", "full disk"))}
+    shardings = {"DDP": ({}, ("killed", "NaN", "full disk", "images vanish"))}
+    for sharding, (changes, faults) in (shardings | (zero_2 if find_spec("deepspeed") else {})).items():
         undisturbed = config(f"{sharding}-undisturbed", **changes)
         codes = [wait(pid) for pid in start_two(undisturbed, errors)]
         assert codes == [0, 0], [path.read_text() for path in errors]
-        for fault in ("killed", "NaN", "full disk", "images vanish"):
+        for fault in faults:
             path = config(f"{sharding}-{fault.replace(' ', '-')}", **changes)
             run = folder / path.stem
             pids = start_two(path, errors, poison if fault == "NaN" else lambda: None)
@@ -130,6 +131,8 @@ def main() -> int:
             row["same_weights"] = row["gone_on"] and same(run, folder / undisturbed.stem)
             rows.append(row)
             print(row, flush=True)
+            if options.figures:
+                write_json(options.figures, rows)
 
     path = config("elastic")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "1"]
