@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,9 @@ from transformers.utils import logging
 
 from jrm_plugin.configs import read_config
 from jrm_plugin.data.columns import Example
+from jrm_plugin.data.corrections import CorrectedExamples, PairNames, read_corrections
 from jrm_plugin.data.preferences import read_preferences
+from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation import charts
 from jrm_plugin.evaluation.benchmarks.loading import known_benchmark, load_benchmark
@@ -36,6 +39,7 @@ from jrm_plugin.files import check_writable, content_digest, read_json, replacin
 from jrm_plugin.integrations.trl.benchmarks import FIGURES, BenchmarkExamples
 from jrm_plugin.integrations.trl.checkpoints import last_whole_checkpoint
 from jrm_plugin.integrations.trl.config_files import parse_config
+from jrm_plugin.integrations.trl.examples import origin
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
@@ -47,8 +51,10 @@ from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.model.trained_on import read_trained_pairs, write_trained_pairs
 from jrm_plugin.records.images import is_data_url
-from jrm_plugin.records.preferences import PreferencePair, example_to_record
+from jrm_plugin.records.preferences import PreferencePair, example_to_record, in_dimensions
+from jrm_plugin.records.samples import DIMENSIONS, OVERALL
 from jrm_plugin.runs import check_settings, locked
 from jrm_plugin.switches import Switch
 
@@ -80,16 +86,20 @@ class TrainArguments:
             [`jrm_plugin.data.preferences.read_preferences`] reads.
         eval_data: the same by name, as a mapping or `name=path` items. Instead of a path it may be a benchmark of
             `jrm eval`, or `benchmark:path` with the place of its data; the numbers of its table are logged too.
+        corrections: pairs of `train_data` that are left out, turned around or called a tie: a file that `jrm audit`
+            proposed.
         columns: what the columns of these data mean, where they have other names than the usual ones.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
         decode_images: whether every image is decoded before the run; otherwise the header and the end of its file are
             read, which finds all but damage in its middle. Without `strict` every image is decoded in any case.
-        dimensions, order, sequences: the layout (see docs/architecture.md); by default as `JRMProcessor` has it.
+        dimensions: what is scored; with it, labels and critiques of the data in other dimensions are left out.
+        order, sequences: the layout (see docs/architecture.md); these and `dimensions` by default as `JRMProcessor` has
+            them.
         rubrics: `full` (the default), `short`, or a JSON file of texts by task and dimension.
         reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound, rope_positions, overall_rule:
             see `JRMConfig`. These and the layout belong to a JRM checkpoint and cannot be given when one is gone on
-            from.
+            from; its dimensions may be repeated.
         lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
         load_in_4bit: hold the weights that the adapters adapt in 4 bits, by bitsandbytes (QLoRA); goes with `lora_r`.
     """
@@ -97,6 +107,7 @@ class TrainArguments:
     model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
     train_data: str = field(metadata={"help": "Preferences or texts: a file, a datasets folder, a hub name."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
+    corrections: str | None = field(default=None, metadata={"help": "Corrections of train_data, as jrm audit writes."})
     columns: dict | None = field(default=None, metadata={"help": "What the columns mean, as {field: column}."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
@@ -178,7 +189,7 @@ def _train(
 ) -> JointRewardTrainer | None:
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
-    train_set = _read(arguments, arguments.train_data, is_main)
+    train_set = _corrected(_read(arguments, arguments.train_data, is_main), arguments, is_main)
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -194,9 +205,12 @@ def _train(
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     if is_main:
         settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
-        settings |= _identity("train_data", train_set)
+        digests = SampleDigests()
+        settings |= _identity("train_data", train_set, digests)
+        if arguments.corrections is not None:
+            settings["content of corrections"] = content_digest(arguments.corrections).hex()
         for name, examples in eval_sets.items():
-            settings |= _identity(f"eval_data {name}", examples)
+            settings |= _identity(f"eval_data {name}", examples, digests)
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
             _refuse_more_steps(settings_file, settings)
             check_settings(settings_file, settings, results=True)
@@ -227,6 +241,9 @@ def _train(
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if is_main:
             write_json(settings_file, settings)
+            names = PairNames(digests)
+            pairs = {names.of_samples(pair) for pair in train_set if isinstance(pair, PreferencePair)}
+            write_trained_pairs(output, pairs | read_trained_pairs(arguments.model))
         with _THREADS.held(threads_that_pay(trainer.model)):
             trainer.train(resume_from_checkpoint=checkpoint)
     if is_main:
@@ -279,13 +296,64 @@ def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Examp
         )
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
-    return records.examples
+    if arguments.dimensions is None:
+        return records.examples
+    return _in_dimensions(records.examples, arguments.dimensions, path, is_main)
+
+
+class OfDimensions(Sequence):
+    """Examples of which pairs say what they say in some dimensions alone."""
+
+    def __init__(self, examples: Sequence[Example], dimensions: Sequence[str]):
+        self._examples, self._dimensions = examples, dimensions
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [self[k] for k in range(*position.indices(len(self)))]
+        example = self._examples[position]
+        return in_dimensions(example, self._dimensions) if isinstance(example, PreferencePair) else example
+
+
+def _in_dimensions(
+    examples: Sequence[Example], dimensions: Sequence[str], path: str, is_main: bool
+) -> Sequence[Example]:
+    """The examples in the dimensions that are trained; says what of them is left out."""
+    others: Counter[str] = Counter()
+    for number, example in enumerate(examples):
+        if not isinstance(example, PreferencePair):
+            continue
+        others.update(
+            {*example.labels, *example.chosen_critiques, *example.rejected_critiques} - {*dimensions, OVERALL}
+        )
+        try:
+            in_dimensions(example, dimensions)
+        except JRMError as error:
+            raise JRMError(f"{origin(example) or f'{path}, example {number}'}: {error}") from error
+    if others and is_main:
+        counts = ", ".join(f"{name} ({count} pairs)" for name, count in others.items())
+        print(f"jrm: {path}: left out, because dimensions does not name it: {counts}.", file=sys.stderr)
+    return OfDimensions(examples, dimensions) if others else examples
+
+
+def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
+    if arguments.corrections is None:
+        return examples
+    corrected = CorrectedExamples(examples, read_corrections(arguments.corrections), path=arguments.corrections)
+    if is_main:
+        counts = ", ".join(f"{action} {count}" for action, count in sorted(corrected.counts.items())) or "none"
+        print(f"jrm: corrections of {arguments.corrections}: {counts}.", file=sys.stderr)
+    if not corrected:
+        raise JRMError(f"{arguments.corrections} leaves no pair of {arguments.train_data} to train on.")
+    return corrected
 
 
 def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
     layout = _given(arguments, ("dimensions", "order", "sequences", "rubrics"))
     if "rubrics" in layout:
-        layout["rubrics"] = _rubrics(layout["rubrics"])
+        layout["rubrics"] = _rubrics(layout["rubrics"], layout.get("dimensions", DIMENSIONS))
     head = _given(arguments, CHOSEN_FIELDS)
     weights = {"quantization_config": in_4bit(training)} if arguments.load_in_4bit else {}
     model, processor = start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head, **weights)
@@ -307,9 +375,9 @@ def _given(arguments: TrainArguments, names: Sequence[str]) -> dict:
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
-def _rubrics(kind: str) -> dict:
+def _rubrics(kind: str, dimensions: Sequence[str]) -> dict:
     if kind in ("full", "short"):
-        return default_rubrics(kind)
+        return default_rubrics(kind, dimensions)
     try:
         return read_json(kind)
     except JRMError as error:
@@ -346,7 +414,7 @@ def _refuse_more_steps(settings_file: Path, settings: Mapping[str, Any]) -> None
         )
 
 
-def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
+def _identity(name: str, examples: Sequence[Example], digests: SampleDigests) -> dict[str, str]:
     """What a run learned from, as two settings: digests of the examples, and of the content of their images."""
     records, paths = hashlib.sha256(), set()
     for example in examples:
@@ -357,7 +425,7 @@ def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
         paths.update(image for image in images if isinstance(image, str) and not is_data_url(image))
     contents = hashlib.sha256()
     for path in sorted(paths):
-        contents.update(os.fsencode(path) + content_digest(path))
+        contents.update(os.fsencode(path) + digests.of_image(path))
     return {f"records of {name}": records.hexdigest(), f"images of {name}": contents.hexdigest()}
 
 

@@ -89,11 +89,14 @@ def start_from(
         options: go to `from_pretrained` (`quantization_config`, ...).
 
     Raises:
-        JRMError: as `load`; or a layout or head is given for a checkpoint, which has its own.
+        JRMError: as `load`; or a layout or head is given for a checkpoint, which has its own. Its own dimensions may be
+            given.
     """
     folder = built_in_folder(path_or_name)
     layout, head = dict(layout or {}), dict(head or {})
     if is_lora_folder(folder) or load_config(folder).model_type == JRMConfig.model_type:
+        if "dimensions" in layout and [*layout["dimensions"]] == JRMProcessor.from_pretrained(folder).dimensions:
+            del layout["dimensions"]
         if layout or head:
             raise JRMError(
                 f"{path_or_name} is a JRM checkpoint and has its own {', '.join([*layout, *head])}; "

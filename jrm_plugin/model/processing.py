@@ -148,7 +148,8 @@ class JRMProcessor:
         if not isinstance(image_token, str) or image_token not in tokenizer.get_vocab():
             raise JRMError(f"image_token must be a token of the tokenizer, not {shortened(image_token)}.")
         self.dimensions = check_dimensions(dimensions)
-        self.rubrics = _check_rubrics(default_rubrics() if rubrics is None else rubrics, self.dimensions)
+        rubrics = default_rubrics("full", self.dimensions) if rubrics is None else rubrics
+        self.rubrics = _check_rubrics(rubrics, self.dimensions)
         self.image_token, self.order, self.sequences = image_token, order, sequences
         if not {REWARD_TOKEN, *REGION_TAGS} <= tokenizer.get_added_vocab().keys():
             tokenizer = copy.deepcopy(tokenizer)

@@ -3,8 +3,8 @@
 import json
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import check_keys, checked_text, kind_of
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.images import to_data_url
-from jrm_plugin.records.samples import Sample, image_block
+from jrm_plugin.records.samples import OVERALL, Sample, image_block
 
 T = TypeVar("T")
 
@@ -59,6 +59,31 @@ class PreferencePair:
             raise JRMError("a pair has no label: give one for a dimension or overall, or scores of both samples.")
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "info", _info(self.info))
+
+
+def in_dimensions(pair: PreferencePair, dimensions: Collection[str]) -> PreferencePair:
+    """The pair with its labels, scores and critiques in these dimensions, and overall, alone.
+
+    Raises:
+        JRMError: it has no label in any of them.
+    """
+    names = {*dimensions, OVERALL}
+    if not names & pair.labels.keys():
+        raise JRMError(
+            f"a pair is labelled in {', '.join(pair.labels)} alone; name that dimension too, or leave it out."
+        )
+
+    def of_these(values: Mapping[str, T]) -> dict[str, T]:
+        return {name: value for name, value in values.items() if name in names}
+
+    return replace(
+        pair,
+        labels=of_these(pair.labels),
+        chosen_scores=pair.chosen_scores and of_these(pair.chosen_scores),
+        rejected_scores=pair.rejected_scores and of_these(pair.rejected_scores),
+        chosen_critiques=of_these(pair.chosen_critiques),
+        rejected_critiques=of_these(pair.rejected_critiques),
+    )
 
 
 @dataclass(frozen=True)

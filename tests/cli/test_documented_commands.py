@@ -33,10 +33,15 @@ NOT_RUN = {
     "jrm score --model PickScore_v1": "a model of the hub; tests/scoring/test_pick_score.py has a small one",
     "jrm eval --benchmark mmrb2": "the published data; tests/evaluation/benchmarks reads small files in their form",
     "jrm eval --benchmark shape_edits --limit 50 --model jrm-tiny openai": "a server; tests/cli/test_eval.py has one",
+    "jrm audit": "preferences of one's own; tests/cli/test_audit.py runs it",
+    "python -m benchmarks.label_noise": "half an hour; tests/benchmarks/test_label_noise.py runs a short one",
     "jrm annotate": "a server, or pairs of one's own; tests/cli/test_annotate.py has both",
     "jrm train --config train.yaml": "a config of one's own; tests/cli/test_train.py runs such",
     "jrm calibrate": "held-out pairs of one's own; tests/cli/test_calibrate.py runs it",
     "jrm analyze": "models of one's own; tests/cli/test_analyze.py runs it",
+    "python examples/consistency/over_edits.py": "models of one's own; tests/cli/test_examples.py runs it",
+    "jrm train --config examples/consistency": "ten minutes; its config is read below",
+    "python -m benchmarks.consistency": "an hour; tests/benchmarks/test_consistency.py runs parts",
     "jrm demo": "minutes; tests/cli/test_demo.py has parts",
     "python -m benchmarks.reward_hacking": "half an hour; tests/benchmarks/test_uncertainty.py runs a short one",
     "jrm sweep": "runs of the demo's size; tests/cli/test_sweep.py runs small ones",
@@ -90,3 +95,14 @@ def test_no_reason_is_given_for_a_command_that_is_not_there():
 def test_a_config_that_cannot_run_here_is_read(name):
     arguments, training = parse(ROOT / "examples" / "train" / f"{name}.yaml")
     assert arguments.model == "Qwen/Qwen3-VL-8B-Instruct" and training.output_dir.startswith("outputs/")
+
+
+def test_the_config_of_three_dimensions_is_the_demos_and_one_line():
+    arguments, training = parse(ROOT / "examples" / "consistency" / "shape_edits.yaml")
+    _, demo = parse(
+        ROOT / "jrm_plugin" / "resources" / "demo" / "shapes_joint.yaml",
+        ["--model", "m", "--train_data", "d", "--output_dir", "outputs/three-dimensions"],
+    )
+    assert arguments.dimensions == ["instruction_following", "visual_quality", "consistency"]
+    training.eval_steps = demo.eval_steps
+    assert training.to_dict() == demo.to_dict()
