@@ -101,6 +101,8 @@ class JointRewardConfig(RewardConfig):
             if getattr(self, new, old) is None:
                 setattr(self, new, getattr(self, old))
         super().__post_init__()
+        if self.device.type == "cpu":  # accelerate numbers CPUs, and then torch finds no place for an optimizer's state
+            self.__dict__["_setup_devices"] = torch.device("cpu")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
         if self.objective not in ("marginal", "expected"):
