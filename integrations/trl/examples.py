@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 from datasets import Dataset, IterableDataset
 from torch.utils.data import IterableDataset as TorchStream
 
-from jrm_plugin.data.columns import Columns, Example, Layout
+from jrm_plugin.data.columns import Columns, Layout
 from jrm_plugin.data.preferences import TableExamples, read_preferences
 from jrm_plugin.data.tables import Table, read_table, stored
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
+from jrm_plugin.records.preferences import CritiqueExample, Example, example_from_record, example_to_record
 
 ExamplesLike: TypeAlias = Dataset | IterableDataset | Sequence[Example] | Sequence[Mapping[str, Any]] | str | Path
 # The one column of what `to_dataset` makes: an example as JSON text.
@@ -46,7 +46,7 @@ def origin(example: Example) -> str | None:
 
 def has_critique(example: Example) -> bool:
     """Whether there is a text to learn in it."""
-    return isinstance(example, CritiqueExample) or bool(example.chosen_critiques or example.rejected_critiques)
+    return isinstance(example, CritiqueExample) or any(example.critiques)
 
 
 def checked_examples(
@@ -74,7 +74,7 @@ def checked_examples(
 
 
 def _holds_examples(given: Any) -> bool:
-    return isinstance(given, Sequence) and bool(given) and isinstance(given[0], (PreferencePair, CritiqueExample))
+    return isinstance(given, Sequence) and bool(given) and isinstance(given[0], Example)
 
 
 def _holds_json(given: Any) -> bool:

@@ -26,7 +26,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from jrm_plugin.configs import read_config
-from jrm_plugin.data.columns import Example
 from jrm_plugin.data.preferences import read_preferences
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation import charts
@@ -46,7 +45,7 @@ from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.images import is_data_url
-from jrm_plugin.records.preferences import PreferencePair, example_to_record
+from jrm_plugin.records.preferences import Example, example_to_record, samples_of_example
 from jrm_plugin.runs import check_settings, locked
 from jrm_plugin.switches import Switch
 
@@ -320,8 +319,11 @@ def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
     records, paths = hashlib.sha256(), set()
     for example in examples:
         records.update(json.dumps(example_to_record(example)).encode())
-        samples = (example.chosen, example.rejected) if isinstance(example, PreferencePair) else (example.sample,)
-        images = [image for sample in samples for image in (*sample.prompt_images, *sample.response_images)]
+        images = [
+            image
+            for sample in samples_of_example(example)
+            for image in (*sample.prompt_images, *sample.response_images)
+        ]
         # A data: URL and what is in memory are part of the record.
         paths.update(image for image in images if isinstance(image, str) and not is_data_url(image))
     contents = hashlib.sha256()

@@ -41,10 +41,9 @@ from jrm_plugin.records.names import (
     is_near,
     names_an_image,
 )
-from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
+from jrm_plugin.records.preferences import CritiqueExample, Example, PreferencePair
 from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
 
-Example = PreferencePair | CritiqueExample
 Columns = Mapping[str, str | Sequence[str] | None]
 
 FIELDS = (*ACCEPTED, "chosen", "rejected", "a", "b", *(name for name in PREFERENCE if not re.match(".*_score_", name)))

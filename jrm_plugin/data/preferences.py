@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jrm_plugin.data.columns import Columns, Example, Layout
+from jrm_plugin.data.columns import Columns, Layout
 from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.data.reading import BadRecord, ImageCheck, Records, checked_records, reading_bar
 from jrm_plugin.data.tables import Table, read_table
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.preferences import CritiqueExample
+from jrm_plugin.records.preferences import Example, samples_of_example
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,9 +110,7 @@ def read_preferences(
     images = ImageCheck(decode=decode or not strict)
 
     def check(example: Example) -> None:
-        images.check(
-            *([example.sample] if isinstance(example, CritiqueExample) else [example.chosen, example.rejected])
-        )
+        images.check(*samples_of_example(example))
 
     examples = TableExamples(table, columns, check=check, progress=progress)
     return checked_records(examples, examples.bad, strict, examples.understood)
