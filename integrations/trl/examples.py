@@ -61,13 +61,13 @@ def checked_examples(
         check: raises a `JRMError` for an example that cannot be used.
     """
     if isinstance(given, (str, Path)):
-        given = read_preferences(given, columns=columns).examples
+        given = read_preferences(given, columns=columns, groups=True).examples
     if isinstance(given, TableExamples) or _holds_examples(given) or _holds_json(given):
         for row in given:
             check(to_example(row))
         return given
     table = replace(read_table(given, progress=False), name=f"the {what}")
-    examples = TableExamples(table, columns, check=check, progress=False)
+    examples = TableExamples(table, columns, groups=True, check=check, progress=False)
     if examples.bad:
         raise JRMError(f"{str(examples.bad[0]).rstrip('.')} ({len(examples.bad)} bad rows in all).")
     return examples
@@ -97,7 +97,7 @@ class ExampleStream(TorchStream):
             raise JRMError(f"the {what} is a stream without a row.")
         self._layout = None
         if COLUMN not in first:
-            self._layout = Layout(Table(f"the {what}", "a stream", [first], tuple(first)), columns)
+            self._layout = Layout(Table(f"the {what}", "a stream", [first], tuple(first)), columns, groups=True)
             if self._layout.is_scattered:
                 raise JRMError(f"the rows of the {what} belong together, which a stream cannot tell; give a Dataset.")
 

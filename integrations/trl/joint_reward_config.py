@@ -34,9 +34,9 @@ class JointRewardConfig(RewardConfig):
             Weight of the language loss in `(1 - alpha) * L_rank + alpha * L_LM` (eq. 7). 1 trains on critiques alone,
             0 on preferences alone.
         ranking_loss (`str`, defaults to `"pairwise"`):
-            How a group of more than two is ranked. `pairwise`: every two candidates by the loss of a pair, the mean over
-            them; `plackett_luce`: its whole order at once, by the model of Plackett and Luce. Of a pair both are the
-            same.
+            How a group of more than two is ranked. `pairwise`: every two candidates by the loss of a pair, the mean
+            over them; `plackett_luce`: its whole order at once, by the model of Plackett and Luce. For a pair both are
+            the same.
         objective (`str`, defaults to `"marginal"`):
             `marginal`: -log E[sigmoid] as eq. (4)-(5) say; `expected`: E[-log sigmoid], as HPSv3's and EditReward's
             code computes.

@@ -108,13 +108,13 @@ class JointRewardTrainer(RewardTrainer):
             name. It stays as it is; with `args.max_pixels` a copy is used.
         args: hyperparameters; by default the paper's.
         train_dataset: preferences, or texts to learn (language warm start, with `alpha=1`): a sequence of
-            [`PreferencePair`]s and [`RankedGroup`]s, or of `CritiqueExample`s, a list of dicts, a `datasets.Dataset` (its images stay as they
-            are until a batch is made of them), a stream of one, a path or a hub name.
+            [`PreferencePair`]s and [`RankedGroup`]s, or of `CritiqueExample`s, a list of dicts, a `datasets.Dataset`
+            (its images stay as they are until a batch is made of them), a stream of one, a path or a hub name.
         eval_dataset: likewise, or several sets by name.
         columns: what the columns of the data sets mean where they have other names than the usual ones; see
             [`jrm_plugin.data.preferences.read_preferences`].
         eval_figures: by the name of an evaluation set, what else is computed of it at every evaluation: a function of
-            mu(chosen) - mu(rejected) of its pairs (of its groups' first two), in their order, by dimension and overall; it gives numbers by name.
+            mu(chosen) - mu(rejected) of its pairs, in their order, by dimension and overall; it gives numbers by name.
         kwargs: further arguments of TRL's `RewardTrainer` (`callbacks`, ...). `peft_config` may be any `LoraConfig`:
             where it leaves out the reward head or the added tokens, they are trained and saved all the same.
 

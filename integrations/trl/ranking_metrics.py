@@ -1,7 +1,7 @@
 """What is logged of scores and ranks: every two candidates as a pair, and groups of three and more as wholes.
 
-Shape suffixes: N groups, G candidates of the largest, P pairs, C the dimensions and overall, K a candidate's rank, mu and
-log sigma, and the loss of its group's label.
+Shape suffixes: N groups, G candidates of the largest, P pairs, C the dimensions and overall, K a candidate's rank, mu
+and log sigma, and the loss of its group's label.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def ranking_metrics(batches: Sequence[torch.Tensor], names: Sequence[str], *, co
 
 
 def group_accuracies(rank_NG: torch.Tensor, mu_NG: torch.Tensor) -> tuple[int, int, int]:
-    """Of groups of three and more ranked candidates: how many are right as a whole, in their best, and how many there are.
+    """Of groups of three or more ranked candidates: how many are right, how many in their best, how many in all.
 
     K-way accuracy is EditReward-Bench's (Wu et al. 2025): a group is right if each of its pairs is; pairs that people
     call a tie are left out, and equal scores are wrong. Best-of-K accuracy (RewardBench 2) asks whether the highest
@@ -58,9 +58,10 @@ def group_accuracies(rank_NG: torch.Tensor, mu_NG: torch.Tensor) -> tuple[int, i
     right_NGG = mu_NG[:, :, None] > mu_NG[:, None, :]
     whole_N = (right_NGG | ~better_NGG).all((1, 2))
     is_best_NG = rank_NG == rank_NG.nan_to_num(nan=torch.inf).amin(1, keepdim=True)
-    least = torch.tensor(-torch.inf)
-    best_N = torch.where(is_best_NG, mu_NG, least).amax(1) > torch.where(ranked_NG & ~is_best_NG, mu_NG, least).amax(1)
-    return int((counted_N & whole_N).sum()), int((counted_N & best_N).sum()), int(counted_N.sum())
+    best_N, other_N = (
+        mu_NG.masked_fill(~among_NG, -torch.inf).amax(1) for among_NG in (is_best_NG, ranked_NG & ~is_best_NG)
+    )
+    return int((counted_N & whole_N).sum()), int((counted_N & (best_N > other_N)).sum()), int(counted_N.sum())
 
 
 def _pairs(groups_NGCK: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -252,6 +252,7 @@ def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Examp
         path,
         columns=arguments.columns,
         images_root=arguments.images_root,
+        groups=True,
         strict=arguments.strict,
         decode=arguments.decode_images,
     )

@@ -51,8 +51,8 @@ def ranking_loss_per_label(
             group has fewer candidates than others. The last column is the overall label.
         overall_rule: see [`with_overall`].
         kind: `pairwise`: the mean over every two candidates of [`group_ranking_loss`], as in InstructGPT (Ouyang
-            et al. 2022, eq. 1); `plackett_luce`: the whole order by [`plackett_luce_loss`], by its number of choices, one
-            less than candidates. For a pair both are `uncertainty_ranking_loss`.
+            et al. 2022, eq. 1); `plackett_luce`: that of the whole order, [`plackett_luce_loss`], divided by its number
+            of choices, one less than candidates. For a pair both are `uncertainty_ranking_loss`.
         tie_threshold: see [`group_ranking_loss`]; of `pairwise` alone.
         objective: see [`uncertainty_ranking_loss`].
     """

@@ -2,8 +2,8 @@
 
 The mathematics
 ---------------
-Given scores r_1, ..., r_G, Plackett and Luce (Plackett 1975; ListMLE, Xia et al. 2008, eq. 9) draw a ranking by choosing
-the best, then the best of the rest, and so on. Of candidates in their order,
+Given scores r_1, ..., r_G, the model of Plackett and Luce (Plackett 1975; ListMLE of Xia et al. 2008) draws a ranking
+by choosing the best, then the best of the rest, and so on. Of candidates in their order,
 
     P(1 > 2 > ... > G | r) = prod_i exp(r_i) / sum_{j >= i} exp(r_j),
 
@@ -20,18 +20,18 @@ distribution function F_i and the density f_i of u_i, and H_G = F_G,
     H_i(x) = P(u_G < ... < u_i < x) = integral from -inf to x of f_i(y) H_{i+1}(y) dy,        P = H_1(inf),
     E[log sum_{j >= i} exp(r_j)] = E[max_{j >= i} u_j] - gamma,     E[max u_j] by 1 - prod_j F_j(x).
 
-F and f. With Z standard normal and a = x - mu, F(a) = E[exp(-exp(sigma Z - a))], and completing the square gives the
-density by the same function, f(a) = exp(sigma^2 / 2 - a) F(a - sigma^2), in all of its right tail.
+F and f. With Z standard normal and a = x - mu, F(a) = E[exp(-exp(sigma Z - a))]. Completing the square gives the
+density by the same function, f(a) = exp(sigma^2 / 2 - a) F(a - sigma^2), with all digits in its right tail.
 
-Exactness. It is numerical integration, in float64 and in logarithms. Gumbel noise makes every f_i smooth at the scale of
-1, however small sigma_i is: E over Z is a trapezoidal sum, and H is integrated on panels with Gauss-Legendre nodes. Both
-converge exponentially; the error of a loss is below 1e-6 (tests/kernels/test_plackett_luce_loss.py holds it against the
-closed form for two candidates, the sum over all rankings, and brute force) while no sigma is above SIGMA_MAX and no two
-mu are further apart than SPAN_MAX. Beyond, the scores of a group are scaled down to that, which makes its noise larger in
-proportion: finite, with gradients of the right sign, and no longer exact.
+Exactness. It is numerical integration, in float64 and in logarithms. Gumbel noise makes every f_i smooth at the scale
+of 1, however small sigma_i is: E over Z is a trapezoidal sum, and H is integrated on panels with Gauss-Legendre nodes.
+Both converge exponentially. The error of a loss is below 1e-6 while no sigma is above SIGMA_MAX and no two mu are
+further apart than SPAN_MAX (tests/kernels/test_plackett_luce_loss.py: against the closed form for two candidates, the
+sum over all rankings, and brute force). Beyond, the scores of a group are scaled down to that, which makes its noise
+larger in proportion: finite, and no longer exact.
 
-Shapes: G candidates, D dimensions, R rankings (of a group and dimension, or one way to break its ties), X points, Q nodes
-of the sum over Z.
+Shapes: G candidates, D dimensions, R rankings (of a group and dimension, or one way to break its ties), X points, Q
+nodes of the sum over Z.
 """
 
 import itertools
@@ -50,7 +50,7 @@ from .uncertainty_ranking_loss import Objective, Reduction, check_options
 SIGMA_MAX = 8.0
 SPAN_MAX = 128.0
 ORDERS_MAX = 120  # the ways to break the ties of one ranking; five candidates that are all tied have so many
-NODES, PANEL = 8, 2.0
+NODES, PANEL = 10, 1.5
 REACH = 7.0  # sigmas, beyond which a normal has 1e-12 of its mass
 LEFT, RIGHT = 4.0, 18.0  # of Gumbel noise: exp(-exp(4)) and exp(-18) are left out
 STEP = 0.7  # of the trapezoidal sum
@@ -66,9 +66,9 @@ def plackett_luce_loss(
 ) -> torch.Tensor:
     """Plackett-Luce loss of a ranked group, in each dimension on its own.
 
-    For two candidates it is `uncertainty_ranking_loss`. Of a ranking with ties it is the mean over the orders that break
-    them, which for two candidates is the tie without a threshold: half a win each way. A candidate whose rank is NaN is
-    left out of that dimension, whatever its score, and gets no gradient from it.
+    For two candidates it is `uncertainty_ranking_loss`. Of a ranking with ties it is the mean over the orders that
+    break them, which for two candidates is the tie without a threshold: half a win each way. A candidate whose rank is
+    NaN is left out of that dimension, whatever its score, and gets no gradient from it.
 
     Args:
         mu_GD, log_sigma_GD: means of the scores of G candidates in D dimensions, and the natural logarithms of their
