@@ -162,3 +162,38 @@ def test_no_label_at_all_is_no_loss_and_no_gradient():
 def test_joint_loss_weighs_both(alpha, rank, critique):
     loss = joint_loss(torch.tensor(rank).double(), torch.tensor(critique).double(), alpha)
     assert loss.item() == pytest.approx((1 - alpha) * rank + alpha * critique)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+KINDS = pytest.mark.parametrize("kind", ["pairwise", "plackett_luce"])
+
+
+@KINDS
+def test_a_group_weighs_as_much_as_a_pair_whatever_its_size(kind):
+    """Equal scores: each comparison and each choice between two costs log 2, that of a label and of a group alike."""
+    nan = math.nan
+    rank_NGC = torch.tensor([[1, 2, nan, nan], [1, 2, 3, nan], [4, 3, 2, 1]])[:, :, None].expand(3, 4, 3).clone()
+    rank_NGC[1, :, 0] = nan
+    mu, log_sigma = torch.zeros(3, 4, 2, requires_grad=True), torch.full((3, 4, 2), -20.0)
+    loss_NC = ranking_loss_per_label(mu, log_sigma, rank_NGC, kind=kind)
+    one = {"pairwise": [math.log(2)] * 3, "plackett_luce": [math.log(2), math.log(6) / 2, math.log(24) / 3]}[kind]
+    close(loss_NC, torch.tensor(one)[:, None] * torch.tensor([[1.0, 1, 1], [0, 1, 1], [1, 1, 1]]))
+    loss = ranking_loss(loss_NC, rank_NGC)
+    assert loss.item() == pytest.approx(sum(one) / 3, abs=1e-5)
+    loss.backward()
+    assert (mu.grad[rank_NGC[..., :2].isnan() & rank_NGC[..., 2:].isnan()] == 0).all()
+
+
+@KINDS
+@OBJECTIVES
+def test_the_order_of_four_is_learned(kind, objective):
+    mu, log_sigma = torch.zeros(1, 4, 1, requires_grad=True), torch.zeros(1, 4, 1, requires_grad=True)
+    rank_NGC = torch.tensor([2.0, 4, 1, 3]).reshape(1, 4, 1).expand(1, 4, 2)
+    optimizer = torch.optim.SGD([mu, log_sigma], lr=2.0)
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss_NC = ranking_loss_per_label(mu, log_sigma, rank_NGC, kind=kind, objective=objective)
+        ranking_loss(loss_NC, rank_NGC).backward()
+        optimizer.step()
+    assert mu[0, :, 0].argsort(descending=True).tolist() == [2, 0, 3, 1]
