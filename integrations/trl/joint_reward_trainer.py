@@ -19,6 +19,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer
 
@@ -33,6 +35,7 @@ from jrm_plugin.integrations.trl.checkpoints import (
 )
 from jrm_plugin.integrations.trl.examples import (
     COLUMN,
+    PASSED,
     Example,
     ExamplesLike,
     ExampleStream,
@@ -77,6 +80,8 @@ class JointRewardCollator:
     with_critiques: bool = True
 
     def __call__(self, rows: list[Example | dict[str, str]]) -> dict[str, Any]:
+        if rows[0] == PASSED:
+            return PASSED
         examples: list[Example] = []
         try:
             examples += map(to_example, rows)
@@ -177,6 +182,9 @@ class JointRewardTrainer(RewardTrainer):
         self._stands_for_it = Dataset.from_dict({})
         if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
             raise JRMError("a stream has no end that is known before; say how long to train with max_steps.")
+        if isinstance(train_dataset, IterableDataset) and args.dataloader_num_workers > 1:
+            raise JRMError("a stream is read by one worker in each process; give dataloader_num_workers: 1.")
+        args.accelerator_config.dispatch_batches = False  # of a stream, each process makes its own batches
         super().__init__(
             model=model,
             args=args,
@@ -201,7 +209,8 @@ class JointRewardTrainer(RewardTrainer):
         dataset = self._given if is_train else dataset
         what = f"{dataset_name} set"
         if isinstance(dataset, IterableDataset):
-            return ExampleStream(dataset, self._columns, what, self._check_in_stream)
+            endless = dataset_name == "train"
+            return ExampleStream(dataset, self._columns, what, self._check_in_stream, endless=endless)
         # On a terminal only: what is said next, about an example, would stand behind the bar.
         bar = tqdm(desc=f"Checking {dataset_name}", unit="example", disable=args.disable_tqdm or None, leave=False)
         too_long, kinds, seen, critiques = [], set(), 0, 0
@@ -284,7 +293,7 @@ class JointRewardTrainer(RewardTrainer):
         )
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = [COLUMN, "error"]  # of rows that are dicts
+        self._signature_columns = [COLUMN, "error", *PASSED]  # of rows that are dicts
 
     # -- the loss
 
@@ -426,6 +435,8 @@ class JointRewardTrainer(RewardTrainer):
                 raise JRMError(f"{self.args.output_dir} holds no checkpoint to go on from; train without resuming.")
         elif resume_from_checkpoint and (damage := damage_of(resume_from_checkpoint)):
             raise JRMError(f"{resume_from_checkpoint} cannot be gone on from: {damage}.")
+        if isinstance(self.train_dataset, ExampleStream):
+            self.train_dataset.passed = self._examples_before(resume_from_checkpoint)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: its pipe is closed while we read
@@ -437,6 +448,13 @@ class JointRewardTrainer(RewardTrainer):
                 f"a worker of the data loader was ended from outside ({reason(error)}); if memory ran out, lower "
                 "dataloader_num_workers. The same command goes on."
             ) from error
+
+    def _examples_before(self, checkpoint: str | None) -> int:
+        """How many examples the steps before a checkpoint took, in all processes."""
+        if not checkpoint:
+            return 0
+        steps = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+        return steps * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         finite = all(parameter.detach().isfinite().all() for parameter in self.model.parameters())

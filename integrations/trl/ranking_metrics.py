@@ -65,7 +65,7 @@ def group_accuracies(rank_NG: torch.Tensor, mu_NG: torch.Tensor) -> tuple[int, i
 
 
 def _pairs(groups_NGCK: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Label (1: the first is better, 0, -1, NaN), margin of mu and probability of the first, of every two candidates."""
+    """Label (1: the first is better, 0, -1, NaN), margin of mu and P(first is better) of every two candidates."""
     first_P, second_P = torch.triu_indices(groups_NGCK.shape[1], groups_NGCK.shape[1], offset=1)
     (rank_i, mu_i, log_sigma_i, _), (rank_j, mu_j, log_sigma_j, _) = (
         groups_NGCK[:, index].flatten(0, 1).unbind(-1) for index in (first_P, second_P)

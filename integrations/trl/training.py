@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -38,6 +39,13 @@ from jrm_plugin.integrations.trl.config_files import parse_config
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
+from jrm_plugin.integrations.trl.train_sets import (
+    MixedExamples,
+    TrainSet,
+    identity_of_stream,
+    stream_of,
+    train_sets,
+)
 from jrm_plugin.model.configuration import CHOSEN_FIELDS
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import lora_config
@@ -72,7 +80,10 @@ class TrainArguments:
     Parameters:
         model: a pretrained backbone (hub name or folder), or a JRM checkpoint to go on from.
         train_data: preferences, or texts to learn (with `alpha: 1`), in anything that
-            [`jrm_plugin.data.preferences.read_preferences`] reads.
+            [`jrm_plugin.data.preferences.read_preferences`] reads; of several sets a mapping of paths to weights, or a
+            list of mappings with `path`, `weight` and, of a set's own, `columns` and `images_root`.
+        streaming: read `train_data` row by row while training, where it is larger than memory.
+        shuffle_buffer: of how many rows of a stream the next one is drawn.
         eval_data: the same by name, as a mapping or `name=path` items. Instead of a path it may be a benchmark of
             `jrm eval`, or `benchmark:path` with the place of its data; the numbers of its table are logged too.
         columns: what the columns of these data mean, where they have other names than the usual ones.
@@ -89,7 +100,12 @@ class TrainArguments:
     """
 
     model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
-    train_data: str = field(metadata={"help": "Preferences or texts: a file, a datasets folder, a hub name."})
+    # `str` for the parser of flags; in a config it may be a mapping or a list.
+    train_data: str = field(
+        metadata={"help": "Preferences or texts: a file, a datasets folder, a hub name, or several."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read train_data row by row while training."})
+    shuffle_buffer: int = field(default=256, metadata={"help": "Rows of a stream that are shuffled."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
     columns: dict | None = field(default=None, metadata={"help": "What the columns mean, as {field: column}."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
@@ -109,7 +125,7 @@ class TrainArguments:
     lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
 
     def __post_init__(self):
-        for name in ("lora_r", "lora_alpha"):
+        for name in ("lora_r", "lora_alpha", "shuffle_buffer"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}.")
@@ -167,7 +183,8 @@ def _train(
 ) -> JointRewardTrainer | None:
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
-    train_set = _read(arguments, arguments.train_data, is_main)
+    sets = train_sets(arguments.train_data, arguments.columns, arguments.images_root)
+    train_set = _read_train_sets(arguments, sets, training.seed, is_main)
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -178,12 +195,15 @@ def _train(
                 benchmarks[name] = load_benchmark(*named, folder=output / "benchmarks", progress=is_main)
             eval_sets[name] = benchmarks[name].pairs
         else:
-            eval_sets[name] = _read(arguments, path, is_main)
+            eval_sets[name] = _read(arguments, TrainSet(path, 1.0, arguments.columns, arguments.images_root), is_main)
     if (training.eval_strategy != "no") != bool(eval_sets):
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     if is_main:
         settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
-        settings |= _identity("train_data", train_set)
+        if isinstance(train_set, IterableDataset):
+            settings |= identity_of_stream(sets)
+        else:
+            settings |= _identity("train_data", train_set)
         for name, examples in eval_sets.items():
             settings |= _identity(f"eval_data {name}", examples)
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
@@ -247,11 +267,26 @@ def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> N
         raise JRMError(f"report_to: {', '.join(training.report_to)} cannot be used: {reason(error)}") from error
 
 
-def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Example]:
+def _read_train_sets(
+    arguments: TrainArguments, sets: Sequence[TrainSet], seed: int, is_main: bool
+) -> Sequence[Example] | IterableDataset:
+    if arguments.streaming:
+        return stream_of(sets, seed=seed, buffer=arguments.shuffle_buffer)
+    examples = [_read(arguments, train_set, is_main) for train_set in sets]
+    if len(sets) == 1:
+        return examples[0]
+    mixed = MixedExamples(examples, sets, seed)
+    if is_main:
+        print(f"jrm: {mixed.understood}.", file=sys.stderr)
+    return mixed
+
+
+def _read(arguments: TrainArguments, data: TrainSet, is_main: bool) -> Sequence[Example]:
+    path = data.path
     records = read_preferences(
         path,
-        columns=arguments.columns,
-        images_root=arguments.images_root,
+        columns=data.columns,
+        images_root=data.images_root,
         groups=True,
         strict=arguments.strict,
         decode=arguments.decode_images,
