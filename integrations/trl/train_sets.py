@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset, load_from_disk
 
 from jrm_plugin.configs import check_config
@@ -68,34 +69,44 @@ def _shares(sets: Sequence[TrainSet]) -> list[float]:
 # --- in memory --------------------------------------------------------------------------------------------------------
 
 
-class MixedExamples(Sequence):
-    """Examples of several sets in the shares of their weights, as `datasets.interleave_datasets` draws them.
+class DrawnExamples(Sequence):
+    """Examples of several sets, each by the number of its set and its place there."""
 
-    It is as long as it takes until each example of each set was drawn once; sets that are done before begin anew. What
-    is drawn depends on the seed and the sets alone.
-    """
-
-    def __init__(self, examples: Sequence[Sequence[Example]], sets: Sequence[TrainSet], seed: int):
-        self._examples = examples
-        numbers = [
-            Dataset.from_dict({"set": [number] * len(of_set), "row": range(len(of_set))})
-            for number, of_set in enumerate(examples)
-        ]
-        mixed = interleave_datasets(numbers, probabilities=_shares(sets), seed=seed, stopping_strategy="all_exhausted")
-        self._drawn = mixed.with_format("numpy")[:]
-        counts = [int((self._drawn["set"] == number).sum()) for number in range(len(sets))]
-        self.understood = f"an epoch is {len(self):,} examples: " + ", ".join(
-            f"{count:,} of {train_set.path} (which has {len(of_set):,})"
-            for count, train_set, of_set in zip(counts, sets, examples, strict=True)
-        )
+    def __init__(self, examples: Sequence[Sequence[Example]], set_N: np.ndarray, row_N: np.ndarray):
+        self._examples, self._set_N, self._row_N = examples, set_N, row_N
 
     def __len__(self) -> int:
-        return len(self._drawn["set"])
+        return len(self._set_N)
 
     def __getitem__(self, position: Any) -> Any:
         if isinstance(position, slice):
             return [self[k] for k in range(*position.indices(len(self)))]
-        return self._examples[self._drawn["set"][position]][int(self._drawn["row"][position])]
+        return self._examples[self._set_N[position]][int(self._row_N[position])]
+
+
+def without(examples: Sequence[Example], left_out: Collection[int]) -> DrawnExamples:
+    """The examples without those at some positions."""
+    kept_N = np.setdiff1d(np.arange(len(examples)), [*left_out])
+    return DrawnExamples([examples], np.zeros_like(kept_N), kept_N)
+
+
+def mixed(examples: Sequence[Sequence[Example]], sets: Sequence[TrainSet], seed: int) -> tuple[DrawnExamples, str]:
+    """Examples of several sets in the shares of their weights, as `datasets.interleave_datasets` draws them.
+
+    It is as long as it takes until each example of each set was drawn once; sets that are done before begin anew. What
+    is drawn depends on the seed and the sets alone. Also gives a line that says how many are drawn.
+    """
+    numbers = [
+        Dataset.from_dict({"set": [number] * len(of_set), "row": range(len(of_set))})
+        for number, of_set in enumerate(examples)
+    ]
+    drawn = interleave_datasets(numbers, probabilities=_shares(sets), seed=seed, stopping_strategy="all_exhausted")
+    set_N, row_N = (drawn.with_format("numpy")[name][:] for name in ("set", "row"))
+    parts = ", ".join(
+        f"{int((set_N == number).sum()):,} of {train_set.path} (which has {len(examples[number]):,})"
+        for number, train_set in enumerate(sets)
+    )
+    return DrawnExamples(examples, set_N, row_N), f"an epoch is {len(set_N):,} examples: {parts}."
 
 
 # --- as a stream ------------------------------------------------------------------------------------------------------

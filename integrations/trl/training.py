@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -27,6 +26,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from jrm_plugin.configs import read_config
+from jrm_plugin.data.leaks import find_leaks
 from jrm_plugin.data.preferences import read_preferences
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation import charts
@@ -40,11 +40,12 @@ from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
 from jrm_plugin.integrations.trl.train_sets import (
-    MixedExamples,
     TrainSet,
     identity_of_stream,
+    mixed,
     stream_of,
     train_sets,
+    without,
 )
 from jrm_plugin.model.configuration import CHOSEN_FIELDS
 from jrm_plugin.model.loading import start_from
@@ -59,6 +60,7 @@ from jrm_plugin.switches import Switch
 
 LOCK_FILE = ".jrm_train.lock"
 CURVES_FILE = "curves.png"
+LEAKS_FILE = "leaks.json"
 # A model with fewer parameters than this computes for microseconds between two points at which threads wait for each
 # other. A further thread hardly pays there, and on a machine that is not idle it makes training ten times slower
 # (benchmarks/threads.py).
@@ -86,6 +88,8 @@ class TrainArguments:
         shuffle_buffer: of how many rows of a stream the next one is drawn.
         eval_data: the same by name, as a mapping or `name=path` items. Instead of a path it may be a benchmark of
             `jrm eval`, or `benchmark:path` with the place of its data; the numbers of its table are logged too.
+        leaks: what to do about images that training and evaluation share: `report` them, `leave_out` the training
+            examples that have one, or `ignore` them and do not look.
         columns: what the columns of these data mean, where they have other names than the usual ones.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
@@ -107,6 +111,7 @@ class TrainArguments:
     streaming: bool = field(default=False, metadata={"help": "Read train_data row by row while training."})
     shuffle_buffer: int = field(default=256, metadata={"help": "Rows of a stream that are shuffled."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
+    leaks: str = field(default="report", metadata={"help": "Images shared with eval_data: report, leave_out, ignore."})
     columns: dict | None = field(default=None, metadata={"help": "What the columns mean, as {field: column}."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
@@ -129,6 +134,10 @@ class TrainArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}.")
+        if self.leaks not in ("report", "leave_out", "ignore"):
+            raise ValueError(f"leaks must be report, leave_out or ignore, got {self.leaks!r}.")
+        if self.streaming and self.leaks == "leave_out":
+            raise ValueError("leaks: leave_out needs all examples before the run; give it without streaming.")
 
 
 def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, JointRewardConfig]:
@@ -184,7 +193,7 @@ def _train(
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
     sets = train_sets(arguments.train_data, arguments.columns, arguments.images_root)
-    train_set = _read_train_sets(arguments, sets, training.seed, is_main)
+    train_examples = [] if arguments.streaming else [_read(arguments, train_set, is_main) for train_set in sets]
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -198,17 +207,28 @@ def _train(
             eval_sets[name] = _read(arguments, TrainSet(path, 1.0, arguments.columns, arguments.images_root), is_main)
     if (training.eval_strategy != "no") != bool(eval_sets):
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
+    identities: dict[str, Any] = identity_of_stream(sets) if arguments.streaming else {}
     if is_main:
         settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
-        if isinstance(train_set, IterableDataset):
-            settings |= identity_of_stream(sets)
-        else:
-            settings |= _identity("train_data", train_set)
+        for train_set, examples in zip(sets, train_examples, strict=False):
+            identities |= _identity("train_data" if len(sets) == 1 else f"train_data {train_set.path}", examples)
         for name, examples in eval_sets.items():
-            settings |= _identity(f"eval_data {name}", examples)
+            identities |= _identity(f"eval_data {name}", examples)
+        settings |= identities
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
             _refuse_more_steps(settings_file, settings)
             check_settings(settings_file, settings, results=True)
+    if train_examples and eval_sets and arguments.leaks != "ignore":
+        with training.main_process_first(desc="comparing images"):
+            train_examples = _look_for_leaks(arguments, training, sets, train_examples, eval_sets, identities)
+    if arguments.streaming:
+        train_set = stream_of(sets, seed=training.seed, buffer=arguments.shuffle_buffer)
+    elif len(sets) == 1:
+        (train_set,) = train_examples
+    else:
+        train_set, drawn = mixed(train_examples, sets, training.seed)
+        if is_main:
+            print(f"jrm: {drawn}", file=sys.stderr)
     torch.manual_seed(training.seed)
     model, processor = _model(arguments, training)
     of_benchmarks = {name: BenchmarkExamples(b, processor.dimensions) for name, b in benchmarks.items()}
@@ -267,18 +287,50 @@ def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> N
         raise JRMError(f"report_to: {', '.join(training.report_to)} cannot be used: {reason(error)}") from error
 
 
-def _read_train_sets(
-    arguments: TrainArguments, sets: Sequence[TrainSet], seed: int, is_main: bool
-) -> Sequence[Example] | IterableDataset:
-    if arguments.streaming:
-        return stream_of(sets, seed=seed, buffer=arguments.shuffle_buffer)
-    examples = [_read(arguments, train_set, is_main) for train_set in sets]
-    if len(sets) == 1:
-        return examples[0]
-    mixed = MixedExamples(examples, sets, seed)
-    if is_main:
-        print(f"jrm: {mixed.understood}.", file=sys.stderr)
-    return mixed
+def _look_for_leaks(
+    arguments: TrainArguments,
+    training: JointRewardConfig,
+    sets: Sequence[TrainSet],
+    train_examples: list[Sequence[Example]],
+    eval_sets: Mapping[str, Sequence[Example]],
+    identities: Mapping[str, Any],
+) -> list[Sequence[Example]]:
+    """The train sets, without what they share with the evaluation sets if that is to be left out; says what it is.
+
+    The first process looks and leaves a file, which the others read, and which is right as long as the data stay.
+    """
+    file, is_main = Path(training.output_dir, LEAKS_FILE), training.process_index == 0
+    report = read_json(file) if file.exists() else None
+    if is_main and not (isinstance(report, dict) and report.get("of") == identities):
+        found = [
+            [leak.to_dict() for leak in find_leaks(examples, eval_sets, progress=not training.disable_tqdm)]
+            for examples in train_examples
+        ]
+        report = {"of": identities, "leaks": dict(zip([s.path for s in sets], found, strict=True))}
+        write_json(file, report)
+    kept = []
+    for train_set, examples in zip(sets, train_examples, strict=True):
+        leaks = report["leaks"][train_set.path]
+        positions = {leak["position"] for leak in leaks}
+        if leaks and is_main:
+            first, left_out = leaks[0], arguments.leaks == "leave_out"
+            same = "is" if first["same"] == "pixels" else "is nearly"
+            print(
+                f"jrm: {len(positions)} of {len(examples)} examples of {train_set.path} share an image with an "
+                f"evaluation set and are {'left out' if left_out else 'trained on'}: {first['image']} of "
+                f"{first['example']} {same} {first['eval_image']} of {first['eval_set']}, {first['eval_example']}; "
+                f"all of them are in {file}.",
+                file=sys.stderr,
+            )
+        if arguments.leaks == "leave_out" and positions:
+            if len(positions) == len(examples):
+                raise JRMError(
+                    f"every example of {train_set.path} shares an image with an evaluation set; give other data, or "
+                    "leaks: report."
+                )
+            examples = without(examples, positions)
+        kept.append(examples)
+    return kept
 
 
 def _read(arguments: TrainArguments, data: TrainSet, is_main: bool) -> Sequence[Example]:

@@ -45,14 +45,16 @@ def config(sets, tmp_path):
     return write
 
 
-def test_a_killed_run_on_streams_goes_on_to_the_same_weights(start_jrm, jrm, config, tmp_path):
-    """Eight updates take 32 rows, several times all that there are, through a buffer that is shuffled anew each time."""
-    options = {"streaming": True, "shuffle_buffer": 4, "dataloader_num_workers": 1, "alpha": 0.3}
+def test_a_killed_run_on_streams_goes_on_to_the_same_weights(start_jrm, jrm, config, sets, tmp_path):
+    """Six updates take 24 rows, more than there are, through a buffer that is shuffled anew each time."""
+    train_data = dict.fromkeys((str(sets / "pairs.jsonl"), str(sets / "groups.jsonl")), 1)
+    options = {"train_data": train_data, "streaming": True, "shuffle_buffer": 4, "dataloader_num_workers": 1}
+    options |= {"alpha": 0.3, "max_steps": 6}
     finished = jrm("train", "--config", config("whole", **options))
     assert finished.code == 0, finished.err
     path = config("killed", **options)
     running = start_jrm("train", "--config", path)
-    running.wait_for(tmp_path / "killed" / "checkpoint-6")
+    running.wait_for(tmp_path / "killed" / "checkpoint-4")
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
@@ -71,15 +73,31 @@ def test_sets_by_weight_in_memory(jrm, refused, config, sets, tmp_path):
     ]
     finished = jrm("train", "--config", config("run", train_data=listed, max_steps=1))
     assert finished.code == 0, finished.err
-    said = re.search(
-        r"an epoch is ([0-9]+) examples: ([0-9]+) of .*pairs.jsonl .which has 8., ([0-9]+) of", finished.err
-    )
+    counted = r"an epoch is ([0-9]+) examples: ([0-9]+) of .*pairs.jsonl .which has 8., ([0-9]+) of"
+    said = re.search(counted, finished.err)
     total, pairs, groups = map(int, said.groups())
     assert pairs + groups == total and pairs >= 8 and groups > pairs
     assert "groups.jsonl: JSON Lines, 5 groups of images" in finished.err
     listed[0]["weight"] = 0.6
     finished = jrm("train", "--config", config("run", train_data=listed, max_steps=1))
     assert finished.code == 2 and "holds a run with another" in finished.err and "train_data" in finished.err
+
+
+def test_images_that_evaluation_has_too_are_said_and_left_out(jrm, refused, config, sets, edits, tmp_path):
+    shared = read_preferences(edits / "train.json", progress=False).examples[6:10]
+    heldout = write_preferences(tmp_path / "heldout.jsonl", shared)  # two of these are in `pairs.jsonl`
+    options = {"train_data": str(sets / "pairs.jsonl"), "eval_data": {"held": str(heldout)}, "max_steps": 1}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "ranking_loss": "pairwise"}
+    finished = jrm("train", "--config", config("run", **options, leaks="leave_out"))
+    assert finished.code == 0, finished.err
+    said = "2 of 8 examples of .*pairs.jsonl share an image with an evaluation set and are left out: .*_source.png of "
+    assert re.search(said + ".*pairs.jsonl, row 7 is .*_source.png of held, .*heldout.jsonl, row 1; all", finished.err)
+    (leaks,) = json.loads((tmp_path / "run" / "leaks.json").read_text())["leaks"].values()
+    assert {leak["position"] for leak in leaks} == {6, 7} and {leak["same"] for leak in leaks} == {"pixels"}
+    assert "6 examples of pairs.jsonl" in (tmp_path / "run" / "README.md").read_text()
+    options["train_data"] = str(heldout)
+    finished = jrm("train", "--config", config("all", **options, leaks="leave_out"))
+    assert finished.code == 2 and "every example of" in finished.err
 
 
 @pytest.mark.parametrize(
@@ -91,6 +109,8 @@ def test_sets_by_weight_in_memory(jrm, refused, config, sets, tmp_path):
         ({"train_data": [{"path": "a.jsonl", "wieght": 2}]}, "has the unknown key wieght; did you mean weight?"),
         ({"train_data": []}, "train_data must be a path, a mapping of paths to weights, or a list"),
         ({"streaming": True, "train_data": "pairs.json"}, "pairs.json cannot be read row by row; give JSON Lines"),
+        ({"leaks": "maybe"}, "leaks must be report, leave_out or ignore, got 'maybe'"),
+        ({"streaming": True, "leaks": "leave_out"}, "leaks: leave_out needs all examples before the run"),
         ({"streaming": True, "train_data": "nowhere.jsonl"}, "nowhere.jsonl does not exist: check the path"),
     ],
 )

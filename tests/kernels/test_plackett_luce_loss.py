@@ -30,7 +30,7 @@ def column(values):
 
 
 @both_objectives
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(scores=scores_given(2), tied=st.booleans())
 def test_for_two_candidates_it_is_the_loss_of_the_pair(objective, scores, tied):
     (mu_i, mu_j), (log_i, log_j) = scores
