@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from jrm_plugin import RankedGroup, Sample, read_preferences
@@ -98,6 +99,27 @@ def test_images_that_evaluation_has_too_are_said_and_left_out(jrm, refused, conf
     options["train_data"] = str(heldout)
     finished = jrm("train", "--config", config("all", **options, leaks="leave_out"))
     assert finished.code == 2 and "every example of" in finished.err
+
+
+def test_the_example_of_the_docs_trains(jrm, tmp_path):
+    """Its groups and its YAML as they stand there, with pictures of the names in them."""
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    _, section = text.split("## Ranked groups", 1)
+    section = section.split("##")[0]
+    (lines,), (content,) = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("json", "yaml"))
+    (tmp_path / "groups.jsonl").write_text(lines)
+    (tmp_path / "heldout.jsonl").write_text(re.sub(r'"(\w+)\.png"', r'"held_\1.png"', lines))
+    (tmp_path / "pairs.csv").write_text("before,instruction,good,bad\ncat.png,make it red,a.png,b.png\n")
+    for number, name in enumerate(re.findall(r'"(\w+\.png)"', lines)):
+        Image.new("RGB", (48, 48), (20 * number, 90, 200)).save(tmp_path / name)
+        Image.new("RGB", (48, 48), (20 * number, 200, 90)).save(tmp_path / f"held_{name}")
+    (tmp_path / "config.yaml").write_text(content)
+    finished = jrm("train", "--config", "config.yaml", folder=tmp_path)
+    assert finished.code == 0, finished.err
+    state = json.loads((tmp_path / "outputs" / "ranked" / "trainer_state.json").read_text())
+    (*_, evaluated) = (entry for entry in state["log_history"] if "eval_heldout_rank_loss" in entry)
+    assert {"eval_heldout_k_way_accuracy/overall", "eval_heldout_best_of_k_accuracy/visual_quality"} <= evaluated.keys()
+    assert evaluated["eval_heldout_groups/overall"] == 2
 
 
 @pytest.mark.parametrize(
