@@ -39,7 +39,7 @@ def ranking_metrics(batches: Sequence[torch.Tensor], names: Sequence[str], *, co
         ranked = [(g[:, :, c, 0], g[:, :, c, 1]) for g in batches]
         whole, best, groups = map(sum, zip(*(group_accuracies(*of_batch) for of_batch in ranked), strict=True))
         if groups:
-            metrics |= {f"k_way_accuracy/{name}": whole / groups, f"best_of_k_accuracy/{name}": best / groups}
+            metrics |= {f"k_way/{name}": whole / groups, f"best_of_k/{name}": best / groups}
             if counts:
                 metrics[f"groups/{name}"] = groups
     return metrics

@@ -451,6 +451,10 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+_ALWAYS = ("accuracy", "sigma", "brier", "calibration_error")
+_SHOWN = (*_ALWAYS, "k_way", "best_of_k")  # the last two where there are groups
+
+
 class EvaluationTables(TrainerCallback):
     """Prints each evaluation as it is computed: a table for each set."""
 
@@ -461,7 +465,7 @@ class EvaluationTables(TrainerCallback):
             if match := re.fullmatch(r"eval_(?:(.+)_)?(rank_loss|critique_loss)", name):
                 losses[match[2].replace("_", " ")] = value
                 sets.add(match[1] or "evaluation")
-            elif match := re.fullmatch(r"eval_(?:.+_)?(accuracy|sigma|brier|calibration_error)/(.+)", name):
+            elif match := re.fullmatch(rf"eval_(?:.+_)?({'|'.join(_SHOWN)})/(.+)", name):
                 rows.setdefault(match[2], {})[match[1]] = value
             elif match := re.fullmatch(rf"eval_(?:.+_)?{FIGURES}(.+)", name):
                 figures.append(f"{match[1]} {value:.3f}")
@@ -469,7 +473,7 @@ class EvaluationTables(TrainerCallback):
             return
         in_words = ", ".join(f"{name} {value:.3f}" for name, value in sorted(losses.items(), reverse=True))
         title = f"Step {state.global_step}, {', '.join(sorted(sets))}: {in_words}"
-        columns = ("accuracy", "sigma", "brier", "calibration_error")
+        columns = [name for name in _SHOWN if name in _ALWAYS or any(name in values for values in rows.values())]
         table = Table("", *(name.replace("_", " ") for name in columns), title=title, title_justify="left")
         for dimension, values in rows.items():
             cells = (f"{values[name]:.3f}" if name in values else "" for name in columns)

@@ -69,8 +69,10 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
     "rejected_score_visual_quality": ("right_quality_aesthetic_score", "model2_dim2_score"),
     "text": ("text", "critique"),
 }
-BY_DIMENSION = ("label", "score", "scores", "rank", "ranking", "critique", "critiques")
-BY_DIMENSION += ("chosen_score", "rejected_score", "chosen_critique", "rejected_critique")
+BY_DIMENSION = (
+    *("label", "score", "scores", "rank", "ranking", "critique", "critiques"),
+    *("chosen_score", "rejected_score", "chosen_critique", "rejected_critique"),
+)
 _IMAGE_ENDING = re.compile(r"\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf]|jp2|ppm)$", re.IGNORECASE)
 
 

@@ -133,39 +133,31 @@ class RankedGroup:
 
     def pairs(self) -> list[PreferencePair]:
         """Every two candidates that a label compares, the one that is better overall (else first) as `chosen`."""
-        order = self.ranks.get("overall") or next(iter(self.ranks.values()))
+        first = self.ranks.get("overall") or next(iter(self.ranks.values()))
         pairs = []
         for i, j in combinations(range(len(self.candidates)), 2):
-            places = order[i], order[j]
-            if places[0] is not None and places[1] is not None and places[0] > places[1]:
+            if _compared(first, i, j) == -1:
                 i, j = j, i
-            labels = {
-                name: (ranks[i] < ranks[j]) - (ranks[i] > ranks[j])
-                for name, ranks in self.ranks.items()
-                if ranks[i] is not None and ranks[j] is not None
-            }
-            scores = [{name: s[k] for name, s in self.scores.items() if s[k] is not None} or None for k in (i, j)]
+            compared = {name: _compared(ranks, i, j) for name, ranks in self.ranks.items()}
+            labels = {name: label for name, label in compared.items() if label is not None}
+            scores, other_scores = (self._scores_of(k) or None for k in (i, j))
             if labels:
-                critiques = self.critiques[i], self.critiques[j]
+                one, other = self.candidates[i], self.candidates[j]
+                critiques, other_critiques = self.critiques[i], self.critiques[j]
                 pairs.append(
-                    PreferencePair(self.candidates[i], self.candidates[j], labels, *scores, *critiques, self.info)
+                    PreferencePair(one, other, labels, scores, other_scores, critiques, other_critiques, self.info)
                 )
         return pairs
 
+    def _scores_of(self, candidate: int) -> dict[str, float]:
+        of_it = {name: scores[candidate] for name, scores in self.scores.items()}
+        return {name: score for name, score in of_it.items() if score is not None}
 
-@dataclass(frozen=True)
-class CritiqueExample:
-    """A sample and the text to learn to write about it, without a preference: for the language warm start."""
 
-    sample: Sample
-    text: str
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.sample, Sample):
-            raise JRMError(f"sample of a critique example must be a Sample, not {kind_of(self.sample)}.")
-        checked_text(self.text, "text of a critique example")
-        object.__setattr__(self, "info", _info(self.info))
+def _compared(ranks: Sequence[float | None], i: int, j: int) -> int | None:
+    """1 where i is better, -1 where j is, 0 for a tie; None where one of them is not ranked."""
+    rank_i, rank_j = ranks[i], ranks[j]
+    return None if rank_i is None or rank_j is None else (rank_i < rank_j) - (rank_i > rank_j)
 
 
 Example: TypeAlias = PreferencePair | RankedGroup | CritiqueExample

@@ -86,10 +86,10 @@ def test_pairs_and_groups_of_any_size_share_a_batch(make, examples, kind):
     assert counts == {"overall": 3, "visual_quality": 1, "instruction_following": 6}
     counts = {name: metrics.get(f"eval_groups/{name}") for name in names}
     assert counts == {"overall": 1, "visual_quality": None, "instruction_following": 1}
-    assert {"eval_k_way_accuracy/overall", "eval_best_of_k_accuracy/instruction_following"} <= metrics.keys()
+    assert {"eval_k_way/overall", "eval_best_of_k/instruction_following"} <= metrics.keys()
     trainer.train()
     (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
-    assert {"k_way_accuracy/overall", "best_of_k_accuracy/overall", "accuracy/overall"} <= entry.keys()
+    assert {"k_way/overall", "best_of_k/overall", "accuracy/overall"} <= entry.keys()
 
 
 def test_a_group_of_two_trains_as_the_pair_bit_for_bit(make):
