@@ -160,6 +160,21 @@ def _compared(ranks: Sequence[float | None], i: int, j: int) -> int | None:
     return None if rank_i is None or rank_j is None else (rank_i < rank_j) - (rank_i > rank_j)
 
 
+@dataclass(frozen=True)
+class CritiqueExample:
+    """A sample and the text to learn to write about it, without a preference: for the language warm start."""
+
+    sample: Sample
+    text: str
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sample, Sample):
+            raise JRMError(f"sample of a critique example must be a Sample, not {kind_of(self.sample)}.")
+        checked_text(self.text, "text of a critique example")
+        object.__setattr__(self, "info", _info(self.info))
+
+
 Example: TypeAlias = PreferencePair | RankedGroup | CritiqueExample
 
 
