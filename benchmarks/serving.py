@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving
 
-A server in a process of its own, with jrm-tiny on the CPU and one thread of torch; clients in this one. Every answer of
-every part is compared with the score that the scorer gives directly. Writes `benchmarks/results/serving-<device>.csv`.
+A server in a process of its own, with jrm-tiny on one core and one thread of torch; clients in this one, on another
+core. Offline scoring has the server's core. Every answer of every part is compared with the score that the scorer gives
+directly. Writes `benchmarks/results/serving-<device>.csv`.
 
 Parts: `load` (64 clients, requests of 1 to 8 samples on each JSON wire; throughput beside that of scoring the same
 samples offline, block by block, one after the other), `latency` (requests that come by chance, at 25, 50 and 90 % of
@@ -29,6 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import httpx
 import numpy as np
 import torch
@@ -48,6 +50,9 @@ CANDIDATES = 8  # of a prompt
 SIZES = (1, 1, 1, 2, 4, 8)  # samples of a request
 CLIENTS = 64
 TOLERANCE = 1e-5
+# The server has as many cores as offline scoring has, and its clients have others, as if they were on another machine.
+CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORES, CLIENT_CORES = set(CORES[:1]), set(CORES[1:2] or CORES)
 FRACTIONS = (0.25, 0.5, 0.9)
 WIRES = ("score, blocks", "score, fields", "rank", "UniRL", "Flow-Factory")
 
@@ -165,13 +170,15 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[Server]:
+def serving(*arguments: str, pinned: bool = True) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
         command = [sys.executable, "-m", "jrm_plugin.cli", "serve", "--model", "jrm-tiny", "--device", "cpu"]
         with log.open("w") as stream:
             process = subprocess.Popen([*command, *arguments], stderr=stream, env=environment)
+            if pinned:
+                os.sched_setaffinity(process.pid, SERVER_CORES)
         try:
             port = re.search(r"--port ([1-9]\d*)", " ".join(arguments))
             url = f"http://127.0.0.1:{port[1]}" if port else ""
@@ -199,31 +206,45 @@ def is_ready(url: str) -> bool:
         return False
 
 
+@contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """This process on some cores alone; threads that it starts inside too."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 # --- clients ----------------------------------------------------------------------------------------------------------
 
 
 class Answer(NamedTuple):
-    """How a request ended: its status, or the name of the exception; whether the answer was right; how long it took."""
+    """How a request ended: its status, or the name of the exception; what came; how long it took."""
 
-    wire: str
+    request: Request
     status: int | str
-    right: bool
+    content: bytes
     seconds: float
     tries: int = 1
 
+    @property
+    def right(self) -> bool:
+        return self.status == 200 and self.request.is_right(json.loads(self.content))
 
-async def send(client: httpx.AsyncClient, request: Request, *, key: str | None = None) -> Answer:
+
+async def send(client: aiohttp.ClientSession, request: Request, *, key: str | None = None) -> Answer:
     start = time.perf_counter()
     try:
         headers = {"Content-Type": "application/json"} | ({} if key is None else {REQUEST_KEY: key})
-        response = await client.post(request.path, content=request.body, headers=headers)
-        right = response.status_code == 200 and request.is_right(response.json())
-        return Answer(request.wire, response.status_code, right, time.perf_counter() - start)
-    except httpx.TransportError as error:
-        return Answer(request.wire, type(error).__name__, False, time.perf_counter() - start)
+        async with client.post(request.path, data=request.body, headers=headers) as response:
+            return Answer(request, response.status, await response.read(), time.perf_counter() - start)
+    except aiohttp.ClientError as error:
+        return Answer(request, type(error).__name__, b"", time.perf_counter() - start)
 
 
-async def send_again(client: httpx.AsyncClient, request: Request, key: str) -> Answer:
+async def send_again(client: aiohttp.ClientSession, request: Request, key: str) -> Answer:
     """Sends until there is an answer that is none of 5xx, as `RewardClient` does."""
     for tries in range(1, 40):
         answer = await send(client, request, key=key)
@@ -233,9 +254,10 @@ async def send_again(client: httpx.AsyncClient, request: Request, key: str) -> A
     return answer._replace(tries=tries)
 
 
-def open_client(url: str, connections: int) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    return httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False)
+def open_client(url: str, connections: int) -> aiohttp.ClientSession:
+    # aiohttp: httpx takes several times as long for a request, which the server beside it would lack.
+    connector = aiohttp.TCPConnector(limit=connections)
+    return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(300))
 
 
 async def closed_loop(url: str, requests: list[Request], clients: int, ask: Callable = send) -> list[Answer]:
@@ -305,9 +327,11 @@ def load(results: Results, scorer: RewardScorer, server: Server, requests: list[
             start, computing = time.perf_counter(), time.process_time if way == "offline" else server.cpu_seconds
             cpu_start = computing()
             if way == "offline":
-                scorer.score(samples)
+                with on_cores(SERVER_CORES):
+                    scorer.score(samples)
             else:
-                answers += asyncio.run(closed_loop(server.url, part, CLIENTS))
+                with on_cores(CLIENT_CORES):
+                    answers += asyncio.run(closed_loop(server.url, part, CLIENTS))
             seconds[way], cpu[way] = time.perf_counter() - start, computing() - cpu_start
         cpu_ratios.append(cpu["offline"] / cpu["served"])
         ratios.append(seconds["offline"] / seconds["served"])
@@ -316,7 +340,7 @@ def load(results: Results, scorer: RewardScorer, server: Server, requests: list[
         results.add("load", f"block {block}: samples served", len(samples) / seconds["served"], "samples/s")
     results.add("load", "requests", len(answers))
     results.add("load", "samples", sum(len(request.samples) for request in requests))
-    results.add("load", "wires", len({answer.wire for answer in answers}))
+    results.add("load", "wires", len({answer.request.wire for answer in answers}))
     results.count_wrong("load", answers)
     results.add("load", "served over offline", float(np.median(ratios)), "", min(ratios), max(ratios))
     what = "served over offline, by CPU time of the server alone"
@@ -386,7 +410,7 @@ def kill_a_replica(results: Results, requests: list[Request]) -> None:
     import ray
     from ray.util.state import list_actors
 
-    with serving("--ray", "--replicas", "2", "--gpus-per-replica", "0", "--port", "8765") as server:
+    with serving("--ray", "--replicas", "2", "--gpus-per-replica", "0", "--port", "8765", pinned=False) as server:
         ray.init(address="auto", log_to_driver=False)
         replicas = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "ServeReplica" in a.class_name]
 

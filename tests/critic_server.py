@@ -22,6 +22,7 @@ from judge_server import JudgeServer, Reply, texts
 LINES = {
     "instruction_following": "<|bbox_0|> what was asked for is seen here, worth {score}. <|global|> the rest is kept.",
     "visual_quality": "<|global|> the colours are flat and the edges sharp, worth {score}.",
+    "consistency": "<|bbox_0|> this was to stay and changed, worth {score}. <|global|> the rest is kept.",
 }
 # What stands in place of a valid answer, some of which can be repaired.
 REPAIRABLE = ("unfinished", "fenced", "in words")
@@ -39,8 +40,9 @@ def critique_of(request: dict) -> dict[str, Any]:
     text = texts(request)
     score = re.search(r"Score: (\S+) of 4", text)[1]
     dimension = "instruction_following" if "Instruction:" in text else "visual_quality"
+    dimension = "consistency" if "for visual consistency" in text else dimension
     record: dict[str, Any] = {"reasoning": LINES[dimension].format(score=score)}
-    if dimension == "instruction_following":
+    if "<|bbox_0|>" in record["reasoning"]:
         corner = int(question_of(request)[:4], 16) % 600
         record["edit_region"] = [{"id": 0, "label": "shape", "bbox_2d": [corner, 100, corner + 300, 500]}]
     return record

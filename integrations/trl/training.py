@@ -9,10 +9,12 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from jrm_plugin.configs import read_config
+from jrm_plugin.data.corrections import CorrectedExamples, PairNames, read_corrections
 from jrm_plugin.data.leaks import find_leaks
 from jrm_plugin.data.preferences import read_preferences
+from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation import charts
 from jrm_plugin.evaluation.benchmarks.loading import known_benchmark, load_benchmark
@@ -36,9 +40,12 @@ from jrm_plugin.files import check_writable, content_digest, read_json, replacin
 from jrm_plugin.integrations.trl.benchmarks import FIGURES, BenchmarkExamples
 from jrm_plugin.integrations.trl.checkpoints import last_whole_checkpoint
 from jrm_plugin.integrations.trl.config_files import parse_config
+from jrm_plugin.integrations.trl.examples import origin
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
+from jrm_plugin.integrations.trl.processes import lost_process_in_words
+from jrm_plugin.integrations.trl.sharding import check_adapters_fit, sharding_of
 from jrm_plugin.integrations.trl.train_sets import (
     TrainSet,
     identity_of_stream,
@@ -53,8 +60,16 @@ from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.model.trained_on import read_trained_pairs, write_trained_pairs
 from jrm_plugin.records.images import is_data_url
-from jrm_plugin.records.preferences import Example, example_to_record, samples_of_example
+from jrm_plugin.records.preferences import (
+    CritiqueExample,
+    Example,
+    example_to_record,
+    in_dimensions,
+    samples_of_example,
+)
+from jrm_plugin.records.samples import DIMENSIONS, OVERALL
 from jrm_plugin.runs import check_settings, locked
 from jrm_plugin.switches import Switch
 
@@ -73,6 +88,8 @@ _RESULTS = ("config.json", "adapter_config.json", "model.safetensors")
 # it loads data. All else changes the result; evaluation does, because its data loader draws from the same generator.
 _FREE = ("output_dir", "logging", "report", "disable_tqdm", "save", "run_name", "hub", "push_to_hub")
 _FREE += ("dataloader_num_workers", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch")
+# How the pairs of an update are spread over processes and steps; the update is of the same pairs.
+_FREE += ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass
@@ -90,17 +107,22 @@ class TrainArguments:
             `jrm eval`, or `benchmark:path` with the place of its data; the numbers of its table are logged too.
         leaks: what to do about images that training and evaluation share: `report` them, `leave_out` the training
             examples that have one, or `ignore` them and do not look.
+        corrections: pairs of `train_data` that are left out, turned around or called a tie: a file that `jrm audit`
+            proposed.
         columns: what the columns of these data mean, where they have other names than the usual ones.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
         decode_images: whether every image is decoded before the run; otherwise the header and the end of its file are
             read, which finds all but damage in its middle. Without `strict` every image is decoded in any case.
-        dimensions, order, sequences: the layout (see docs/architecture.md); by default as `JRMProcessor` has it.
+        dimensions: what is scored; with it, labels and critiques of the data in other dimensions are left out.
+        order, sequences: the layout (see docs/architecture.md); these and `dimensions` by default as `JRMProcessor` has
+            them.
         rubrics: `full` (the default), `short`, or a JSON file of texts by task and dimension.
         reward_head_widths, reward_head_dropout, reward_head_activation, log_sigma_bound, rope_positions, overall_rule:
             see `JRMConfig`. These and the layout belong to a JRM checkpoint and cannot be given when one is gone on
-            from.
+            from; its dimensions may be repeated.
         lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
+        load_in_4bit: hold the weights that the adapters adapt in 4 bits, by bitsandbytes (QLoRA); goes with `lora_r`.
     """
 
     model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
@@ -112,6 +134,7 @@ class TrainArguments:
     shuffle_buffer: int = field(default=256, metadata={"help": "Rows of a stream that are shuffled."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
     leaks: str = field(default="report", metadata={"help": "Images shared with eval_data: report, leave_out, ignore."})
+    corrections: str | None = field(default=None, metadata={"help": "Corrections of train_data, as jrm audit writes."})
     columns: dict | None = field(default=None, metadata={"help": "What the columns mean, as {field: column}."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
@@ -128,6 +151,7 @@ class TrainArguments:
     overall_rule: str | None = field(default=None, metadata={"help": "mean, sum or min of the dimensions' scores."})
     lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Hold what the adapters adapt in 4 bits (QLoRA)."})
 
     def __post_init__(self):
         for name in ("lora_r", "lora_alpha", "shuffle_buffer"):
@@ -138,6 +162,10 @@ class TrainArguments:
             raise ValueError(f"leaks must be report, leave_out or ignore, got {self.leaks!r}.")
         if self.streaming and self.leaks == "leave_out":
             raise ValueError("leaks: leave_out needs all examples before the run; give it without streaming.")
+        if self.corrections is not None and (self.streaming or not isinstance(self.train_data, str)):
+            raise ValueError("corrections are of one set in memory; give one path as train_data, without streaming.")
+        if self.load_in_4bit and self.lora_r is None:
+            raise ValueError("load_in_4bit needs lora_r: weights in 4 bits are not trained, adapters beside them are.")
 
 
 def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, JointRewardConfig]:
@@ -177,12 +205,14 @@ def train(
     """
     _check_packages(arguments, training)
     if arguments.lora_r is not None:
+        check_adapters_fit(training, load_in_4bit=arguments.load_in_4bit)
         training.use_adapters()
     check_writable(training.output_dir)
     is_main = training.process_index == 0
     with locked(Path(training.output_dir, LOCK_FILE)) if is_main else nullcontext():
         try:
-            return _train(arguments, training, callbacks)
+            with lost_process_in_words(training.output_dir):
+                return _train(arguments, training, callbacks)
         except ImportError as error:  # of an optimizer or another part that transformers imports when it is used
             raise JRMError(f"a package that this run needs cannot be used: {reason(error)}") from error
 
@@ -194,6 +224,8 @@ def _train(
     checkpoint = last_whole_checkpoint(output)
     sets = train_sets(arguments.train_data, arguments.columns, arguments.images_root)
     train_examples = [] if arguments.streaming else [_read(arguments, train_set, is_main) for train_set in sets]
+    if len(train_examples) == 1:
+        train_examples = [_corrected(train_examples[0], arguments, is_main)]
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -210,11 +242,16 @@ def _train(
     identities: dict[str, Any] = identity_of_stream(sets) if arguments.streaming else {}
     if is_main:
         settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
+        digests = SampleDigests()
         for train_set, examples in zip(sets, train_examples, strict=False):
-            identities |= _identity("train_data" if len(sets) == 1 else f"train_data {train_set.path}", examples)
+            identities |= _identity(
+                "train_data" if len(sets) == 1 else f"train_data {train_set.path}", examples, digests
+            )
         for name, examples in eval_sets.items():
-            identities |= _identity(f"eval_data {name}", examples)
+            identities |= _identity(f"eval_data {name}", examples, digests)
         settings |= identities
+        if arguments.corrections is not None:
+            settings["content of corrections"] = content_digest(arguments.corrections).hex()
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
             _refuse_more_steps(settings_file, settings)
             check_settings(settings_file, settings, results=True)
@@ -246,15 +283,25 @@ def _train(
         else lora_config(processor, r=arguments.lora_r, lora_alpha=arguments.lora_alpha),
     )
     logging.disable_progress_bar()  # of files that are saved; `Trainer` has switched them on
+    progress = ProgressWithLosses()
     if not training.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ProgressWithLosses())
+        trainer.add_callback(progress)
     else:
         trainer.remove_callback(PrinterCallback)
-    with stop.listening():
+    with stop.listening(), closing(progress):  # an error stands on a line of its own
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if is_main:
             write_json(settings_file, settings)
+            names = PairNames(digests)
+            examples = (example for of_set in train_examples for example in of_set)
+            pairs = {
+                names.of_samples(pair)
+                for example in examples
+                if not isinstance(example, CritiqueExample)
+                for pair in example.pairs()
+            }
+            write_trained_pairs(output, pairs | read_trained_pairs(arguments.model))
         with _THREADS.held(threads_that_pay(trainer.model)):
             trainer.train(resume_from_checkpoint=checkpoint)
     if is_main:
@@ -280,6 +327,8 @@ def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> N
     """Asked before any work: a run may need more than the extra `trl` brings."""
     if arguments.lora_r is not None:
         require("peft", "lora_r", install="jrm-plugin[trl]")
+    if arguments.load_in_4bit:
+        require("bitsandbytes", "load_in_4bit", install="jrm-plugin[qlora]")
     try:
         for callback in get_reporting_integration_callbacks(training.report_to):
             callback()  # which asks for its package
@@ -345,32 +394,94 @@ def _read(arguments: TrainArguments, data: TrainSet, is_main: bool) -> Sequence[
     )
     if records.understood and is_main:
         print(f"jrm: {records.understood}", file=sys.stderr)
-    for bad in records.bad:
+    for bad in records.bad if is_main else ():
         print(f"jrm: left out: {bad.file}, row {bad.row}: {bad.reason}", file=sys.stderr)
-    if records.bad:
+    if records.bad and is_main:
         print(
             f"jrm: {len(records.bad)} records of {path} were left out, {len(records.examples)} kept.", file=sys.stderr
         )
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
-    return records.examples
+    if arguments.dimensions is None:
+        return records.examples
+    return _in_dimensions(records.examples, arguments.dimensions, path, is_main)
+
+
+class OfDimensions(Sequence):
+    """Examples of which pairs say what they say in some dimensions alone."""
+
+    def __init__(self, examples: Sequence[Example], dimensions: Sequence[str]):
+        self._examples, self._dimensions = examples, dimensions
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [self[k] for k in range(*position.indices(len(self)))]
+        example = self._examples[position]
+        return example if isinstance(example, CritiqueExample) else in_dimensions(example, self._dimensions)
+
+
+def _in_dimensions(
+    examples: Sequence[Example], dimensions: Sequence[str], path: str, is_main: bool
+) -> Sequence[Example]:
+    """The examples in the dimensions that are trained; says what of them is left out."""
+    others: Counter[str] = Counter()
+    for number, example in enumerate(examples):
+        if isinstance(example, CritiqueExample):
+            continue
+        others.update({*example.ranks, *chain(*example.critiques)} - {*dimensions, OVERALL})
+        try:
+            in_dimensions(example, dimensions)
+        except JRMError as error:
+            raise JRMError(f"{origin(example) or f'{path}, example {number}'}: {error}") from error
+    if others and is_main:
+        counts = ", ".join(f"{name} ({count} pairs)" for name, count in others.items())
+        print(f"jrm: {path}: left out, because dimensions does not name it: {counts}.", file=sys.stderr)
+    return OfDimensions(examples, dimensions) if others else examples
+
+
+def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
+    if arguments.corrections is None:
+        return examples
+    corrected = CorrectedExamples(examples, read_corrections(arguments.corrections), path=arguments.corrections)
+    if is_main:
+        counts = ", ".join(f"{action} {count}" for action, count in sorted(corrected.counts.items())) or "none"
+        print(f"jrm: corrections of {arguments.corrections}: {counts}.", file=sys.stderr)
+    if not corrected:
+        raise JRMError(f"{arguments.corrections} leaves no pair of {arguments.train_data} to train on.")
+    return corrected
 
 
 def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
     layout = _given(arguments, ("dimensions", "order", "sequences", "rubrics"))
     if "rubrics" in layout:
-        layout["rubrics"] = _rubrics(layout["rubrics"])
+        layout["rubrics"] = _rubrics(layout["rubrics"], layout.get("dimensions", DIMENSIONS))
     head = _given(arguments, CHOSEN_FIELDS)
-    return start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head)
+    weights = {"quantization_config": in_4bit(training)} if arguments.load_in_4bit else {}
+    model, processor = start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head, **weights)
+    if arguments.load_in_4bit:  # the adapters are saved, for the weights as they were published
+        for config in (model.config, model.config.backbone_config):
+            config.__dict__.pop("quantization_config", None)
+    return model, processor
+
+
+def in_4bit(training: JointRewardConfig) -> BitsAndBytesConfig:
+    """The form of QLoRA's paper (Dettmers et al. 2023): NF4, whose scales are quantized once more."""
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _given(arguments: TrainArguments, names: Sequence[str]) -> dict:
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
-def _rubrics(kind: str) -> dict:
+def _rubrics(kind: str, dimensions: Sequence[str]) -> dict:
     if kind in ("full", "short"):
-        return default_rubrics(kind)
+        return default_rubrics(kind, dimensions)
     try:
         return read_json(kind)
     except JRMError as error:
@@ -382,7 +493,12 @@ def _rubrics(kind: str) -> dict:
 
 def settings_of(arguments: TrainArguments, training: JointRewardConfig) -> dict[str, Any]:
     """All that changes the result of a run, as plain JSON."""
-    settings = asdict(arguments) | training.to_dict() | {"number of processes": training.world_size}
+    settings = asdict(arguments) | training.to_dict() | {"sharding": sharding_of(training)}
+    settings["pairs an update"] = (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
+    if settings["sharding"].startswith("DeepSpeed"):  # which keeps the optimizer's state in as many parts
+        settings["number of processes"] = training.world_size
     settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
     return json.loads(json.dumps(settings, default=str))
 
@@ -402,7 +518,7 @@ def _refuse_more_steps(settings_file: Path, settings: Mapping[str, Any]) -> None
         )
 
 
-def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
+def _identity(name: str, examples: Sequence[Example], digests: SampleDigests) -> dict[str, str]:
     """What a run learned from, as two settings: digests of the examples, and of the content of their images."""
     records, paths = hashlib.sha256(), set()
     for example in examples:
@@ -416,7 +532,7 @@ def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
         paths.update(image for image in images if isinstance(image, str) and not is_data_url(image))
     contents = hashlib.sha256()
     for path in sorted(paths):
-        contents.update(os.fsencode(path) + content_digest(path))
+        contents.update(os.fsencode(path) + digests.of_image(path))
     return {f"records of {name}": records.hexdigest(), f"images of {name}": contents.hexdigest()}
 
 
@@ -514,5 +630,8 @@ class ProgressWithLosses(TrainerCallback):
             self.bar.set_postfix(shown)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()

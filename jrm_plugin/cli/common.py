@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import to_json
-from jrm_plugin.records.samples import Sample
+from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.loading import DEFAULT_MODEL, load_scorer
 from jrm_plugin.scoring.protocol import Scorer
@@ -125,10 +125,17 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wide", action="store_true", help="print whole names and all dimensions, however wide")
 
 
-def print_scores(title: str, scores: list[tuple[str, RewardScore]], *, wide: bool, places: bool = False) -> None:
-    """Names and scores in this order: overall, then as many dimensions as the terminal has room for."""
+def print_scores(
+    title: str,
+    scores: list[tuple[str, RewardScore]],
+    *,
+    wide: bool,
+    places: bool = False,
+    dimension: str = OVERALL,
+) -> None:
+    """Names and scores in this order: overall, `dimension`, then as many others as the terminal has room for."""
     sign = "±" if (sys.stdout.encoding or "").lower().startswith("utf") else "+/-"
-    names = scores[0][1].names
+    names = [*dict.fromkeys((OVERALL, dimension, *scores[0][1].names))]
 
     def table(count: int, room: int) -> "Table":
         headings = [name.replace("_", "\n", 1).replace("_", " ") for name in names[:count]]

@@ -30,7 +30,7 @@ from jrm_plugin.files import check_writable, read_json, write_json
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.preferences import PreferencePair
-from jrm_plugin.records.samples import DIMENSIONS, Sample
+from jrm_plugin.records.samples import DIMENSIONS, KNOWN_DIMENSIONS, Sample
 from jrm_plugin.runs import LOCK_FILE, check_settings, locked, read_records
 from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
 from jrm_plugin.synthetic.preferences import GROUPS, Candidate, EditSet
@@ -112,6 +112,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale", type=float, default=1.0, help="times the usual number of steps (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of data and weights (default: %(default)s)")
+    parser.add_argument(
+        "--dimensions",
+        nargs="+",
+        choices=KNOWN_DIMENSIONS,
+        default=[*DIMENSIONS],
+        metavar="NAME",
+        help=f"what the data are labelled in and the model scores, of {', '.join(KNOWN_DIMENSIONS)} "
+        f"(default: {' '.join(DIMENSIONS)})",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,7 +131,9 @@ def run(options: argparse.Namespace) -> int:
 
     torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
     output, photos, compare = options.output, options.photos, options.compare
-    scale, seed = options.scale, options.seed
+    scale, seed, dimensions = options.scale, options.seed, options.dimensions
+    if len(set(dimensions)) < len(dimensions):
+        raise JRMError(f"--dimensions names each once, got {' '.join(dimensions)}.")
     if not 0 < scale < math.inf:
         raise JRMError(f"--scale must be positive and finite, got {scale}.")
     if not 0 <= seed < 2**32:
@@ -131,12 +142,14 @@ def run(options: argparse.Namespace) -> int:
     with locked(output / LOCK_FILE):
         # Stages that are done are not done again, so they must have been done with the same options.
         settings = {"photos": photos, "scale": scale, "seed": seed}
+        if dimensions != [*DIMENSIONS]:
+            settings["dimensions"] = dimensions
         check_settings(output / "demo.json", settings, results=any((output / name).exists() for name in MADE))
         write_json(output / "demo.json", settings)
         recipe = PHOTOS if photos else SHAPES
         steps = Steps(output)
         try:
-            _train_all(output, recipe, steps, compare, scale, seed)
+            _train_all(output, recipe, steps, compare, scale, seed, dimensions)
         except Stopped:
             print(f"jrm: stopped; the same command goes on from what is in {output}.", file=sys.stderr)
             return 130
@@ -148,22 +161,28 @@ def run(options: argparse.Namespace) -> int:
 # -- training
 
 
-def _train_all(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: float, seed: int) -> None:
+def _train_all(
+    output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: float, seed: int, dimensions: Sequence[str]
+) -> None:
     data, backbone, warm = output / "data", output / "backbone", output / "warm-start"
     if not (data / "meta.json").exists():
         with steps.step("Making the data"):
             pairs = recipe.train_pairs
-            recipe.edits.write(data, train=pairs, heldout=HELDOUT_PAIRS, language=pairs, seed=seed)
+            recipe.edits.write(
+                data, train=pairs, heldout=HELDOUT_PAIRS, language=pairs, seed=seed, dimensions=dimensions
+            )
     if not backbone.exists():
         from jrm_plugin.model.tiny import write_tiny_backbone
 
         with steps.step("Making an untrained backbone"):
             staging = output / ".backbone"
             shutil.rmtree(staging, ignore_errors=True)
-            write_tiny_backbone(staging, training_texts(data), image_size=recipe.image_size, seed=seed)
+            texts = training_texts(data, dimensions)
+            write_tiny_backbone(staging, texts, image_size=recipe.image_size, seed=seed)
             staging.rename(backbone)
     with steps.step("Language warm start"):
-        train_stage(recipe, "warm_start", backbone, data / "language.jsonl", warm, scale, seed)
+        layout = ["--dimensions", *dimensions] if [*dimensions] != [*DIMENSIONS] else []
+        train_stage(recipe, "warm_start", backbone, data / "language.jsonl", warm, scale, seed, layout)
     heldout = read_edit_reward(data / "heldout.json", progress=False).examples
     curve = write_edit_reward(data / "curve.json", heldout[:CURVE_PAIRS])
     arms = {"model": 0.7, "baseline": 0.0} if compare else {"model": 0.7}
@@ -173,14 +192,14 @@ def _train_all(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale:
             train_stage(recipe, "joint", warm, data / "train.json", output / arm, scale, seed, overrides)
 
 
-def training_texts(data: Path) -> list[str]:
+def training_texts(data: Path, dimensions: Sequence[str] = DIMENSIONS) -> list[str]:
     """All that the model will read and write."""
-    texts = [line for task in default_rubrics("short").values() for line in task.values()]
+    texts = [line for task in default_rubrics("short", dimensions).values() for line in task.values()]
     for row in read_records(data / "language.jsonl"):
         texts += [row["prompt"], row["text"]]
     for row in read_records(data / "train_critiques.jsonl"):
         texts.append(row["prompt"])
-        texts.append("\n".join(f"{d}: {Critique.parse(json.dumps(row[d])).to_json()}" for d in DIMENSIONS))
+        texts.append("\n".join(f"{d}: {Critique.parse(json.dumps(row[d])).to_json()}" for d in dimensions))
     return texts
 
 
@@ -234,6 +253,8 @@ def _evaluate(output: Path, recipe: Recipe, steps: Steps, compare: bool, scale: 
         facts = _facts(recipe, scorer)
         command = f"jrm demo{' --photos' * (recipe is PHOTOS)}{' --compare' * compare}"
         command += f"{f' --scale {scale:g}' * (scale != 1)}{f' --seed {seed}' * (seed != 0)}"
+        if scorer.dimensions != [*DIMENSIONS]:
+            command += f" --dimensions {' '.join(scorer.dimensions)}"
         summary |= {"facts": facts, "timings": steps.seconds, "versions": versions(), "seed": seed, "command": command}
         report = {
             "title": "Joint Reward Modeling, trained from scratch",
@@ -320,15 +341,20 @@ def _ranked(scorer: "RewardScorer", edits: EditSet, seed: int) -> list[dict]:
             continue
         scores = scorer.score([Sample.edit(edit.source, edit.instruction, c.image) for c in edit.candidates])
         candidates = [
-            {"image": candidate.image, "score": score, "note": _note(candidate), "data_score": _data_score(candidate)}
+            {
+                "image": candidate.image,
+                "score": score,
+                "note": _note(candidate),
+                "data_score": _data_score(candidate, scorer.dimensions),
+            }
             for candidate, score in zip(edit.candidates, scores, strict=True)
         ]
         groups[edit.kind] = {"instruction": edit.instruction, "sources": [edit.source], "candidates": candidates}
     return list(groups.values())
 
 
-def _data_score(candidate: Candidate) -> int:
-    return sum(candidate.scores.values())
+def _data_score(candidate: Candidate, dimensions: Sequence[str]) -> int:
+    return sum(candidate.scores(dimensions).values())
 
 
 def _note(candidate: Candidate) -> str:

@@ -158,7 +158,7 @@ def _print(options: argparse.Namespace, ranked: list[Ranking]) -> None:
         if options.dimension != OVERALL:
             title += f", by {options.dimension.replace('_', ' ')}"
         scores = [(candidate.name, candidate.score) for candidate in candidates[:ROWS_SHOWN]]
-        print_scores(title, scores, wide=options.wide, places=True)
+        print_scores(title, scores, wide=options.wide, places=True, dimension=options.dimension)
         if (win := ranked[0].win_over_second) is not None:
             print(f"P(the first is better than the second) = {win:.2f}")
         _print_rest(options, len(candidates), "candidates")

@@ -43,7 +43,7 @@ from jrm_plugin.records.names import (
     names_an_image,
 )
 from jrm_plugin.records.preferences import CritiqueExample, Example, PreferencePair, RankedGroup
-from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
+from jrm_plugin.records.samples import KNOWN_DIMENSIONS, OVERALL, Sample
 
 Columns = Mapping[str, str | Sequence[str] | None]
 
@@ -113,7 +113,7 @@ class Layout:
                 self.fields[field] = present[0]
                 free.remove(present[0])
         for name in list(free):
-            if _dimension_of(name) in DIMENSIONS and name not in self._given:
+            if _dimension_of(name) in KNOWN_DIMENSIONS and name not in self._given:
                 self.fields[name] = name
                 free.remove(name)
         self._free = free

@@ -1,9 +1,10 @@
 """EditReward's training format, read and written, with critiques in a file beside it.
 
 `train.json` is a list of records: `prompt`, `path_src`, `path1` (always the preferred image), `path2`, `tie_case`, the
-models, and scores of 1 to 4 per dimension (`model1_dim1_score` is instruction following, `..._dim2_...` visual quality;
-`..._overall_score` is their sum). `path_src` may also be a list of images, or null where the images were made from text
-alone. Any further key of a record is kept in `PreferencePair.info`.
+models, and scores of 1 to 4 per dimension (`model1_dim1_score` is instruction following, `..._dim2_...` visual quality,
+`model1_consistency_score` one that the published format does not have; `..._overall_score` is their sum). `path_src`
+may also be a list of images, or null where the images were made from text alone. Any further key of a record is kept in
+`PreferencePair.info`.
 
 `train_critiques.jsonl` holds one line per judged image, found by the prompt and the paths as the records spell them:
 `{"prompt": ..., "path_src": ..., "path": ..., "instruction_following": {critique}, "visual_quality": {critique}}`.
@@ -36,9 +37,10 @@ from jrm_plugin.files import write_json, write_jsonl
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
-from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
+from jrm_plugin.records.samples import CONSISTENCY, DIMENSIONS, KNOWN_DIMENSIONS, OVERALL, Sample
 
 _SCORE_KEYS = {(side, name): f"model{side}_dim{k}_score" for side in (1, 2) for k, name in enumerate(DIMENSIONS, 1)}
+_SCORE_KEYS |= {(side, CONSISTENCY): f"model{side}_{CONSISTENCY}_score" for side in (1, 2)}
 _REQUIRED = ("prompt", "path_src", "path1", "path2")
 # What the samples and labels already say, so that it is not repeated in `info`.
 _NOT_INFO = {*_REQUIRED, *_SCORE_KEYS.values(), "model1_overall_score", "model2_overall_score", "tie_case"}
@@ -129,7 +131,7 @@ def _to_pair(record, root: Path, by_image: dict, judged: set, origin: dict) -> P
         raise JRMError(f"tie_case must be true or false, not {tie!r}")
     _check_votes(record)
     scores: tuple[dict, dict] = ({}, {})
-    for name in DIMENSIONS:
+    for name in KNOWN_DIMENSIONS:
         keys = _SCORE_KEYS[1, name], _SCORE_KEYS[2, name]
         values = [record.get(key) for key in keys]
         if values == [None, None]:
@@ -236,8 +238,8 @@ def _to_record(pair: PreferencePair, root: Path, critiques: dict) -> dict:
         raise JRMError("overall, its chosen sample must be the better one or a tie")
     scores = (pair.chosen_scores or {}, pair.rejected_scores or {})
     for name in {*pair.labels, *scores[0], *scores[1]} - {OVERALL}:
-        if name not in DIMENSIONS or name not in scores[0] or name not in scores[1]:
-            raise JRMError(f"{name} needs a score of both images and must be one of {', '.join(DIMENSIONS)}")
+        if name not in KNOWN_DIMENSIONS or name not in scores[0] or name not in scores[1]:
+            raise JRMError(f"{name} needs a score of both images and must be one of {', '.join(KNOWN_DIMENSIONS)}")
         if pair.labels[name] != (scores[0][name] > scores[1][name]) - (scores[0][name] < scores[1][name]):
             raise JRMError(f"its label of {name} contradicts the scores")
     prompt, sources, path1 = _parts(pair.chosen, root)
@@ -245,9 +247,9 @@ def _to_record(pair: PreferencePair, root: Path, critiques: dict) -> dict:
     record = {"prompt": prompt, "choice_dist": None, "confidence": None, "path_src": sources}
     record |= {"path1": path1, "path2": path2}
     for side, of_side in enumerate(scores, 1):
-        record |= {_SCORE_KEYS[side, name]: of_side[name] for name in DIMENSIONS if name in of_side}
+        record |= {_SCORE_KEYS[side, name]: of_side[name] for name in KNOWN_DIMENSIONS if name in of_side}
         if all(name in of_side for name in DIMENSIONS):
-            record[f"model{side}_overall_score"] = sum(of_side[name] for name in DIMENSIONS)
+            record[f"model{side}_overall_score"] = sum(of_side[name] for name in KNOWN_DIMENSIONS if name in of_side)
     for path, of_image in ((path1, pair.chosen_critiques), (path2, pair.rejected_critiques)):
         if of_image:
             line = {"prompt": prompt, "path_src": sources, "path": path}

@@ -5,13 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.samples import OVERALL, Sample
+from jrm_plugin.records.samples import CONSISTENCY, OVERALL, Sample
 from jrm_plugin.scoring.protocol import Scorer
 
 Row = dict[str, Any]
 
 # Dimensions of benchmarks that have another name here.
-_SAME = {"prompt_following": "instruction_following", "instruction_adherence": "instruction_following"}
+_SAME = {
+    "prompt_following": "instruction_following",
+    "instruction_adherence": "instruction_following",
+    "visual_consistency": CONSISTENCY,
+}
 
 
 class Comparison(NamedTuple):

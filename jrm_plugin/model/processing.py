@@ -148,7 +148,8 @@ class JRMProcessor:
         if not isinstance(image_token, str) or image_token not in tokenizer.get_vocab():
             raise JRMError(f"image_token must be a token of the tokenizer, not {shortened(image_token)}.")
         self.dimensions = check_dimensions(dimensions)
-        self.rubrics = _check_rubrics(default_rubrics() if rubrics is None else rubrics, self.dimensions)
+        rubrics = default_rubrics("full", self.dimensions) if rubrics is None else rubrics
+        self.rubrics = _check_rubrics(rubrics, self.dimensions)
         self.image_token, self.order, self.sequences = image_token, order, sequences
         if not {REWARD_TOKEN, *REGION_TAGS} <= tokenizer.get_added_vocab().keys():
             tokenizer = copy.deepcopy(tokenizer)
@@ -336,15 +337,15 @@ class JRMProcessor:
         picture = load_image(image)
         return EncodedImage(*backbone.patches_of(self.image_processor, picture), picture.width * picture.height)
 
-    def image_tokens(self, image: Any) -> int:
-        """How many tokens an image takes; reads no more of a file than its header."""
-        return backbone.image_tokens(self.image_processor, *image_size(image))
+    def image_tokens(self, width: int, height: int) -> int:
+        """How many tokens an image of this size takes."""
+        return backbone.image_tokens(self.image_processor, width, height)
 
     def sequence_length(self, sample: Sample, sequence: int, critiques: Mapping[str, Critique] | str | None) -> int:
         """Tokens of a sequence in training, critiques included, without decoding an image."""
         dimensions = [] if isinstance(critiques, str) else self.dimensions_of(sequence)
         segments = self.segments(sample, dimensions)
-        counts = [self.image_tokens(s.content) for s in segments if s.kind == "image"]
+        counts = [self.image_tokens(*image_size(s.content)) for s in segments if s.kind == "image"]
         return len(self._prompt_ids(segments, counts)) + len(self._critique_ids(critiques, dimensions))
 
     def _critique_ids(self, critiques: Mapping[str, Critique] | str | None, dimensions: Sequence[str]) -> list[int]:

@@ -2,29 +2,44 @@
 
 A rubric is the prompt text of one task and dimension. The criteria, the scale of 1 to 4, the region tags and the form
 of the answer follow the paper's appendices C.1 and C.2 (rubrics) and A.1 and A.2 (data construction); the words are
-ours, and so are the rubrics for generated images and for text answers. A rubric is part of a checkpoint: what was
-trained with one text is scored with the same text.
+ours, and so are the rubrics for generated images and for text answers, and all of consistency, a dimension that the
+paper does not have. A rubric is part of a checkpoint: what was trained with one text is scored with the same text.
 """
 
+from collections.abc import Sequence
 from importlib.resources import files
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.samples import DIMENSIONS, TASKS
+from jrm_plugin.records.samples import DIMENSIONS, KNOWN_DIMENSIONS, TASKS
 
 KINDS = ("full", "short")
 
 
-def default_rubrics(kind: str = "full") -> dict[str, dict[str, str]]:
+def default_rubrics(kind: str = "full", dimensions: Sequence[str] = DIMENSIONS) -> dict[str, dict[str, str]]:
     """The rubrics by task (`edit`, `generation`, `response`) and dimension.
 
     None of them has a slot for the instruction: whoever builds a prompt puts the instruction after the rubric.
 
     Args:
         kind: `full`, or `short`: two or three lower-case words, for very small models.
+        dimensions: of `KNOWN_DIMENSIONS`. Consistency compares with a source, so with it the only task is `edit`.
+
+    Raises:
+        JRMError: there is no such kind, or no rubric for a dimension.
     """
     if kind not in KINDS:
         raise JRMError(f"the kind of rubrics must be one of {', '.join(KINDS)}, not {kind!r}.")
-    return {task: {name: _resource("rubrics", kind, task, f"{name}.md") for name in DIMENSIONS} for task in TASKS}
+    if unknown := [name for name in dimensions if name not in KNOWN_DIMENSIONS]:
+        raise JRMError(
+            f"there are rubrics for {', '.join(KNOWN_DIMENSIONS)}, not for {unknown[0]!r}; give rubrics of your own by "
+            "task and dimension."
+        )
+    rubrics = files("jrm_plugin").joinpath("resources", "rubrics", kind)
+    return {
+        task: {name: _resource("rubrics", kind, task, f"{name}.md") for name in dimensions}
+        for task in TASKS
+        if all(rubrics.joinpath(task, f"{name}.md").is_file() for name in dimensions)
+    }
 
 
 def data_prompt(dimension: str) -> str:
@@ -36,8 +51,8 @@ def data_prompt(dimension: str) -> str:
     Example:
         >>> prompt = data_prompt("instruction_following").format(instruction="make the cat {blue}", score=4)
     """
-    if dimension not in DIMENSIONS:
-        raise JRMError(f"there is a data prompt for {' and '.join(DIMENSIONS)}, not for {dimension!r}.")
+    if dimension not in KNOWN_DIMENSIONS:
+        raise JRMError(f"there is a data prompt for {', '.join(KNOWN_DIMENSIONS)}, not for {dimension!r}.")
     return _resource("prompts", f"{dimension}.md")
 
 

@@ -3,8 +3,8 @@
 import json
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,9 +14,10 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.records.checks import check_keys, checked_text, kind_of
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.images import to_data_url
-from jrm_plugin.records.samples import Sample, image_block
+from jrm_plugin.records.samples import OVERALL, Sample, image_block
 
 T = TypeVar("T")
+P = TypeVar("P", "PreferencePair", "RankedGroup")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class PreferencePair:
             raise JRMError("a pair has no label: give one for a dimension or overall, or scores of both samples.")
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "info", _info(self.info))
+
+    def pairs(self) -> list["PreferencePair"]:
+        """Itself, as the one pair of its group."""
+        return [self]
 
     # -- as a group of two
 
@@ -158,6 +163,34 @@ def _compared(ranks: Sequence[float | None], i: int, j: int) -> int | None:
     """1 where i is better, -1 where j is, 0 for a tie; None where one of them is not ranked."""
     rank_i, rank_j = ranks[i], ranks[j]
     return None if rank_i is None or rank_j is None else (rank_i < rank_j) - (rank_i > rank_j)
+
+
+def in_dimensions(pair: P, dimensions: Collection[str]) -> P:
+    """The pair or group with its labels, scores and critiques in these dimensions, and overall, alone.
+
+    Raises:
+        JRMError: it has no label in any of them.
+    """
+    names = {*dimensions, OVERALL}
+    if not names & pair.ranks.keys():
+        raise JRMError(
+            f"a pair is labelled in {', '.join(pair.ranks)} alone; name that dimension too, or leave it out."
+        )
+
+    def of_these(values: Mapping[str, T]) -> dict[str, T]:
+        return {name: value for name, value in values.items() if name in names}
+
+    if isinstance(pair, RankedGroup):
+        critiques = [of_these(of_one) for of_one in pair.critiques]
+        return replace(pair, ranks=of_these(pair.ranks), scores=of_these(pair.scores), critiques=critiques)
+    return replace(
+        pair,
+        labels=of_these(pair.labels),
+        chosen_scores=pair.chosen_scores and of_these(pair.chosen_scores),
+        rejected_scores=pair.rejected_scores and of_these(pair.rejected_scores),
+        chosen_critiques=of_these(pair.chosen_critiques),
+        rejected_critiques=of_these(pair.rejected_critiques),
+    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from jrm_plugin.records.checks import checked_text, kind_of
 from jrm_plugin.records.images import ImageLike, digest, is_data_url, load_image, plain_image
 
 DIMENSIONS = ("instruction_following", "visual_quality")  # the default, in order; a model's config may hold others
+CONSISTENCY = "consistency"  # of an edit: that what must not change did not
+KNOWN_DIMENSIONS = (*DIMENSIONS, CONSISTENCY)  # those that have rubrics, prompts and columns here
 OVERALL = "overall"
 Task: TypeAlias = Literal["edit", "generation", "response"]
 TASKS = get_args(Task)

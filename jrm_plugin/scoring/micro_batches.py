@@ -74,11 +74,11 @@ class MicroBatches:
         if self._max_waiting is not None and 0 < self.waiting > self._max_waiting - samples:
             raise QueueFullError(f"{self.waiting} samples wait, and {self._max_waiting} may.")
 
-    async def score(self, samples: Sequence[Sample], prefix: str) -> list[RewardScore | JRMError]:
+    def score(self, samples: Sequence[Sample], prefix: str) -> asyncio.Future[list[RewardScore | JRMError]]:
         """The score of each sample, or what is wrong with it."""
-        return await self.ask("score", samples, prefix)
+        return self.ask("score", samples, prefix)
 
-    async def ask(
+    def ask(
         self,
         method: str,
         samples: Sequence[Sample],
@@ -86,20 +86,21 @@ class MicroBatches:
         *,
         size: int | None = None,
         options: Mapping[str, Any] | None = None,
-    ) -> list[Any]:
-        """What the scorer's `score`, `critique`, … gives for each sample, or what is wrong with it."""
-        answer = asyncio.get_running_loop().create_future()
+    ) -> asyncio.Future[list[Any]]:
+        """What the scorer's `score`, `critique`, … gives for each sample, or what is wrong with it.
+
+        Cancelled before its batch began, the call is not computed.
+        """
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         own = tuple(sorted((options or {}).items()))
         size = len(samples) if size is None else size
         number = next(self._numbers)
         self._calls[number] = Call(prefix, samples, size, method, own, time.monotonic(), answer)
         self.waiting += len(samples)
+        answer.add_done_callback(lambda answer: self._take(number))  # of one that was cancelled
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
-        try:
-            return await answer
-        finally:  # of one that was cancelled
-            self._take(number)
+        return answer
 
     def close(self) -> None:
         """Ends the thread when it has computed what it was given."""

@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from jrm_plugin.errors import JRMError, as_jrm_error
@@ -76,31 +76,37 @@ def encode_ahead(
 
 
 class _RememberedImages:
-    """Encodes images, each of the last few once."""
+    """Encodes images, each of the last few once, whichever threads ask for it at the same time."""
 
     def __init__(self, processor: JRMProcessor, budget: DecodingBudget):
         self._processor, self._budget = processor, budget
-        self._images: OrderedDict[bytes, EncodedImage] = OrderedDict()
+        self._images: OrderedDict[bytes, Future[EncodedImage]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, image: ImageLike) -> EncodedImage:
+        key = digest(image)
+        with self._lock:
+            is_first = key not in self._images
+            encoded = self._images.setdefault(key, Future())
+            self._images.move_to_end(key)
+            if len(self._images) > REMEMBERED_IMAGES:
+                self._images.popitem(last=False)
+        if is_first:
+            try:
+                encoded.set_result(self._encoded(image))
+            except BaseException as error:
+                encoded.set_exception(error)
+        return encoded.result()
+
+    def _encoded(self, image: ImageLike) -> EncodedImage:
         width, height = image_size(image)
         size = width * height * DECODING_BYTES
         with self._budget.taken(size):
             if size > self._budget.max_bytes // 8:
-                return self._budget.large.submit(self._encoded, image).result()
-            return self._encoded(image)
+                return self._budget.large.submit(self._with_digest, image).result()
+            return self._with_digest(image)
 
-    def _encoded(self, image: ImageLike) -> EncodedImage:
-        key = digest(image)
-        with self._lock:
-            if key in self._images:
-                self._images.move_to_end(key)
-                return self._images[key]
+    def _with_digest(self, image: ImageLike) -> EncodedImage:
         encoded = self._processor.encode_image(image)
         encoded.digest  # noqa: B018  computed here, in the worker's time
-        with self._lock:
-            self._images[key] = encoded
-            if len(self._images) > REMEMBERED_IMAGES:
-                self._images.popitem(last=False)
         return encoded

@@ -236,7 +236,7 @@ class ScoringService:
                         f"an image of {width}x{height} has more pixels than the {settings.max_image_pixels} that this "
                         "server takes; make it smaller."
                     )
-                tokens += processor.image_tokens(image) if processor is not None else width * height // 28**2
+                tokens += processor.image_tokens(width, height) if processor is not None else width * height // 28**2
             return sample.prompt_key(), max(tokens, 1)
         except JRMError as error:
             return error
@@ -408,14 +408,13 @@ class ScoringService:
         return "".join([*traceback.format_tb(error.__traceback__), type(error).__name__])
 
 
-async def _all(calls: Sequence[Awaitable[T]]) -> list[T]:
+async def _all(calls: Sequence[asyncio.Future[T]]) -> list[T]:
     """What all give; where one raises, or this is cancelled, the others are cancelled."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        return list(await asyncio.gather(*tasks))
+        return list(await asyncio.gather(*calls))
     finally:
-        for task in tasks:
-            task.cancel()
+        for call in calls:
+            call.cancel()
 
 
 async def _left(request: Request) -> None:

@@ -24,10 +24,12 @@ from jrm_plugin.synthetic.preferences import (
     PLACES,
     QUALITY_WEIGHTS,
     QUALITY_WORDS,
+    WHOLE,
     Candidate,
     Edit,
     EditSet,
     Outcome,
+    Unasked,
     box_of,
     draw_outcomes,
     make_critiques,
@@ -80,7 +82,6 @@ KINDS = {
     "blurred_background": "background blurred",
     "box": "box",
 }
-_WHOLE = (0, 0, 1000, 1000)
 
 
 class Step(NamedTuple):
@@ -128,18 +129,18 @@ def draw_edit(
         request = request._replace(colour=pick(rng, list(BOX_COLOURS)), place=int(rng.integers(len(PLACES))))
         instruction, box = f"add a {request.subject} at the {PLACES[request.place]}", box_of(request.place)
     else:
-        instruction, box = INSTRUCTIONS[request.what], _WHOLE
+        instruction, box = INSTRUCTIONS[request.what], WHOLE
     qualities = dict(QUALITY_WEIGHTS)
     if kind == "blurred_background":  # in a picture that is all blurred, nobody could see whether it was done
         qualities.pop("blur")
     candidates = []
     for failure, quality in outcomes or draw_outcomes(rng, tie=tie, qualities=qualities):
-        steps, finding, rest = _carry_out(request, failure, rng)
+        steps, finding, rest, unasked = _carry_out(request, failure, rng)
         image = spoil(_apply(source, steps), quality, rng)
-        critiques = make_critiques(request.subject, box, finding, rest, quality)
+        critiques = make_critiques(request.subject, box, finding, rest, quality, unasked)
         texts = {"diff": _changes_by_place(steps), "objdiff": _changes_by_object(steps)}
         texts = {order: f"{QUALITY_WORDS[quality]} {text}" for order, text in texts.items()}
-        candidates.append(Candidate(image, failure, quality, critiques, texts))
+        candidates.append(Candidate(image, failure, quality, critiques, texts, unasked))
     scene = f"{name} {' '.join(map(str, corner))}"
     return Edit(kind, instruction, scene, source, _caption(source), tuple(candidates))
 
@@ -201,36 +202,47 @@ def _draw_crop(rng: np.random.Generator, photos: Iterable[str]) -> tuple[str, tu
 # --- what a model made of an instruction ------------------------------------------------------------------------------
 
 
-def _carry_out(request: Step, failure: str, rng: np.random.Generator) -> tuple[list[Step], str, str]:
+class Result(NamedTuple):
     """The steps that were really done, in their order, and the critique's two parts: on what was asked for, and on the
-    rest."""
-    untouched = "the rest is unchanged"
+    rest. `unasked` is what the second speaks of where the rest is not unchanged."""
+
+    steps: list[Step]
+    finding: str
+    rest: str = "the rest is unchanged"
+    unasked: Unasked | None = None
+
+
+def _carry_out(request: Step, failure: str, rng: np.random.Generator) -> Result:
     if failure == "none":
-        return [request], f"{request.sentence} as asked", untouched
+        return Result([request], f"{request.sentence} as asked")
     if failure == "ignored":
-        return [], request.denial, untouched
+        return Result([], request.denial)
     if failure == "partial":
         step = request._replace(half=True)
-        return [step], step.sentence, untouched
+        return Result([step], step.sentence)
     if failure == "over_edit":
         extra = _another_step(request, rng)
         steps = sorted((request, extra), key=lambda step: list(KINDS.values()).index(step.what))  # things come last
-        return steps, f"{request.sentence} as asked", f"{extra.sentence} too"
+        return Result(steps, f"{request.sentence} as asked", f"{extra.sentence} too", _unasked(extra))
     if failure == "wrong_object":
         if request.is_thing:
             step = request._replace(what="circle")
-            return [step], f"{step.sentence} instead", untouched
+            return Result([step], f"{step.sentence} instead")
         step = _another_step(request, rng)
-        return [step], request.denial, step.sentence
+        return Result([step], request.denial, step.sentence, _unasked(step))
     # wrong_value: the opposite effect, or a thing in another colour or place
     if not request.is_thing:
         step = Step(WRONG_VALUE[request.what])
-        return [step], f"{step.sentence} instead", untouched
+        return Result([step], f"{step.sentence} instead")
     if rng.random() < 0.5:
         step = request._replace(colour=pick(rng, [c for c in BOX_COLOURS if c != request.colour]))
-        return [step], f"{step.sentence} instead", untouched
+        return Result([step], f"{step.sentence} instead")
     step = request._replace(place=pick(rng, [p for p in range(len(PLACES)) if p != request.place]))
-    return [step], f"{step.sentence} at the {PLACES[step.place]} instead", untouched
+    return Result([step], f"{step.sentence} at the {PLACES[step.place]} instead")
+
+
+def _unasked(step: Step) -> Unasked:
+    return Unasked(step.subject, box_of(step.place) if step.is_thing else WHOLE)
 
 
 def _another_step(request: Step, rng: np.random.Generator) -> Step:

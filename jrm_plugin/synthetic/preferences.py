@@ -2,6 +2,10 @@
 
 An edit has two candidates. Each candidate has one failure in following the instruction (or none) and one flaw of the
 picture (or none); the scores of 1 to 4 follow from those two, and the overall score is their sum.
+
+Where a set is labelled in consistency too, a third score says whether what the instruction leaves alone was kept, which
+the critique of instruction following says in words. As in the paper's rubric (appendix C.1), an edit that overdoes it
+also loses a point in instruction following; visual quality (C.2) is about flaws of the picture and knows nothing of it.
 """
 
 import json
@@ -10,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -21,11 +25,13 @@ from jrm_plugin.data.editreward import write_edit_reward, write_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.files import write_text
 from jrm_plugin.records.critiques import Critique, EditRegion
+from jrm_plugin.records.images import ImageLike
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
-from jrm_plugin.records.samples import DIMENSIONS, OVERALL, Sample
+from jrm_plugin.records.samples import DIMENSIONS, KNOWN_DIMENSIONS, OVERALL, Sample
 
 FAILURE_SCORES = {"none": 4, "partial": 3, "over_edit": 3, "wrong_value": 2, "wrong_object": 2, "ignored": 1}
 QUALITY_SCORES = {"clean": 4, "mild_noise": 3, "blur": 2, "seam": 2, "heavy_noise": 1}
+KEPT, PLACE_CHANGED, ALL_CHANGED = 4, 2, 1  # scores of consistency
 FAILURE_WEIGHTS = {
     "none": 0.36,
     "ignored": 0.16,
@@ -65,6 +71,15 @@ GROUPS = {
 _CAPTIONS = 0.14  # share of captions among the language rows; the changes halve the rest
 
 Outcome = tuple[str, str]  # a failure and a quality
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in thousandths of the image
+WHOLE: Box = (0, 0, 1000, 1000)
+
+
+class Unasked(NamedTuple):
+    """What changed although the instruction leaves it alone."""
+
+    label: str
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -74,12 +89,17 @@ class Candidate:
     image: np.ndarray  # [height, width, 3] uint8
     failure: str
     quality: str
-    critiques: dict[str, Critique]
+    critiques: dict[str, Critique]  # by each of `KNOWN_DIMENSIONS`
     changes: dict[str, str]  # "diff" and "objdiff": the texts of the language warm start
+    unasked: Unasked | None = None
 
-    @property
-    def scores(self) -> dict[str, int]:
-        return dict(zip(DIMENSIONS, (FAILURE_SCORES[self.failure], QUALITY_SCORES[self.quality]), strict=True))
+    def scores(self, dimensions: Sequence[str] = DIMENSIONS) -> dict[str, int]:
+        """The scores of 1 to 4 in these of `KNOWN_DIMENSIONS`."""
+        changed = ALL_CHANGED if self.unasked and self.unasked.box == WHOLE else PLACE_CHANGED
+        consistency = changed if self.unasked else KEPT
+        scores = (FAILURE_SCORES[self.failure], QUALITY_SCORES[self.quality], consistency)
+        by_dimension = dict(zip(KNOWN_DIMENSIONS, scores, strict=True))
+        return {name: by_dimension[name] for name in dimensions}
 
 
 @dataclass(frozen=True)
@@ -143,22 +163,26 @@ def spoil(image: np.ndarray, quality: str, rng: np.random.Generator) -> np.ndarr
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
-def box_of(place: int) -> tuple[int, int, int, int]:
-    """The box of a place (index into `PLACES`) in thousandths of the image: x1, y1, x2, y2."""
+def box_of(place: int) -> Box:
+    """The box of a place (index into `PLACES`)."""
     row, column = divmod(place, GRID)
     return tuple(round(1000 * edge / GRID) for edge in (column, row, column + 1, row + 1))
 
 
 def make_critiques(
-    label: str, box: tuple[int, int, int, int], finding: str, rest: str, quality: str
+    label: str, box: Box, finding: str, rest: str, quality: str, unasked: Unasked | None
 ) -> dict[str, Critique]:
     """The critiques of a candidate by dimension.
 
     Instruction following: what became of the thing asked for (`finding`), which is the region `label` in `box`, and of
-    the rest. Visual quality: the flaw of the picture.
+    the rest. Visual quality: the flaw of the picture. Consistency: the rest alone, with the region that changed.
     """
     following = Critique(f"<|bbox_0|> {finding} <|global|> {rest}", (EditRegion(0, label, box),))
-    return dict(zip(DIMENSIONS, (following, Critique(QUALITY_WORDS[quality])), strict=True))
+    if unasked is None:
+        consistency = Critique(f"<|global|> {rest}")
+    else:
+        consistency = Critique(f"<|bbox_0|> {rest} <|global|> nobody asked for that", (EditRegion(0, *unasked),))
+    return dict(zip(KNOWN_DIMENSIONS, (following, Critique(QUALITY_WORDS[quality]), consistency), strict=True))
 
 
 # --- writing a set ----------------------------------------------------------------------------------------------------
@@ -196,6 +220,7 @@ class EditSet:
         seed: int = 0,
         tie_rate: float = 0.0,
         label_noise: float = 0.0,
+        dimensions: Sequence[str] = DIMENSIONS,
         progress: bool = True,
     ) -> Path:
         """Make the set and write it to `folder` in EditReward's training format, over an earlier set there.
@@ -217,6 +242,9 @@ class EditSet:
             label_noise: the probability that a training pair's scores are swapped, and the preference with them;
                 critiques keep telling the truth, and `flipped` tells which pairs these are. Held-out pairs are never
                 flipped.
+            dimensions: in which the pairs have scores and critiques, of `KNOWN_DIMENSIONS`; the overall score is the
+                sum of these. The images are the same whichever they are; pairs that tie overall only in these
+                dimensions come beside those of `tie_rate`.
             progress: show bars on a terminal.
 
         Returns:
@@ -231,7 +259,7 @@ class EditSet:
             "language": self.language if language is None else language,
             "seed": seed,
         }
-        _check_options(numbers, {"tie_rate": tie_rate, "label_noise": label_noise})
+        _check_options(numbers, {"tie_rate": tie_rate, "label_noise": label_noise}, dimensions)
         if self.check:
             self.check()
         folder = Path(os.path.abspath(folder))
@@ -252,18 +280,42 @@ class EditSet:
                 if split == "train":
                     texts.append(_Texts(source, edited, edit.caption, [c.changes for c in edit.candidates]))
                 flipped = split == "train" and rng.random() < label_noise
-                pairs.append(_to_pair(edit, source, edited, flipped, self.name))
+                pairs.append(_to_pair(edit, source, edited, flipped, self.name, dimensions))
             write_edit_reward(folder / f"{split}.json", pairs)
         rng = np.random.default_rng([seed, 2])
         rows = _language_rows(rng, texts, numbers["language"], self.caption_prompt)
         write_language(folder / "language.jsonl", rows)
         versions = {"numpy": np.__version__, "pillow": PIL.__version__}
         meta = {"name": self.name, **numbers, "tie_rate": tie_rate, "label_noise": label_noise, "versions": versions}
+        if tuple(dimensions) != DIMENSIONS:
+            meta["dimensions"] = [*dimensions]
         write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
         return folder
 
+    def over_edits(self, count: int, *, seed: int = 0, dimensions: Sequence[str] = DIMENSIONS) -> list[PreferencePair]:
+        """Held-out pairs of an edit as asked and one that did more, with the same flaw or none in both pictures.
 
-def _check_options(numbers: dict[str, int], probabilities: dict[str, float]) -> None:
+        Nobody doubts which is better: a judge that is wrong here has not seen that something else was to stay.
+
+        Args:
+            count: the number of pairs; their images stay in memory.
+            seed: the same one gives the same pairs, by a random stream of their own.
+            dimensions: as in `write`.
+        """
+        rng = np.random.default_rng([seed, 3])
+        pairs = []
+        for _ in range(count):
+            quality = pick(rng, QUALITY_WEIGHTS)
+            edit = self.draw(rng, heldout=True, outcomes=[("none", quality), ("over_edit", quality)])
+            images = [candidate.image for candidate in edit.candidates]
+            pairs.append(_to_pair(edit, edit.source, images, False, self.name, dimensions))
+        return pairs
+
+
+def _check_options(numbers: dict[str, int], probabilities: dict[str, float], dimensions: Sequence[str]) -> None:
+    unknown = [name for name in dimensions if name not in KNOWN_DIMENSIONS]
+    if isinstance(dimensions, str) or unknown or not 0 < len(dimensions) == len(set(dimensions)):
+        raise JRMError(f"dimensions must be some of {', '.join(KNOWN_DIMENSIONS)}, each once, not {dimensions!r}.")
     for option, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise JRMError(f"{option} must be a whole number of 0 or more, not {value!r}.")
@@ -298,11 +350,20 @@ def _save_images(edit: Edit, folder: Path, stem: str) -> list[str]:
     return paths
 
 
-def _to_pair(edit: Edit, source: str, edited: list[str], flipped: bool, name: str) -> PreferencePair:
+def _to_pair(
+    edit: Edit,
+    source: ImageLike,
+    edited: Sequence[ImageLike],
+    flipped: bool,
+    name: str,
+    dimensions: Sequence[str],
+) -> PreferencePair:
     """The pair as an annotator labels it. One who errs (`flipped`) swaps the scores; what is seen stays what it is."""
-    scores = [candidate.scores for candidate in edit.candidates]
-    tie = sum(scores[0].values()) == sum(scores[1].values())
     sides = list(zip(edit.candidates, edited, strict=True))
+    # Drawn with the better one first in the two dimensions that every set has; in others it may be the second.
+    sides.sort(key=lambda side: -sum(side[0].scores(dimensions).values()))
+    scores = [candidate.scores(dimensions) for candidate, _ in sides]
+    tie = sum(scores[0].values()) == sum(scores[1].values())
     if flipped:
         # The worse image gets the better one's scores, and with them the first place. In a tie no image has the first
         # place by merit, but the scores of the dimensions are swapped all the same.
@@ -317,8 +378,8 @@ def _to_pair(edit: Edit, source: str, edited: list[str], flipped: bool, name: st
         labels={OVERALL: 0 if tie else 1},
         chosen_scores=scores[0],
         rejected_scores=scores[1],
-        chosen_critiques=chosen.critiques,
-        rejected_critiques=rejected.critiques,
+        chosen_critiques={name: chosen.critiques[name] for name in dimensions},
+        rejected_critiques={name: rejected.critiques[name] for name in dimensions},
         info=info,
     )
 

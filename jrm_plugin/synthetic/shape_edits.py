@@ -20,10 +20,12 @@ from jrm_plugin.synthetic.preferences import (
     GRID,
     PLACES,
     QUALITY_WORDS,
+    WHOLE,
     Candidate,
     Edit,
     EditSet,
     Outcome,
+    Unasked,
     box_of,
     draw_outcomes,
     make_critiques,
@@ -78,12 +80,16 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A scene after an edit: its objects, whether the background changed, and the critique's two parts."""
+    """A scene after an edit: its objects, whether the background changed, and the critique's two parts.
+
+    `unasked` is what the second part speaks of where the rest is not unchanged.
+    """
 
     items: list[Item]
     finding: str
     rest: str = "the rest is unchanged"
     new_background: bool = False
+    unasked: Unasked | None = None
 
 
 def draw_edit(
@@ -105,10 +111,11 @@ def draw_edit(
         result = carry_out(items, request, failure, rng)
         behind = pick(rng, [b for b in BACKGROUNDS if b != background]) if result.new_background else background
         image = spoil(render(result.items, behind, shifts), quality, rng)
-        critiques = make_critiques(request.target.name, box_of(request.place), result.finding, result.rest, quality)
+        box = box_of(request.place)
+        critiques = make_critiques(request.target.name, box, result.finding, result.rest, quality, result.unasked)
         texts = {"diff": _changes_by_place(items, result), "objdiff": _changes_by_object(items, result)}
         texts = {kind: f"{QUALITY_WORDS[quality]} {text}" for kind, text in texts.items()}
-        candidates.append(Candidate(image, failure, quality, critiques, texts))
+        candidates.append(Candidate(image, failure, quality, critiques, texts, result.unasked))
     source = render(items, background, shifts)
     return Edit(request.kind, request.instruction, scene, source, _caption(items), tuple(candidates))
 
@@ -175,11 +182,12 @@ def carry_out(items: list[Item], request: Request, failure: str, rng: np.random.
         return done
     if failure == "over_edit":
         if rng.random() < 0.5:
-            return done._replace(rest="the background changed", new_background=True)
+            unasked = Unasked("background", WHOLE)
+            return done._replace(rest="the background changed", new_background=True, unasked=unasked)
         victim = pick(rng, others)
         colour = _another(rng, COLOURS, victim.colour)
         changed = _replaced(done.items, victim, victim._replace(colour=colour))
-        return done._replace(items=changed, rest=f"the {victim.name} is now {colour}")
+        return done._replace(items=changed, rest=f"the {victim.name} is now {colour}", unasked=_unasked(victim))
     not_done = {
         "recolour": f"the {name} is still {target.colour}",
         "remove": f"the {name} is still there",
@@ -202,13 +210,15 @@ def carry_out(items: list[Item], request: Request, failure: str, rng: np.random.
             return Result([*items, wrong], f"a {wrong.name} is added instead")
         victim = pick(rng, others)
         if kind == "remove":
-            return Result(_replaced(items, victim), not_done, f"the {victim.name} is removed")
+            removed = f"the {victim.name} is removed"
+            return Result(_replaced(items, victim), not_done, removed, unasked=_unasked(victim))
         if kind == "move":
             moved = victim._replace(place=request.place)
-            return Result(_replaced(items, victim, moved), not_done, f"the {victim.name} is now at the {_at(moved)}")
+            at = f"the {victim.name} is now at the {_at(moved)}"
+            return Result(_replaced(items, victim, moved), not_done, at, unasked=_unasked(moved))
         colour = request.colour if victim.colour != request.colour else _another(rng, COLOURS, victim.colour)
         changed = _replaced(items, victim, victim._replace(colour=colour))
-        return Result(changed, not_done, f"the {victim.name} is now {colour}")
+        return Result(changed, not_done, f"the {victim.name} is now {colour}", unasked=_unasked(victim))
     # wrong_value: the right object, but another colour or place than asked for
     free = [place for place in range(len(PLACES)) if place != request.place and all(place != i.place for i in items)]
     if kind == "recolour":
@@ -222,6 +232,10 @@ def carry_out(items: list[Item], request: Request, failure: str, rng: np.random.
         return Result([*items, wrong], f"a {wrong.name} is added instead")
     wrong = target._replace(place=pick(rng, free))
     return Result([*items, wrong], f"a {name} is added at the {_at(wrong)} instead")
+
+
+def _unasked(victim: Item) -> Unasked:
+    return Unasked(victim.name, box_of(victim.place))
 
 
 def _recolour(items: list[Item], request: Request) -> Result:

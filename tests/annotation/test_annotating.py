@@ -70,6 +70,23 @@ def test_a_server_that_answers_badly_slowly_and_not_at_all_still_gives_a_whole_s
     assert {"status 429", "status 500", "no connection"} <= annotation.summary["unanswered_requests"].keys()
 
 
+def test_consistency_is_asked_about_where_it_is_asked_for(pairs, tmp_path):
+    scored = [
+        replace(pair, chosen_scores={**pair.chosen_scores, "consistency": 4}, rejected_scores={"consistency": 2})
+        for pair in pairs[:2]
+    ]
+    with serving(Critic()) as server:
+        asked = ServedCritic(ChatClient("m", base_url=server.url), dimensions=["consistency"])
+        run(scored, asked, tmp_path / "out")
+        (first, *_) = server.requests
+    assert sum(part["type"] == "image_url" for part in first["messages"][0]["content"]) == 2  # the source as well
+    examples = read_preferences(tmp_path / "out" / "pairs.jsonl").examples
+    for pair in examples:
+        assert pair.labels["consistency"] == 1
+        assert "worth 4." in pair.chosen_critiques["consistency"].reasoning
+        assert "worth 2." in pair.rejected_critiques["consistency"].reasoning
+
+
 def test_samples_of_several_pairs_are_asked_about_once(pairs, tmp_path):
     with serving(Critic()) as server:
         annotation = run([pairs[0]] * 3 + [pairs[1]], critic(server), tmp_path / "out")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jrm_plugin.cli.common import print_scores
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.scorer import RewardScorer
 
@@ -28,6 +29,16 @@ def test_rank_writes_the_best_image(jrm, sample, tmp_path):
     best = json.loads(finished.out)[0]["edited"]
     with Image.open(tmp_path / "new" / "best.png") as written, Image.open(best) as expected:
         assert written.tobytes() == expected.convert("RGB").tobytes()
+
+
+def test_what_is_ranked_by_is_shown_where_there_is_no_room_for_all(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "50")
+    names = ("instruction_following", "visual_quality", "consistency")
+    score = RewardScore(dict.fromkeys(names, 0.5), dict.fromkeys(names, 1.0))
+    print_scores("Ranking", [("a.png", score)], wide=False, dimension="consistency")
+    table, _, said = capsys.readouterr().out.partition("--wide shows")
+    assert "overall" in table and "consistency" in table and "quality" not in table
+    assert "instruction_following, visual_quality as well" in said
 
 
 def test_an_image_file_that_cannot_be_written(refused, sample, tmp_path):

@@ -299,6 +299,13 @@ def test_pairs_survive_writing_and_reading(folder):
         pair_of(folder, "c", "a", rejected_critiques=critiques, labels={"overall": 0}),
         pair_of(folder, "b", "c", chosen_scores=None, rejected_scores=None, info={}),
         pair_of(folder, "b", "c", chosen_scores={"visual_quality": 3}, rejected_scores={"visual_quality": 3}),
+        pair_of(
+            folder,
+            "b",
+            "a",
+            chosen_scores={"instruction_following": 4.0, "visual_quality": 1.0, "consistency": 4.0},
+            rejected_scores={"instruction_following": 3.0, "visual_quality": 4.0, "consistency": 1.0},
+        ),
     ]
     path = write_edit_reward(folder / "train.json", pairs)
     again = read_edit_reward(path).examples
@@ -306,6 +313,7 @@ def test_pairs_survive_writing_and_reading(folder):
     assert again[1].rejected_critiques == critiques
     written = json.loads(path.read_text())
     assert written[0]["path1"] == "img/a.png" and written[0]["model1_overall_score"] == 5
+    assert (written[4]["model1_overall_score"], written[4]["model2_consistency_score"]) == (9, 1)
     assert len((folder / "train_critiques.jsonl").read_text().splitlines()) == 1
     before = path.read_text()
     assert write_edit_reward(path, again).read_text() == before

@@ -13,7 +13,13 @@ from PIL import Image
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.critiques import Critique, EditRegion
 from jrm_plugin.records.images import load_image, to_data_url
-from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
+from jrm_plugin.records.preferences import (
+    CritiqueExample,
+    PreferencePair,
+    example_from_record,
+    example_to_record,
+    in_dimensions,
+)
 from jrm_plugin.records.samples import Sample
 
 RED, BLUE = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (6, 4), "blue")
@@ -40,6 +46,20 @@ def test_one_label_is_enough():
     pair = PreferencePair(GOOD, BAD, {"overall": np.int64(-1)})
     assert pair.labels == {"overall": -1} and type(pair.labels["overall"]) is int
     assert (pair.chosen_scores, pair.chosen_critiques, pair.info) == (None, {}, {})
+
+
+def test_a_pair_in_some_dimensions_keeps_overall_and_says_nothing_of_others():
+    critiques = {name: Critique(name) for name in ("a", "b")}
+    scores = {"a": 2, "b": 1, "overall": 3}
+    pair = PreferencePair(
+        GOOD, BAD, {"b": -1, "c": 1, "overall": 1}, scores, {"a": 1}, critiques, {"b": Critique("x")}, {"row": 3}
+    )
+    assert in_dimensions(pair, ["a", "d"]) == PreferencePair(
+        GOOD, BAD, {"a": 1, "overall": 1}, {"a": 2, "overall": 3}, {"a": 1}, {"a": Critique("a")}, {}, {"row": 3}
+    )
+    assert in_dimensions(PreferencePair(GOOD, BAD, {"a": 1, "b": 0}), ["b"]) == PreferencePair(GOOD, BAD, {"b": 0})
+    with pytest.raises(JRMError, match="labelled in a, b alone; name that dimension too"):
+        in_dimensions(PreferencePair(GOOD, BAD, {"a": 1, "b": 0}), ["c"])
 
 
 def test_pairs_are_independent_of_the_mappings_they_were_made_from():

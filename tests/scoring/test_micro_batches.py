@@ -26,9 +26,9 @@ class Echo:
         return [f"critique of {sample}" for sample in samples]
 
 
-async def begun(echo: Echo, batches: MicroBatches) -> asyncio.Task:
+async def begun(echo: Echo, batches: MicroBatches) -> asyncio.Future:
     """A call that is being computed."""
-    first = asyncio.create_task(batches.score(["first"], "p"))
+    first = batches.score(["first"], "p")
     while not echo.batches:
         await asyncio.sleep(0.001)
     return first
@@ -65,8 +65,9 @@ def test_what_is_asked_otherwise_is_another_batch(echo):
     async def main() -> list:
         batches = MicroBatches(echo, batch_window=0.01, max_batch=100)
         options = ({"seed": 1}, {"seed": 2}, {"seed": 1})
+        scored = batches.score(["s"], "p")
         asked = [batches.ask("critique", [k], "p", options=own) for k, own in enumerate(options)]
-        return await asyncio.gather(batches.score(["s"], "p"), *asked)
+        return await asyncio.gather(scored, *asked)
 
     assert asyncio.run(main()) == [["score of s"], *([f"critique of {k}"] for k in range(3))]
     assert echo.batches == [["s"], [0, 2, {"seed": 1}], [1, {"seed": 2}]]
@@ -76,7 +77,7 @@ def test_a_call_that_was_given_up_is_not_computed_and_makes_room(echo):
     async def main() -> None:
         batches = MicroBatches(echo, batch_window=0.0, max_batch=1, max_waiting=2)
         first = await begun(echo, batches)
-        left, stays = (asyncio.create_task(batches.score([name], "p")) for name in ("left", "stays"))
+        left, stays = (batches.score([name], "p") for name in ("left", "stays"))
         await asyncio.sleep(0.01)
         with pytest.raises(QueueFullError):
             batches.check_room(1)

@@ -1,6 +1,7 @@
 """Scores: the same alone, in any batch and with a critique behind; ranks, errors and critiques."""
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -372,6 +373,21 @@ def test_threads_get_the_scores_that_one_thread_gets(make_scorer, make_samples):
     for k, part in enumerate(scores):
         assert np.abs(table(part) - expected[k % 8 :: 8]).max() < TOLERANCE
     assert scorer.engine.features.bytes == sum(f.nbytes for f in scorer.engine.features._features.values()) <= 4096
+
+
+def test_an_image_of_many_candidates_is_encoded_once_whichever_threads_want_it(scorer_of, monkeypatch):
+    scorer = scorer_of("qwen3_vl")
+    encode, encoded = scorer.processor.encode_image, []
+
+    def slow(image):
+        encoded.append(image)
+        time.sleep(0.02)
+        return encode(image)
+
+    monkeypatch.setattr(scorer.processor, "encode_image", slow)
+    source, *candidates = (Image.new("RGB", (64, 64), (shade, 0, 0)) for shade in range(7))
+    scorer.score([Sample.edit(source, "make it red", candidate) for candidate in candidates])
+    assert len(encoded) == 7
 
 
 def test_a_scorer_tells_model_device_dtype_and_engine(caplog):

@@ -13,6 +13,7 @@ from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.critiques import Critique
 from jrm_plugin.records.images import load_image
+from jrm_plugin.records.samples import KNOWN_DIMENSIONS
 from jrm_plugin.synthetic import photo_edits, shape_edits
 from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
 from jrm_plugin.synthetic.preferences import (
@@ -95,6 +96,54 @@ def test_the_better_image_comes_first_and_ties_are_rare_by_default(made):
             assert pair.labels["overall"] == 1
             assert sum(pair.chosen_scores.values()) > sum(pair.rejected_scores.values())
             assert pair.info["flipped"] is False
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_consistency_is_one_more_label_on_the_same_pictures(kind, tmp_path):
+    size = dict(train=40, heldout=20, language=10, tie_rate=0.2, label_noise=0.2, progress=False)
+    two = SETS[kind].write(tmp_path / "two", **size)
+    three = SETS[kind].write(tmp_path / "three", **size, dimensions=KNOWN_DIMENSIONS)
+    before, after = digests(two), digests(three)
+    same = [name for name in before if name.endswith(".png") or name == "language.jsonl"]
+    assert len(same) == 181 and all(before[name] == after[name] for name in same)
+    assert json.loads((three / "meta.json").read_text())["dimensions"] == [*KNOWN_DIMENSIONS]
+    by_image: dict = {}
+    for split in ("train", "heldout"):
+        for pair, k, sample, _, critiques in every_side(read_edit_reward(two / f"{split}.json").examples):
+            by_image[sample.response_images[0].removeprefix(str(two))] = (pair.info[f"failure{k}"], critiques)
+    seen = set()
+    for split in ("train", "heldout"):
+        pairs = read_edit_reward(three / f"{split}.json").examples
+        for pair in pairs:
+            assert pair.info["flipped"] or sum(pair.chosen_scores.values()) >= sum(pair.rejected_scores.values())
+            assert pair.labels["overall"] == (sum(pair.chosen_scores.values()) != sum(pair.rejected_scores.values()))
+        for pair, k, sample, scores, critiques in every_side(pairs):
+            failure, of_two = by_image[sample.response_images[0].removeprefix(str(three))]
+            assert failure == pair.info[f"failure{k}"]
+            assert {name: critiques[name] for name in of_two} == of_two
+            critique = critiques["consistency"]
+            # what the critique of instruction following says of the rest, with the place where it changed
+            rest = of_two["instruction_following"].reasoning.split(" <|global|> ")[1]
+            assert rest in critique.reasoning
+            kept = rest == "the rest is unchanged"
+            assert kept == (not critique.edit_region)
+            if not pair.info["flipped"]:
+                assert scores["consistency"] == 4 if kept else scores["consistency"] in (1, 2)
+                assert kept or (scores["consistency"] == 1) == (critique.edit_region[0].bbox_2d == (0, 0, 1000, 1000))
+            seen.add((failure, kept))
+    assert {("over_edit", False), ("none", True), ("ignored", True), ("wrong_object", False)} <= seen
+    assert ("over_edit", True) not in seen and ("none", False) not in seen
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_over_edits_differ_in_nothing_else_from_what_was_asked(kind):
+    pairs = SETS[kind].over_edits(12, dimensions=KNOWN_DIMENSIONS)
+    assert pairs == SETS[kind].over_edits(12, dimensions=KNOWN_DIMENSIONS)
+    assert pairs != SETS[kind].over_edits(12, seed=1, dimensions=KNOWN_DIMENSIONS)
+    for pair in pairs:
+        labels = {"instruction_following": 1, "visual_quality": 0, "consistency": 1, "overall": 1}
+        assert pair.labels == labels and pair.info["quality1"] == pair.info["quality2"]
+        assert (pair.info["failure1"], pair.info["failure2"]) == ("none", "over_edit")
 
 
 def test_every_kind_of_edit_and_failure_occurs_in_both_splits(made):
@@ -212,6 +261,8 @@ def test_meta_says_what_was_made(made):
         (dict(tie_rate=1.2), "tie_rate"),
         (dict(label_noise=-0.1), "label_noise"),
         (dict(train=0, language=5), "language"),
+        (dict(dimensions=["mood"]), "mood"),
+        (dict(dimensions=["visual_quality"] * 2), "each once"),
     ],
 )
 def test_options_out_of_range(options, word, tmp_path):

@@ -21,7 +21,7 @@ def test_the_judge_reads_failure_and_flaw_off_the_picture(drawn):
     for edit, candidate in drawn:
         outcome = judge_edit(edit.source, edit.instruction, candidate.image)
         assert outcome == (candidate.failure, candidate.quality), (edit.instruction, edit.scene)
-        assert oracle_score(edit.source, edit.instruction, candidate.image) == sum(candidate.scores.values())
+        assert oracle_score(edit.source, edit.instruction, candidate.image) == sum(candidate.scores().values())
     assert {edit.kind for edit, _ in drawn} == set(KINDS)
     assert {candidate.failure for _, candidate in drawn} == set(FAILURE_SCORES)
     assert {candidate.quality for _, candidate in drawn} == set(QUALITY_SCORES)

@@ -18,7 +18,8 @@ from jrm_plugin.evaluation.benchmarks.loading import BENCHMARKS, load_benchmark
 from jrm_plugin.evaluation.judging import division_columns
 from jrm_plugin.evaluation.results import column_values
 from jrm_plugin.records.images import load_image
-from jrm_plugin.records.samples import OVERALL
+from jrm_plugin.records.samples import KNOWN_DIMENSIONS, OVERALL
+from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
 
 def image(seed: int) -> dict[str, Any]:
@@ -335,6 +336,13 @@ def test_made_up_edits_are_drawn_once(tmp_path):
     assert len(drawn.pairs) == 5 and meta.stat().st_mtime_ns == before
     assert [p.chosen for p in drawn.pairs] == [p.chosen for p in again.pairs]
     assert set(table_of_perfect_judge(drawn).values()) == {1.0}
+    assert [column.title for column in drawn.columns] == ["Overall", "Instruction following", "Visual quality"]
+
+
+def test_made_up_edits_have_a_column_for_each_dimension_they_are_labelled_in(tmp_path):
+    SHAPE_EDITS.write(tmp_path, train=0, heldout=20, language=0, dimensions=KNOWN_DIMENSIONS, progress=False)
+    table = table_of_perfect_judge(load_benchmark("shape_edits", tmp_path, progress=False))
+    assert table == dict.fromkeys(("Overall", "Instruction following", "Visual quality", "Consistency"), 1.0)
 
 
 # --- what is wrong with a file ----------------------------------------------------------------------------------------
