@@ -181,16 +181,13 @@ def in_dimensions(pair: P, dimensions: Collection[str]) -> P:
         return {name: value for name, value in values.items() if name in names}
 
     if isinstance(pair, RankedGroup):
-        critiques = [of_these(of_one) for of_one in pair.critiques]
-        return replace(pair, ranks=of_these(pair.ranks), scores=of_these(pair.scores), critiques=critiques)
-    return replace(
-        pair,
-        labels=of_these(pair.labels),
-        chosen_scores=pair.chosen_scores and of_these(pair.chosen_scores),
-        rejected_scores=pair.rejected_scores and of_these(pair.rejected_scores),
-        chosen_critiques=of_these(pair.chosen_critiques),
-        rejected_critiques=of_these(pair.rejected_critiques),
-    )
+        fields: dict[str, Any] = {"ranks": of_these(pair.ranks), "scores": of_these(pair.scores)}
+        fields["critiques"] = [of_these(of_one) for of_one in pair.critiques]
+    else:
+        names_of_fields = ("labels", "chosen_scores", "rejected_scores", "chosen_critiques", "rejected_critiques")
+        values = {name: getattr(pair, name) for name in names_of_fields}
+        fields = {name: value and of_these(value) for name, value in values.items()}
+    return replace(pair, **fields)
 
 
 @dataclass(frozen=True)
