@@ -113,7 +113,8 @@ def gigaflops_of_a_step(model_folder: Path, data: Path, batch: int = 8) -> float
 
     def step(rows: Sequence) -> None:
         inputs = collate(rows)
-        inputs.pop("preference_NC")
+        for name in ("sample_NG", "rank_NGC"):
+            inputs.pop(name)
         output = model(**inputs)
         (output.mu_SD.sum() + output.log_sigma_SD.sum() + output.critique_loss_T.sum()).backward()
 
