@@ -43,12 +43,14 @@ from jrm_plugin.integrations.trl.examples import (
 )
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.model_card import write_model_card
+from jrm_plugin.integrations.trl.sharding import check_adapters_fit, check_sharding
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.model.calibration_file import drop_calibration
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.sharding import own_part
 from jrm_plugin.model.trained_on import TrainedOn
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
 from jrm_plugin.records.samples import OVERALL
@@ -162,6 +164,7 @@ class JointRewardTrainer(RewardTrainer):
             kwargs["peft_config"] = complete_lora_config(kwargs["peft_config"], processor)
         check_adapters_train_all(model, processor)
         if kwargs.get("peft_config") is not None or hasattr(model, "peft_config"):
+            check_adapters_fit(args)
             args.use_adapters()
         positions = model.config.get_text_config().max_position_embeddings
         self._longest = min(positions, args.max_length or positions)
@@ -188,6 +191,7 @@ class JointRewardTrainer(RewardTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        check_sharding(self)
         if self._alpha > 0 and isinstance(train_dataset, IterableDataset):  # nobody knows yet what it holds
             self._trained_on.critiques = True
         self._trained_on.record(model.config)
@@ -288,17 +292,17 @@ class JointRewardTrainer(RewardTrainer):
     # -- the loss
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """Also counts the critique tokens of the whole update, over accumulation steps and ranks."""
+        """Also counts the pairs and the critique tokens of the whole update, over accumulation steps and ranks."""
         batches, _ = super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
-        counts = [_critique_tokens(batch["labels"]) for batch in batches]
-        total = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
-        return batches, self.accelerator.gather(total).sum()
+        counts_K2 = torch.stack([*map(_pairs_and_critique_tokens, batches), torch.zeros(2, dtype=torch.long)])
+        return batches, self.accelerator.gather(counts_K2.sum(0, keepdim=True).to(device)).sum(0)
 
     def _prepare_inputs(self, inputs):
         return super()._prepare_inputs(_checked(inputs))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
+        pairs, critique_tokens = (None, None) if num_items_in_batch is None else num_items_in_batch  # of the update
         label_NC = inputs.pop("preference_NC", None)
         outputs = model(**inputs)
 
@@ -312,12 +316,12 @@ class JointRewardTrainer(RewardTrainer):
                 tie_threshold=self.args.tie_threshold,
                 objective=self.args.objective,
             )
-            rank_loss = ranking_loss(loss_NC, label_NC)
+            rank_loss = ranking_loss(loss_NC, label_NC) * self._weight(len(label_NC), pairs)
             self._record(mode, chosen, rejected, label_NC, loss_NC)
             outputs.check()
         # Where there is no critique token, this is a zero that still reaches the language head; the scores' is made so.
         # DDP expects a gradient for every parameter.
-        critique_loss = self._mean_critique_loss(outputs.critique_loss_T, mode, num_items_in_batch)
+        critique_loss = self._mean_critique_loss(outputs.critique_loss_T, mode, critique_tokens)
         if self.args.alpha == 1:
             rank_loss = 0 * (outputs.mu_SD + outputs.log_sigma_SD).sum()
         loss = joint_loss(rank_loss, critique_loss, self.args.alpha)
@@ -329,11 +333,16 @@ class JointRewardTrainer(RewardTrainer):
         outcomes = self._outcomes[mode]
         sums = torch.stack([loss_T.detach().sum(), loss_T.new_tensor(float(len(loss_T)))]).unsqueeze(0)
         outcomes["critique_sum_and_count"].append(self.accelerator.gather(sums).sum(0).cpu())
-        if mode == "eval" or total is None:
-            return loss_T.sum() / max(len(loss_T), 1)
-        # The mean over the whole update: Trainer divides by the accumulation steps, DDP by the ranks.
-        share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-        return loss_T.sum() * share / total.clamp(min=1)
+        return loss_T.sum() / max(len(loss_T), 1) * self._weight(len(loss_T), total)
+
+    def _weight(self, count: int, total: torch.Tensor | None) -> torch.Tensor | float:
+        """By which the mean over what is counted in a batch enters the mean over the whole update.
+
+        Trainer divides by the accumulation steps, and what gathers gradients by the ranks.
+        """
+        if total is None:  # in evaluation, where a batch stands alone
+            return 1.0
+        return count * self.current_gradient_accumulation_steps * self.accelerator.num_processes / total.clamp(min=1)
 
     def _check_finite(self, values: torch.Tensor, what: str, step: int) -> None:
         """Ends training, in all processes at once, where one of them has a number that is none.
@@ -455,7 +464,7 @@ class JointRewardTrainer(RewardTrainer):
             ) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        finite = all(parameter.detach().isfinite().all() for parameter in self.model.parameters())
+        finite = all(own_part(parameter).isfinite().all() for parameter in self.model.parameters())
         # As a number, which processes can gather.
         flag = torch.tensor(0.0 if finite else float("nan"), device=self.args.device)
         self._check_finite(flag, "weights are", self.state.global_step)
@@ -484,10 +493,14 @@ class JointRewardTrainer(RewardTrainer):
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        model = self.accelerator.unwrap_model(self.model)
+        if state_dict is not None and isinstance(model, JRMForRewardModeling):
+            # DeepSpeed and FSDP copy tied weights, and one of them is loaded.
+            state_dict = {k: v for k, v in state_dict.items() if k not in model.all_tied_weights_keys}
         super()._save(output_dir, state_dict)
         folder = output_dir or self.args.output_dir
         self.processor.save_pretrained(folder)
-        self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
+        model.config.save_pretrained(folder)
         write_model_card(self, self.processor, folder)
         drop_calibration(folder)  # of an earlier model in this place
 
@@ -548,5 +561,5 @@ def _checked(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def _critique_tokens(labels_BL: torch.Tensor) -> torch.Tensor:
-    return (labels_BL[:, 1:] != -100).sum()
+def _pairs_and_critique_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.tensor([len(batch.get("preference_NC", ())), (batch["labels"][:, 1:] != -100).sum()])

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,13 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from jrm_plugin.configs import read_config
 from jrm_plugin.data.columns import Example
+from jrm_plugin.data.corrections import CorrectedExamples, PairNames, read_corrections
 from jrm_plugin.data.preferences import read_preferences
+from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.errors import JRMError, reason
 from jrm_plugin.evaluation import charts
 from jrm_plugin.evaluation.benchmarks.loading import known_benchmark, load_benchmark
@@ -41,12 +43,15 @@ from jrm_plugin.integrations.trl.examples import origin
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
+from jrm_plugin.integrations.trl.processes import lost_process_in_words
+from jrm_plugin.integrations.trl.sharding import check_adapters_fit, sharding_of
 from jrm_plugin.model.configuration import CHOSEN_FIELDS
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import lora_config
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
+from jrm_plugin.model.trained_on import read_trained_pairs, write_trained_pairs
 from jrm_plugin.records.images import is_data_url
 from jrm_plugin.records.preferences import PreferencePair, example_to_record, in_dimensions
 from jrm_plugin.records.samples import DIMENSIONS, OVERALL
@@ -67,6 +72,8 @@ _RESULTS = ("config.json", "adapter_config.json", "model.safetensors")
 # it loads data. All else changes the result; evaluation does, because its data loader draws from the same generator.
 _FREE = ("output_dir", "logging", "report", "disable_tqdm", "save", "run_name", "hub", "push_to_hub")
 _FREE += ("dataloader_num_workers", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch")
+# How the pairs of an update are spread over processes and steps; the update is of the same pairs.
+_FREE += ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass
@@ -79,6 +86,8 @@ class TrainArguments:
             [`jrm_plugin.data.preferences.read_preferences`] reads.
         eval_data: the same by name, as a mapping or `name=path` items. Instead of a path it may be a benchmark of
             `jrm eval`, or `benchmark:path` with the place of its data; the numbers of its table are logged too.
+        corrections: pairs of `train_data` that are left out, turned around or called a tie: a file that `jrm audit`
+            proposed.
         columns: what the columns of these data mean, where they have other names than the usual ones.
         images_root: folder that image paths are relative to; by default that of each file.
         strict: whether a bad record stops the run before it starts; otherwise it is left out and listed.
@@ -92,11 +101,13 @@ class TrainArguments:
             see `JRMConfig`. These and the layout belong to a JRM checkpoint and cannot be given when one is gone on
             from; its dimensions may be repeated.
         lora_r, lora_alpha: train LoRA adapters of this rank and scale instead of all weights.
+        load_in_4bit: hold the weights that the adapters adapt in 4 bits, by bitsandbytes (QLoRA); goes with `lora_r`.
     """
 
     model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
     train_data: str = field(metadata={"help": "Preferences or texts: a file, a datasets folder, a hub name."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
+    corrections: str | None = field(default=None, metadata={"help": "Corrections of train_data, as jrm audit writes."})
     columns: dict | None = field(default=None, metadata={"help": "What the columns mean, as {field: column}."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     strict: bool = field(default=True, metadata={"help": "Stop at a bad record."})
@@ -113,12 +124,15 @@ class TrainArguments:
     overall_rule: str | None = field(default=None, metadata={"help": "mean, sum or min of the dimensions' scores."})
     lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Scale of LoRA adapters."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Hold what the adapters adapt in 4 bits (QLoRA)."})
 
     def __post_init__(self):
         for name in ("lora_r", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}.")
+        if self.load_in_4bit and self.lora_r is None:
+            raise ValueError("load_in_4bit needs lora_r: weights in 4 bits are not trained, adapters beside them are.")
 
 
 def parse(config: Path, overrides: Sequence[str] = ()) -> tuple[TrainArguments, JointRewardConfig]:
@@ -158,12 +172,14 @@ def train(
     """
     _check_packages(arguments, training)
     if arguments.lora_r is not None:
+        check_adapters_fit(training, load_in_4bit=arguments.load_in_4bit)
         training.use_adapters()
     check_writable(training.output_dir)
     is_main = training.process_index == 0
     with locked(Path(training.output_dir, LOCK_FILE)) if is_main else nullcontext():
         try:
-            return _train(arguments, training, callbacks)
+            with lost_process_in_words(training.output_dir):
+                return _train(arguments, training, callbacks)
         except ImportError as error:  # of an optimizer or another part that transformers imports when it is used
             raise JRMError(f"a package that this run needs cannot be used: {reason(error)}") from error
 
@@ -173,7 +189,7 @@ def _train(
 ) -> JointRewardTrainer | None:
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
-    train_set = _read(arguments, arguments.train_data, is_main)
+    train_set = _corrected(_read(arguments, arguments.train_data, is_main), arguments, is_main)
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -189,9 +205,12 @@ def _train(
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
     if is_main:
         settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
-        settings |= _identity("train_data", train_set)
+        digests = SampleDigests()
+        settings |= _identity("train_data", train_set, digests)
+        if arguments.corrections is not None:
+            settings["content of corrections"] = content_digest(arguments.corrections).hex()
         for name, examples in eval_sets.items():
-            settings |= _identity(f"eval_data {name}", examples)
+            settings |= _identity(f"eval_data {name}", examples, digests)
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
             _refuse_more_steps(settings_file, settings)
             check_settings(settings_file, settings, results=True)
@@ -212,15 +231,19 @@ def _train(
         else lora_config(processor, r=arguments.lora_r, lora_alpha=arguments.lora_alpha),
     )
     logging.disable_progress_bar()  # of files that are saved; `Trainer` has switched them on
+    progress = ProgressWithLosses()
     if not training.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ProgressWithLosses())
+        trainer.add_callback(progress)
     else:
         trainer.remove_callback(PrinterCallback)
-    with stop.listening():
+    with stop.listening(), closing(progress):  # an error stands on a line of its own
         trainer.accelerator.wait_for_everyone()  # from here on a signal to any process stops them all in order
         if is_main:
             write_json(settings_file, settings)
+            names = PairNames(digests)
+            pairs = {names.of_samples(pair) for pair in train_set if isinstance(pair, PreferencePair)}
+            write_trained_pairs(output, pairs | read_trained_pairs(arguments.model))
         with _THREADS.held(threads_that_pay(trainer.model)):
             trainer.train(resume_from_checkpoint=checkpoint)
     if is_main:
@@ -246,6 +269,8 @@ def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> N
     """Asked before any work: a run may need more than the extra `trl` brings."""
     if arguments.lora_r is not None:
         require("peft", "lora_r", install="jrm-plugin[trl]")
+    if arguments.load_in_4bit:
+        require("bitsandbytes", "load_in_4bit", install="jrm-plugin[qlora]")
     try:
         for callback in get_reporting_integration_callbacks(training.report_to):
             callback()  # which asks for its package
@@ -263,9 +288,9 @@ def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Examp
     )
     if records.understood and is_main:
         print(f"jrm: {records.understood}", file=sys.stderr)
-    for bad in records.bad:
+    for bad in records.bad if is_main else ():
         print(f"jrm: left out: {bad.file}, row {bad.row}: {bad.reason}", file=sys.stderr)
-    if records.bad:
+    if records.bad and is_main:
         print(
             f"jrm: {len(records.bad)} records of {path} were left out, {len(records.examples)} kept.", file=sys.stderr
         )
@@ -313,12 +338,37 @@ def _in_dimensions(
     return OfDimensions(examples, dimensions) if others else examples
 
 
+def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
+    if arguments.corrections is None:
+        return examples
+    corrected = CorrectedExamples(examples, read_corrections(arguments.corrections), path=arguments.corrections)
+    if is_main:
+        counts = ", ".join(f"{action} {count}" for action, count in sorted(corrected.counts.items())) or "none"
+        print(f"jrm: corrections of {arguments.corrections}: {counts}.", file=sys.stderr)
+    if not corrected:
+        raise JRMError(f"{arguments.corrections} leaves no pair of {arguments.train_data} to train on.")
+    return corrected
+
+
 def _model(arguments: TrainArguments, training: JointRewardConfig) -> tuple[JRMForRewardModeling, JRMProcessor]:
     layout = _given(arguments, ("dimensions", "order", "sequences", "rubrics"))
     if "rubrics" in layout:
         layout["rubrics"] = _rubrics(layout["rubrics"], layout.get("dimensions", DIMENSIONS))
     head = _given(arguments, CHOSEN_FIELDS)
-    return start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head)
+    weights = {"quantization_config": in_4bit(training)} if arguments.load_in_4bit else {}
+    model, processor = start_from(arguments.model, max_pixels=training.max_pixels, layout=layout, head=head, **weights)
+    if arguments.load_in_4bit:  # the adapters are saved, for the weights as they were published
+        for config in (model.config, model.config.backbone_config):
+            config.__dict__.pop("quantization_config", None)
+    return model, processor
+
+
+def in_4bit(training: JointRewardConfig) -> BitsAndBytesConfig:
+    """The form of QLoRA's paper (Dettmers et al. 2023): NF4, whose scales are quantized once more."""
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _given(arguments: TrainArguments, names: Sequence[str]) -> dict:
@@ -339,7 +389,12 @@ def _rubrics(kind: str, dimensions: Sequence[str]) -> dict:
 
 def settings_of(arguments: TrainArguments, training: JointRewardConfig) -> dict[str, Any]:
     """All that changes the result of a run, as plain JSON."""
-    settings = asdict(arguments) | training.to_dict() | {"number of processes": training.world_size}
+    settings = asdict(arguments) | training.to_dict() | {"sharding": sharding_of(training)}
+    settings["pairs an update"] = (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
+    if settings["sharding"].startswith("DeepSpeed"):  # which keeps the optimizer's state in as many parts
+        settings["number of processes"] = training.world_size
     settings = {name: value for name, value in settings.items() if not name.startswith(_FREE)}
     return json.loads(json.dumps(settings, default=str))
 
@@ -359,7 +414,7 @@ def _refuse_more_steps(settings_file: Path, settings: Mapping[str, Any]) -> None
         )
 
 
-def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
+def _identity(name: str, examples: Sequence[Example], digests: SampleDigests) -> dict[str, str]:
     """What a run learned from, as two settings: digests of the examples, and of the content of their images."""
     records, paths = hashlib.sha256(), set()
     for example in examples:
@@ -370,7 +425,7 @@ def _identity(name: str, examples: Sequence[Example]) -> dict[str, str]:
         paths.update(image for image in images if isinstance(image, str) and not is_data_url(image))
     contents = hashlib.sha256()
     for path in sorted(paths):
-        contents.update(os.fsencode(path) + content_digest(path))
+        contents.update(os.fsencode(path) + digests.of_image(path))
     return {f"records of {name}": records.hexdigest(), f"images of {name}": contents.hexdigest()}
 
 
@@ -464,5 +519,8 @@ class ProgressWithLosses(TrainerCallback):
             self.bar.set_postfix(shown)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()

@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "Measure judges on public benchmarks: a table as papers have it, and a page with the worst mistakes.",
     "analyze": "Look into models: directions they use, where they look, whether their two losses conflict.",
     "annotate": "Let a vision-language model or a JRM write the critiques of a preference set, for jrm train.",
+    "audit": "Find wrong and doubtful labels of a preference set, and propose corrections that jrm train takes.",
     "calibrate": "Measure on held-out pairs how far a model's P(A better than B) is true, and save what makes it so.",
     "critique": "Let the model say what is right and wrong with edited images.",
     "self-correct": "Let critiques guide an editor, and score what it makes: jrm self-correct --config x.yaml.",

@@ -4,7 +4,6 @@ Scores are appended to a file as they come, and the same command goes on from th
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,6 @@ from jrm_plugin.errors import JRMError
 if TYPE_CHECKING:
     from jrm_plugin.evaluation.calibration import ScoredPair
     from jrm_plugin.records.preferences import PreferencePair
-
-PAIRS_AT_ONCE = 64  # scored and then written together: what a stop can lose
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,37 +91,14 @@ def _scored(
     options: argparse.Namespace, pairs: "Sequence[PreferencePair]", rows: Path, settings: Mapping[str, Any]
 ) -> "list[ScoredPair]":
     """Every pair with its scores; those that an earlier command has scored are read."""
-    from tqdm.auto import tqdm
-
     from jrm_plugin.evaluation.calibration import ScoredPair
-    from jrm_plugin.evaluation.pairs import samples_of
+    from jrm_plugin.evaluation.pair_scores import score_pairs
     from jrm_plugin.files import write_json
-    from jrm_plugin.records.samples import OVERALL
-    from jrm_plugin.records.scores import RewardScore
-    from jrm_plugin.runs import append_records, check_settings, read_records
+    from jrm_plugin.runs import check_settings
 
     check_settings(_settings_file(rows), settings, results=rows.exists())
     write_json(_settings_file(rows), settings)
-    scores = read_records(
-        rows, lambda row: (RewardScore.from_dict(row["chosen"]), RewardScore.from_dict(row["rejected"]))
-    )
-    if len(scores) < len(pairs):
-        scorer = make_scorer(options)
-        for number, pair in enumerate(pairs):
-            if unknown := sorted(pair.labels.keys() - {*scorer.dimensions, OVERALL}):
-                raise JRMError(
-                    f"pair {number} is labelled in {unknown[0]!r}, and the model scores {', '.join(scorer.dimensions)}."
-                )
-        with tqdm(
-            total=len(pairs), initial=len(scores), desc="Scoring", unit="pair", disable=not sys.stderr.isatty()
-        ) as bar:
-            while len(scores) < len(pairs):
-                batch = [pairs[k] for k in range(len(scores), min(len(scores) + PAIRS_AT_ONCE, len(pairs)))]
-                both = scorer.score(samples_of(batch))
-                new = list(zip(both[0::2], both[1::2], strict=True))
-                append_records(rows, [{"chosen": c.to_dict(), "rejected": r.to_dict()} for c, r in new])
-                scores += new
-                bar.update(len(new))
+    scores = score_pairs(pairs, rows, lambda: make_scorer(options))
     return [ScoredPair(pair.chosen.prompt_key(), pair.labels, *both) for pair, both in zip(pairs, scores, strict=True)]
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from jrm_plugin.cli.common import quiet
+from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
 
 
@@ -14,16 +15,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains, and says where the result is. Returns 130 if the run was stopped by a signal."""
+    """Trains, and says where the result is.
+
+    Returns 130 if the run was stopped by a signal, and 2 if another of its processes has said already what is wrong.
+    """
     quiet()
     require("trl accelerate datasets", "jrm train", install="jrm-plugin[trl]")
     from transformers.trainer_utils import get_last_checkpoint
 
+    from jrm_plugin.integrations.trl.processes import is_first_to_fail
     from jrm_plugin.integrations.trl.training import parse, train
 
-    arguments, training = parse(options.config, options.overrides)
+    try:
+        arguments, training = parse(options.config, options.overrides)
+        trainer = train(arguments, training)
+    except JRMError:
+        if is_first_to_fail():
+            raise
+        return 2
     output = training.output_dir
-    trainer = train(arguments, training)
     if trainer is None:
         print(f"jrm: stopped; the same command goes on from {get_last_checkpoint(output)}.", file=sys.stderr)
         return 130

@@ -7,10 +7,10 @@ from typing import Any
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation import charts
 from jrm_plugin.evaluation.benchmarks.benchmark import Benchmark
-from jrm_plugin.evaluation.gallery import picture_url
+from jrm_plugin.evaluation.gallery import shown_pair
 from jrm_plugin.evaluation.judges import Judge
 from jrm_plugin.evaluation.judging import Verdicts
-from jrm_plugin.evaluation.report import Page, Scale, template
+from jrm_plugin.evaluation.report import Page, template
 from jrm_plugin.evaluation.results import worst_mistakes
 from jrm_plugin.evaluation.results_table import notes_of, rows_of
 from jrm_plugin.files import write_text
@@ -108,30 +108,11 @@ def _mistakes(benchmark: Benchmark, judge: Judge, said: Verdicts) -> list[dict[s
         pair = benchmark.pairs[said.positions[dimension][k]]
         rows, label = said.answers[dimension][k], int(said.judged[dimension].label_N[k])
         scores = [] if judge.compares else [RewardScore.from_columns(row) for row in rows]
-        scale = Scale.of(scores)
-        candidates = []
+        names = ("people prefer this one", "the judge prefers this one")
+        notes = names if label > 0 else names[::-1]
         # the favourite is the one that people do not prefer
-        for side in (1, 0) if label > 0 else (0, 1):
-            image = (pair.chosen, pair.rejected)[side].response_images
-            is_preferred = (side == 0) == (label > 0)
-            candidates.append(
-                {
-                    "image": picture_url(image[0]) if image else "",
-                    "rows": scale.rows(scores[side]) if scores else [],
-                    "note": "people prefer this one" if is_preferred else "the judge prefers this one",
-                    "verdict": None,
-                    "link": None,
-                }
-            )
-        groups.append(
-            {
-                "instruction": pair.chosen.prompt_text,
-                "said": _said(rows, said, dimension, k),
-                "sources": [picture_url(image) for image in pair.chosen.prompt_images],
-                "candidates": candidates,
-                "scale": scale,
-            }
-        )
+        shown = shown_pair(pair, scores, notes, rejected_first=label > 0)
+        groups.append(shown | {"said": _said(rows, said, dimension, k)})
     return groups
 
 

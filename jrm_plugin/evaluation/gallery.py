@@ -23,6 +23,8 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.report import Scale, ShownGroup, template
 from jrm_plugin.files import check_writable, new_folder, write_text
 from jrm_plugin.records.images import ImageLike, is_data_url, load_image
+from jrm_plugin.records.preferences import PreferencePair
+from jrm_plugin.records.scores import RewardScore
 
 PER_PAGE = 210  # candidates: 30 rows of 7, at most some megabytes
 SHOWN_SIDE = 336  # pixels of the longer side of what is shown of a photograph
@@ -189,6 +191,39 @@ def _shown(group: RankedGroup, part: Part, scale: Scale, at: Path) -> dict[str, 
         ],
         "scale": scale,
         "failed": group["failed"] if part.stop == len(group["candidates"]) else [],
+    }
+
+
+def shown_pair(
+    pair: PreferencePair, scores: Sequence[RewardScore], notes: tuple[str, str], *, rejected_first: bool
+) -> dict[str, Any]:
+    """A pair as the macro `strip` of the templates shows it: source images, and both samples beside each other.
+
+    Args:
+        pair: the pair; of a sample without an image the text is shown.
+        scores: of the chosen and of the rejected sample, or none.
+        notes: what is said of the chosen and of the rejected one.
+        rejected_first: which of the two stands first.
+    """
+    scale = Scale.of(scores)
+    candidates = []
+    for side in (1, 0) if rejected_first else (0, 1):
+        sample = (pair.chosen, pair.rejected)[side]
+        images = sample.response_images
+        candidates.append(
+            {
+                "image": picture_url(images[0]) if images else "",
+                "rows": scale.rows(scores[side]) if scores else [],
+                "note": f"{sample.response_text} ({notes[side]})" if sample.response_text else notes[side],
+                "verdict": None,
+                "link": None,
+            }
+        )
+    return {
+        "instruction": pair.chosen.prompt_text,
+        "sources": [picture_url(image) for image in pair.chosen.prompt_images],
+        "candidates": candidates,
+        "scale": scale,
     }
 
 

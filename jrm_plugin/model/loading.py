@@ -76,6 +76,7 @@ def start_from(
     max_pixels: int | None = None,
     layout: Mapping[str, Any] | None = None,
     head: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> tuple[JRMForRewardModeling, JRMProcessor]:
     """What training begins with: a JRM checkpoint to go on from, or a new reward model over a backbone.
 
@@ -85,6 +86,7 @@ def start_from(
         path_or_name: a JRM folder, a LoRA folder, a backbone's folder, a hub name of either, or `jrm-tiny`.
         max_pixels: of the images of a new model; by default the paper's.
         layout, head: the layout and the reward head of a new model, as [`JRMProcessor`] and `JRMConfig` take them.
+        options: go to `from_pretrained` (`quantization_config`, ...).
 
     Raises:
         JRMError: as `load`; or a layout or head is given for a checkpoint, which has its own. Its own dimensions may be
@@ -100,10 +102,10 @@ def start_from(
                 f"{path_or_name} is a JRM checkpoint and has its own {', '.join([*layout, *head])}; "
                 "leave that out, or start from a backbone."
             )
-        model, processor = load(folder)
+        model, processor = load(folder, **options)
     else:
         processor = JRMProcessor.from_backbone(folder, max_pixels=max_pixels, **layout)
-        model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=head)
+        model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=head, **options)
     model.name_or_path = named(path_or_name)  # LoRA checkpoints name the model that they adapt
     return model, processor
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.modeling_utils import set_zero3_state
 from transformers.utils import ModelOutput
 
 from jrm_plugin.errors import JRMError
@@ -18,6 +19,7 @@ from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
 from jrm_plugin.model.backbone import check_backbone_family, rotary_inputs, token_types
 from jrm_plugin.model.checkpoint import built_in_folder, load_checked, load_config, named
 from jrm_plugin.model.configuration import JRMConfig
+from jrm_plugin.model.sharding import whole
 
 if TYPE_CHECKING:
     from jrm_plugin.model.processing import JRMProcessor
@@ -44,6 +46,13 @@ class JRMOutput(ModelOutput):
         check_reward_token_counts(self.reward_tokens_B)
 
 
+class Float32Linear(nn.Linear):
+    """A linear map in float32, also where DeepSpeed or FSDP computes with a copy of all weights in fewer bits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.float(), self.bias.float())
+
+
 class RewardHead(nn.Module):
     """`[B, H]` hidden states to `(mu, log_sigma)`, each `[B, D]`: one RankNet-style MLP per dimension, in float32.
 
@@ -60,11 +69,11 @@ class RewardHead(nn.Module):
     def _mlp(width: int, config: JRMConfig) -> nn.Sequential:
         layers: list[nn.Module] = []
         for k, next_width in enumerate(config.reward_head_widths):
-            layers += [nn.Linear(width, next_width), ACT2FN[config.reward_head_activation]]
+            layers += [Float32Linear(width, next_width), ACT2FN[config.reward_head_activation]]
             if k == 0:
                 layers.append(nn.Dropout(config.reward_head_dropout))
             width = next_width
-        return nn.Sequential(*layers, nn.Linear(width, 2))
+        return nn.Sequential(*layers, Float32Linear(width, 2))
 
     def forward(self, hidden_BH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Scores are compared with each other: rounding them to bfloat16 would tie candidates that are not equal.
@@ -232,8 +241,8 @@ class JRMForRewardModeling(PreTrainedModel):
         vocabulary = len(processor.tokenizer)
         if backbone.get_input_embeddings().num_embeddings < vocabulary:
             backbone.resize_token_embeddings(vocabulary, mean_resizing=False)
-        with torch.no_grad():
-            for embeddings in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+        for embeddings in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+            with torch.no_grad(), whole(embeddings.weight):
                 old = embeddings.weight[: min(processor.added_token_ids)]
                 embeddings.weight[processor.added_token_ids] = old.float().mean(0).to(old.dtype)
         model = cls._over(backbone, processor, config or {})
@@ -250,7 +259,7 @@ class JRMForRewardModeling(PreTrainedModel):
             dtype=backbone.dtype,
             **fields,
         )
-        with torch.device("meta"):
+        with torch.device("meta"), set_zero3_state():  # of no weight of it is anything kept, or divided
             model = cls(config)
         model.backbone = backbone
         # As after saving and loading: a hub model's own sampling options must not change greedy critiques.

@@ -1,15 +1,18 @@
 """What a checkpoint was trained on, recorded in its config, and noticed where something else is scored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from jrm_plugin.files import read_text, write_text
 from jrm_plugin.model.processing import EncodedSequence
 from jrm_plugin.records.images import image_size
 from jrm_plugin.records.samples import Sample
 
 # Of the config.
 FIELDS = ("trained_tasks", "trained_pixels", "trained_source_images", "writes_critiques")
+PAIRS_FILE = "jrm_trained_pairs.txt"  # beside the config: the names of the pairs, as there may be many
 TOLERANCE = 4  # times more or fewer pixels, twice or half of each side, are no other size yet
 
 
@@ -86,3 +89,19 @@ def copy_fields(source: PreTrainedConfig, target: PreTrainedConfig) -> None:
         value = getattr(source, name, None)
         if value is not None:
             setattr(target, name, value)
+
+
+def write_trained_pairs(folder: Path, names: Iterable[str]) -> None:
+    """Records beside a model which pairs it is trained on, by their names without labels (`PairNames.of_samples`)."""
+    write_text(folder / PAIRS_FILE, "".join(f"{name}\n" for name in sorted(names)))
+
+
+def read_trained_pairs(model: str | Path) -> set[str]:
+    """The pairs that the model of a folder was trained on, as far as `jrm train` has recorded them.
+
+    A checkpoint in the middle of a run is trained on the run's pairs.
+    """
+    folder = Path(model)
+    folders = (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,)
+    files = (place / PAIRS_FILE for place in folders)
+    return next(({*read_text(file).split()} for file in files if file.is_file()), set())

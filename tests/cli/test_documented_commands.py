@@ -20,8 +20,9 @@ NOT_RUN = {
     "pip install": "it installs packages; tests/test_package.py installs the wheel",
     "make demo": "ten minutes",
     "make test": "it runs these tests",
-    "jrm train --config examples/edit_reward": "a model of 8 billion parameters; its config is read below",
+    "jrm train --config examples/train": "a model of 8 billion parameters; its config is read below",
     "accelerate launch": "several GPUs",
+    "torchrun": "several machines",
     "jrm grpo --config grpo.yaml": "a policy from the hub; tests/cli/test_grpo.py runs such a config",
     "jrm self-correct --config examples/self_correction": "half a minute; tests/cli/test_self_correct.py has parts",
     "python3 -m verl.trainer": "GPUs; tests/integrations/verl runs its reward path",
@@ -32,6 +33,8 @@ NOT_RUN = {
     "jrm score --model PickScore_v1": "a model of the hub; tests/scoring/test_pick_score.py has a small one",
     "jrm eval --benchmark mmrb2": "the published data; tests/evaluation/benchmarks reads small files in their form",
     "jrm eval --benchmark shape_edits --limit 50 --model jrm-tiny openai": "a server; tests/cli/test_eval.py has one",
+    "jrm audit": "preferences of one's own; tests/cli/test_audit.py runs it",
+    "python -m benchmarks.label_noise": "half an hour; tests/benchmarks/test_label_noise.py runs a short one",
     "jrm annotate": "a server, or pairs of one's own; tests/cli/test_annotate.py has both",
     "jrm train --config train.yaml": "a config of one's own; tests/cli/test_train.py runs such",
     "jrm calibrate": "held-out pairs of one's own; tests/cli/test_calibrate.py runs it",
@@ -88,9 +91,9 @@ def test_no_reason_is_given_for_a_command_that_is_not_there():
     assert [start for start in NOT_RUN if not any(text.startswith(start) for text in texts)] == []
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl_8b", "qwen3_vl_8b_lora"])
+@pytest.mark.parametrize("name", ["qwen3_vl_8b", "qwen3_vl_8b_lora", "qwen3_vl_8b_qlora"])
 def test_a_config_that_cannot_run_here_is_read(name):
-    arguments, training = parse(ROOT / "examples" / "edit_reward" / f"{name}.yaml")
+    arguments, training = parse(ROOT / "examples" / "train" / f"{name}.yaml")
     assert arguments.model == "Qwen/Qwen3-VL-8B-Instruct" and training.output_dir.startswith("outputs/")
 
 

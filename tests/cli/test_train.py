@@ -5,9 +5,9 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from jrm_plugin.data.editreward import read_edit_reward
+from jrm_plugin.integrations.trl.checkpoints import last_whole_checkpoint
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.scorer import RewardScorer
 
@@ -294,11 +296,14 @@ def test_going_on_from_a_checkpoint_keeps_its_layout(refused, jrm, config, unint
 
 
 @pytest.fixture
-def start_two(start_jrm, tmp_path):
-    """`start_two(config)` starts a run of two processes that talk by gloo, as a launcher would."""
+def start_two(start_jrm):
+    """`start_two(config)` starts a run of two processes that talk by gloo, and keeps their store as a launcher does."""
+    stores = []
 
     def start(path: Path) -> list:
-        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(stores[-1].port)}
+        common["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         return [
             start_jrm("train", "--config", path, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(2)
@@ -307,10 +312,13 @@ def start_two(start_jrm, tmp_path):
     return start
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def sentence_of_both(processes: list, codes: list[int]) -> str:
+    """What two processes say when both end by a fault: one sentence, and no traceback."""
+    finished = [process.wait() for process in processes]
+    assert [each.code for each in finished] == codes
+    assert not any("Traceback" in each.err for each in finished)
+    (sentence,) = (line for each in finished for line in each.err.splitlines() if line.startswith("jrm: "))
+    return sentence
 
 
 def test_two_processes_learn_what_one_does(start_two, jrm, config, tmp_path):
@@ -353,6 +361,48 @@ def test_sigint_to_one_of_two_processes_stops_both_at_the_same_step(start_two, c
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
 
 
+def test_a_process_that_is_killed_is_told_once_by_the_other(start_two, config, tmp_path):
+    processes = start_two(config(use_cpu=True, max_steps=1000))
+    processes[0].wait_for(tmp_path / "run" / "checkpoint-3")
+    os.kill(processes[1].pid, signal.SIGKILL)
+    sentence = sentence_of_both(processes, [2, -signal.SIGKILL])
+    checkpoint = last_whole_checkpoint(tmp_path / "run")
+    assert "another process of this run has ended (" in sentence
+    assert sentence.endswith(f"the last checkpoint is {checkpoint}, and the same command goes on.")
+
+
+def test_images_that_vanish_are_told_once(start_two, config, edits, tmp_path):
+    shutil.copytree(edits, tmp_path / "edits")
+    processes = start_two(config(use_cpu=True, max_steps=1000, train_data=str(tmp_path / "edits" / "train.json")))
+    processes[0].wait_for(tmp_path / "run" / "jrm_train.json")
+    for path in (tmp_path / "edits" / "images").glob("train_*_a.png"):
+        path.unlink()
+    assert re.search(r"train\.json, row [0-9]+: .*_a\.png' does not exist", sentence_of_both(processes, [2, 2]))
+
+
+def test_a_run_goes_on_with_updates_of_the_same_pairs_made_otherwise(jrm, refused, config, uninterrupted, tmp_path):
+    """As in one process or in several: what counts is the pairs of an update."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted["adamw"], run)
+    shutil.rmtree(run / "checkpoint-12")
+    (run / "model.safetensors").unlink()
+    assert "another pairs an update;" in refused("train", "--config", config(gradient_accumulation_steps=1))
+    finished = jrm("train", "--config", config(gradient_accumulation_steps=1, per_device_train_batch_size=4))
+    assert finished.code == 0, finished.err
+    states = [json.loads((folder / "trainer_state.json").read_text()) for folder in (run, uninterrupted["adamw"])]
+    assert [(state["global_step"], state["epoch"]) for state in states] == [(12, 12 * 4 / 32)] * 2
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'")
+def test_a_model_whose_weights_deepspeed_divides_is_made_trained_and_saved(start_two, config, tmp_path):
+    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    (tmp_path / "zero.json").write_text(json.dumps(dict.fromkeys(names, "auto") | {"zero_optimization": zero}))
+    path = config(use_cpu=True, max_steps=1, deepspeed=str(tmp_path / "zero.json"))
+    assert [process.wait().code for process in start_two(path)] == [0, 0]
+    RewardScorer.from_pretrained(tmp_path / "run", device="cpu")
+
+
 def test_accelerate_launch(config, tmp_path):
     path = config(max_steps=1, use_cpu=True)
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
@@ -386,6 +436,7 @@ def test_accelerate_launch(config, tmp_path):
         ({"dimensions": ["beauty"]}, "beauty"),
         ({"report_to": "nobody"}, "nobody is not supported"),
         ({"deepspeed": "zero2.json"}, "eepspeed"),
+        ({"load_in_4bit": True}, "load_in_4bit needs lora_r"),
     ],
 )
 def test_bad_setting(refused, config, tmp_path, changes, said):

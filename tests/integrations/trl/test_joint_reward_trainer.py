@@ -138,15 +138,16 @@ def test_gradient_checkpointing_changes_nothing(make_trainer, pairs, tmp_path):
         assert torch.allclose(tensor, runs[1][name], rtol=0, atol=1e-6), name
 
 
-def test_accumulated_gradients_equal_one_batch(make_trainer, pairs):
-    """With critiques of uneven lengths: the language loss is a mean over the tokens of the whole update."""
+@pytest.mark.parametrize("count", [4, 3])
+def test_accumulated_gradients_equal_one_batch(make_trainer, pairs, count):
+    """Both losses are means over the whole update, with critiques of uneven lengths and a last batch that is short."""
     long = Critique("the red circle is blue as asked and " * 12)
     uneven = [replace(pair, chosen_critiques={"visual_quality": long} if k < 2 else {}) for k, pair in enumerate(pairs)]
     no_dropout = {"config": {"reward_head_widths": [32], "reward_head_dropout": 0.0}}
     weights = {}
     for steps in (1, 2):
         trainer = make_trainer(
-            uneven[:4],
+            uneven[:count],
             layout=no_dropout,
             per_device_train_batch_size=4 // steps,
             gradient_accumulation_steps=steps,
@@ -315,6 +316,14 @@ def test_pair_that_is_too_long_is_named_before_training(make_trainer, pairs, hel
     make_trainer([long], max_length=length)  # the length that is checked is the length that is trained
     with pytest.raises(JRMError, match=f"example 0 with {length}"):
         make_trainer([long], max_length=length - 1)
+
+
+def test_what_would_train_whole_where_parts_are_asked_for_is_refused(make_trainer, pairs, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(JRMError, match="FSDP is asked for, which accelerate has on GPUs only"):
+        make_trainer(pairs)
+    with pytest.raises(JRMError, match="muon_learning_rate needs whole matrices, which FSDP divides"):
+        make_trainer(pairs, muon_learning_rate=0.01)
 
 
 @pytest.mark.parametrize("kind", ["text without alpha 1", "two kinds", "unknown dimension", "other column"])
