@@ -1,16 +1,16 @@
 """What a step of joint training costs: whole, selected and fused logits, and shared prefixes, side by side in one run.
 
     python -m benchmarks.training       # the medium shape, all layouts, a pair with and without critiques
-    python -m benchmarks.training --vocabulary 151936 --layout images_first/joint rubric_first/joint --critique 60
+    python -m benchmarks.training --vocabulary 151936 --layout rubric_first/joint --critique 60 --repeats 3
                                         # with a vocabulary as large as a Qwen's: what logits weigh
-    python -m benchmarks.training --group 2 4 --rubric 60 455 --repeats 0 --provider selected tree
-                                        # FLOPs by the size of the group and the length of the rubric
+    python -m benchmarks.training --rubric 60 --layout images_first/joint rubric_first/joint --repeats 0 \\
+        --provider selected tree        # FLOPs with another length of the rubric
     python -m benchmarks.training --backbone qwen3-vl-8b --size 448 --critique 60
                                         # on a GPU, in bfloat16
 
 Weights are random, shapes are real (`benchmarks/shapes`), so nothing is downloaded. A step is the forward and backward
-pass of the joint loss on one source and G candidates, two dimensions; of more than two candidates, the first is ranked
-against each other one. Its batch is collated in the step, from images that are decoded. Providers:
+pass of the joint loss on a ranked group, one source and G candidates, two dimensions. Its batch is collated in the
+step, from images that are decoded. Providers:
 
     full      logits of all tokens, as a language model's own loss has them
     selected  logits of critique tokens alone; one padded row a sequence. All ratios refer to it
