@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -49,6 +50,7 @@ from jrm_plugin.integrations.trl.model_card import write_model_card
 from jrm_plugin.integrations.trl.ranking_metrics import ranking_metrics
 from jrm_plugin.integrations.trl.sharding import check_adapters_fit, check_sharding
 from jrm_plugin.kernels.plackett_luce_loss import ORDERS_MAX, count_orders
+from jrm_plugin.model.backbone import BackboneParts, TokenCosts
 from jrm_plugin.model.calibration_file import drop_calibration
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
@@ -72,7 +74,8 @@ class JointRewardCollator:
     """Makes a batch of rows: the samples of pairs and ranked groups with their critiques, and what orders them.
 
     See [`group_batch`]; its `sample_NG` and `rank_NGC` are absent in a batch of [`CritiqueExample`]s. Without
-    `with_critiques`, the critiques of pairs and groups are left out.
+    `with_critiques`, the critiques of pairs and groups are left out. With `costs`, the model computes once what the
+    sequences of a batch share ([`jrm_plugin.model.packing`]).
 
     An example that cannot be used, such as one whose image is not there any more, gives `{"error": sentence}` in place
     of its batch: raised in a data loader's worker, an error would reach the trainer as the text of a traceback.
@@ -80,6 +83,7 @@ class JointRewardCollator:
 
     processor: JRMProcessor
     with_critiques: bool = True
+    costs: TokenCosts | None = None
 
     def __call__(self, rows: list[Example | dict[str, str]]) -> dict[str, Any]:
         if rows[0] == PASSED:
@@ -102,8 +106,8 @@ class JointRewardCollator:
 
     def _batch(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         if isinstance(examples[0], CritiqueExample):
-            return self.processor([e.sample for e in examples], [e.text for e in examples])
-        return group_batch(self.processor, examples, with_critiques=self.with_critiques)
+            return self.processor([e.sample for e in examples], [e.text for e in examples], costs=self.costs)
+        return group_batch(self.processor, examples, with_critiques=self.with_critiques, costs=self.costs)
 
 
 class JointRewardTrainer(RewardTrainer):
@@ -192,7 +196,9 @@ class JointRewardTrainer(RewardTrainer):
             model=model,
             args=args,
             processing_class=processor.tokenizer,
-            data_collator=JointRewardCollator(processor, with_critiques=args.alpha > 0),
+            data_collator=JointRewardCollator(
+                processor, with_critiques=args.alpha > 0, costs=_costs(model, args) if args.share_prefixes else None
+            ),
             train_dataset=train_dataset if isinstance(train_dataset, IterableDataset) else self._stands_for_it,
             eval_dataset=eval_dataset,
             **kwargs,
@@ -315,7 +321,7 @@ class JointRewardTrainer(RewardTrainer):
         # Of the update.
         groups, critique_tokens = (None, None) if num_items_in_batch is None else num_items_in_batch
         sample_NG, rank_NGC = inputs.pop("sample_NG", None), inputs.pop("rank_NGC", None)
-        outputs = model(**inputs)
+        outputs = model(**inputs, fused_cross_entropy=self.args.fused_cross_entropy)
 
         if rank_NGC is not None:
             mu_NGD, log_sigma_NGD = (in_groups(x, sample_NG) for x in (outputs.mu_SD, outputs.log_sigma_SD))
@@ -555,6 +561,26 @@ class JointRewardTrainer(RewardTrainer):
 
 
 # --- small things -----------------------------------------------------------------------------------------------------
+
+
+def _costs(model: nn.Module, args: JointRewardConfig) -> TokenCosts | None:
+    """What plans of packed batches need to know of the model; None where it cannot compute them.
+
+    On a GPU, FlexAttention computes them from here on.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if not BackboneParts.known(base.backbone):
+        return None
+    parts = BackboneParts(base.backbone)
+    if args.device.type == "cuda" and parts.attention_implementation == "sdpa":
+        parts.use_flex_attention()
+    if not parts.takes_trees:
+        logger.warning(
+            "attn_implementation=%s takes no mask of a tree: sequences are computed one by one.",
+            parts.attention_implementation,
+        )
+        return None
+    return parts.costs()
 
 
 def _checked(batch: dict[str, Any]) -> dict[str, Any]:

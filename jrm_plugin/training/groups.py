@@ -8,18 +8,26 @@ from typing import Any
 
 import torch
 
+from jrm_plugin.model.backbone import TokenCosts
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.records.preferences import PreferencePair, RankedGroup
 from jrm_plugin.records.samples import OVERALL
 
 
 def group_batch(
-    processor: JRMProcessor, examples: Sequence[PreferencePair | RankedGroup], *, with_critiques: bool = True
+    processor: JRMProcessor,
+    examples: Sequence[PreferencePair | RankedGroup],
+    *,
+    with_critiques: bool = True,
+    costs: TokenCosts | None = None,
 ) -> dict[str, Any]:
     """What the model takes, with two tensors beside it that say which sample belongs where.
 
     The samples are the first candidates of all groups, then the second ones of all, and so on: of pairs, the chosen
     ones and then the rejected ones.
+
+    Args:
+        costs: as `JRMProcessor.collate` takes them.
 
     Returns:
         The processor's batch, and `sample_NG`, the number of each candidate's sample, -1 where a group has fewer, and
@@ -39,7 +47,7 @@ def group_batch(
             for g, rank in enumerate(example.ranks.get(name, ())):
                 if rank is not None:
                     rank_NGC[n, g, c] = rank
-    return processor(candidates, critiques) | {"sample_NG": sample_NG, "rank_NGC": rank_NGC}
+    return processor(candidates, critiques, costs=costs) | {"sample_NG": sample_NG, "rank_NGC": rank_NGC}
 
 
 def in_groups(x_SD: torch.Tensor, sample_NG: torch.Tensor) -> torch.Tensor:
