@@ -189,7 +189,7 @@ def _train(
 ) -> JointRewardTrainer | None:
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
-    train_set = _corrected(_read(arguments, arguments.train_data, is_main), arguments, is_main)
+    train_set = _read(arguments, arguments.train_data, is_main, corrections=arguments.corrections)
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -278,7 +278,7 @@ def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> N
         raise JRMError(f"report_to: {', '.join(training.report_to)} cannot be used: {reason(error)}") from error
 
 
-def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Example]:
+def _read(arguments: TrainArguments, path: str, is_main: bool, *, corrections: str | None = None) -> Sequence[Example]:
     records = read_preferences(
         path,
         columns=arguments.columns,
@@ -296,9 +296,12 @@ def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Examp
         )
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
+    examples = records.examples
+    if corrections is not None:  # of pairs with all their labels
+        examples = _corrected(examples, corrections, path, is_main)
     if arguments.dimensions is None:
-        return records.examples
-    return _in_dimensions(records.examples, arguments.dimensions, path, is_main)
+        return examples
+    return _in_dimensions(examples, arguments.dimensions, path, is_main)
 
 
 class OfDimensions(Sequence):
@@ -338,15 +341,13 @@ def _in_dimensions(
     return OfDimensions(examples, dimensions) if others else examples
 
 
-def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
-    if arguments.corrections is None:
-        return examples
-    corrected = CorrectedExamples(examples, read_corrections(arguments.corrections), path=arguments.corrections)
+def _corrected(examples: Sequence[Example], corrections: str, path: str, is_main: bool) -> Sequence[Example]:
+    corrected = CorrectedExamples(examples, read_corrections(corrections), path=corrections)
     if is_main:
         counts = ", ".join(f"{action} {count}" for action, count in sorted(corrected.counts.items())) or "none"
-        print(f"jrm: corrections of {arguments.corrections}: {counts}.", file=sys.stderr)
+        print(f"jrm: corrections of {corrections}: {counts}.", file=sys.stderr)
     if not corrected:
-        raise JRMError(f"{arguments.corrections} leaves no pair of {arguments.train_data} to train on.")
+        raise JRMError(f"{corrections} leaves no pair of {path} to train on.")
     return corrected
 
 
