@@ -1,6 +1,7 @@
 """What the benchmarks share: timing a call, naming the device and the versions, writing rows."""
 
 import csv
+import ctypes
 import platform
 import re
 import time
@@ -14,6 +15,7 @@ import torch
 from jrm_plugin.cli import env
 
 QUANTILES = (0.2, 0.5, 0.8)
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
 class Timing(NamedTuple):
@@ -66,6 +68,32 @@ def time_calls(function: Callable[[], object], device="cpu", *, seconds: float =
         times.append(time.perf_counter() - start)
     peak_bytes = torch.cuda.max_memory_allocated() - held if on_gpu else None
     return Timing(*np.quantile(times, QUANTILES).tolist(), peak_bytes)
+
+
+def peak_bytes(function: Callable[[], object], device="cpu") -> int:
+    """The most memory that a call holds beyond what was held before: of the GPU, or of this process (Linux).
+
+    From the first use on, the process gives large blocks back to the system as soon as they are freed, which takes
+    time: measure times before.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - held
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**16)  # otherwise glibc raises it, and keeps what was freed
+    function()
+    libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    held = _status_bytes("VmRSS")
+    function()
+    return _status_bytes("VmHWM") - held
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def device_description(device="cpu") -> str:

@@ -4,8 +4,8 @@
 
 `jrm train` runs 20 updates of 8 pairs under `accelerate launch` with the configs of `examples/train/accelerate`, two
 batches accumulated for each update; some pairs lack critiques and some a label, so that processes hold unequal counts.
-Then the checkpoint of step 10 of each is gone on from under each other. Writes the losses of every step, and what
-became of every resumption, into `benchmarks/results`. With a folder, a stopped command goes on with what is missing.
+Then the checkpoint of step 10 of each is gone on from, and some under another way. Writes the losses of every step, and
+what became of every resumption, into `benchmarks/results`. With a folder, a stopped command goes on with what is missing.
 
 accelerate leaves FSDP out on a CPU; the processes started here tell it that theirs is a GPU.
 """
@@ -34,6 +34,8 @@ ACCELERATE = Path(__file__).parents[1] / "examples" / "train" / "accelerate"
 ONE, MODES = "1 process", {"DDP": "ddp", "ZeRO-2": "zero2", "ZeRO-3": "zero3", "FSDP2": "fsdp2"}
 LOSSES = ("rank_loss", "critique_loss", "grad_norm")
 STEPS, HALF = 20, 10
+RESUMED = [(ONE, "DDP"), ("DDP", ONE), ("ZeRO-2", "ZeRO-2"), ("ZeRO-3", "ZeRO-3"), ("FSDP2", "FSDP2"), (ONE, ONE)]
+RESUMED += [("DDP", "ZeRO-2"), ("ZeRO-2", "ZeRO-3"), ("ZeRO-3", "FSDP2"), ("FSDP2", "DDP"), ("DDP", "DDP")]
 TEXTS = ["make the red circle blue remove add square move triangle left right of noise edit was done as asked"] * 3
 SETTINGS = {
     "rubrics": "short",
@@ -117,19 +119,18 @@ def measure(folder: Path) -> None:
         off = max(abs(a - b) for a, b in zip(scores(run, folder), expected_scores, strict=True))
         print(f"{mode}: off by {furthest(losses(run), expected, range(1, STEPS + 1))}, scores by {off:.1e}", flush=True)
     write_csv(RESULTS / "parallel-training.csv", rows)
-    for begun, run in runs.items():
-        for mode in runs:
-            again = folder / f"{run.name}-then-{runs[mode].name}"
-            result = again.with_suffix(".json")
-            if not result.exists():
-                shutil.rmtree(again, ignore_errors=True)
-                shutil.copytree(run / f"checkpoint-{HALF}", again / f"checkpoint-{HALF}")
-                shutil.copy(run / "jrm_train.json", again)
-                refused = train(folder, mode, again).replace(str(again), "the folder")
-                off = {} if refused else furthest(losses(again), expected, range(HALF + 1, STEPS + 1))
-                result.write_text(json.dumps({name: off.get(name, "") for name in LOSSES} | {"refused": refused}))
-            resumed.append({"begun": begun, "resumed": mode} | json.loads(result.read_text()))
-            print(resumed[-1], flush=True)
+    for begun, mode in RESUMED:
+        again = folder / f"{runs[begun].name}-then-{runs[mode].name}"
+        result = again.with_suffix(".json")
+        if not result.exists():
+            shutil.rmtree(again, ignore_errors=True)
+            shutil.copytree(runs[begun] / f"checkpoint-{HALF}", again / f"checkpoint-{HALF}")
+            shutil.copy(runs[begun] / "jrm_train.json", again)
+            refused = train(folder, mode, again).replace(str(again), "the folder")
+            off = {} if refused else furthest(losses(again), expected, range(HALF + 1, STEPS + 1))
+            result.write_text(json.dumps({name: off.get(name, "") for name in LOSSES} | {"refused": refused}))
+        resumed.append({"begun": begun, "resumed": mode} | json.loads(result.read_text()))
+        print(resumed[-1], flush=True)
     write_csv(RESULTS / "parallel-training-resumed.csv", resumed)
 
 

@@ -86,10 +86,10 @@ def make_processor(
     With `behind`, so many of them stand behind the instruction, which is in a slot.
     """
     per_text = rubric if sequences == "per_dimension" else rubric // len(DIMENSIONS)
-    texts = {d: _text_of(tokenizer, per_text - 1, first=k) for k, d in enumerate(DIMENSIONS)}  # a line end follows
+    texts = {d: text_of(tokenizer, per_text - 1, first=k) for k, d in enumerate(DIMENSIONS)}  # a line end follows
     if behind is not None:
-        fronts = {d: _text_of(tokenizer, per_text - behind, first=k) for k, d in enumerate(DIMENSIONS)}
-        texts = {d: f"{front} {SLOT}{_text_of(tokenizer, behind, first=0)}" for d, front in fronts.items()}
+        fronts = {d: text_of(tokenizer, per_text - behind, first=k) for k, d in enumerate(DIMENSIONS)}
+        texts = {d: f"{front} {SLOT}{text_of(tokenizer, behind, first=0)}" for d, front in fronts.items()}
     images = Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=MERGE, size={"shortest_edge": size**2, "longest_edge": size**2}
     )
@@ -98,16 +98,18 @@ def make_processor(
     )
 
 
-def _text_of(tokenizer, tokens: int, first: int) -> str:
+def text_of(tokenizer, tokens: int, first: int) -> str:
     text = "".join(f" {WORDS[(first + k) % len(WORDS)]}" for k in range(tokens))
     assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) == tokens
     return text
 
 
-def make_model(shape: str, tokenizer, reward_token_id: int, device: str, attention: str) -> JRMForRewardModeling:
+def make_model(
+    shape: str, tokenizer, reward_token_id: int, device: str, attention: str, *, vocabulary: int = 2048
+) -> JRMForRewardModeling:
     fields = json.loads((HERE / "shapes" / f"{shape}.json").read_text())
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in zip(_TOKEN_NAMES, VISION, strict=True)}
-    text = fields["text_config"] | {"vocab_size": 2048, "pad_token_id": tokenizer.pad_token_id}
+    text = fields["text_config"] | {"vocab_size": vocabulary, "pad_token_id": tokenizer.pad_token_id}
     text["rope_parameters"] |= {"rope_type": "default", "mrope_interleaved": True, "rope_theta": 5e6}
     vision = fields["vision_config"] | {"out_hidden_size": text["hidden_size"], "patch_size": PATCH}
     vision |= {"spatial_merge_size": MERGE, "num_position_embeddings": 2304}
@@ -241,8 +243,8 @@ def measure_setting(bench: Bench, setting: Setting, known: dict) -> list[dict]:
     for name, found in measured.items():
         row = setting._asdict() | {"batch": batch, "provider": name, "gflop": round(found.gflop, 3)}
         row["flop_ratio"] = round(found.gflop / base.gflop, 4)
-        row |= _quantiles("time_ratio", [a / b for a, b in zip(found.seconds, base.seconds, strict=True)])
-        row |= _quantiles("seconds", found.seconds)
+        row |= quantiles("time_ratio", [a / b for a, b in zip(found.seconds, base.seconds, strict=True)])
+        row |= quantiles("seconds", found.seconds)
         row["candidates_per_second"] = round(setting.group / np.median(found.seconds), 3) if repeats else None
         row["floor_seconds"] = round(found.gflop * 1e9 / rate, 5)
         row["peak_bytes"] = found.peak_bytes
@@ -255,7 +257,7 @@ def measure_setting(bench: Bench, setting: Setting, known: dict) -> list[dict]:
     return rows
 
 
-def _quantiles(name: str, values: list[float]) -> dict[str, float | None]:
+def quantiles(name: str, values: list[float]) -> dict[str, float | None]:
     found = np.quantile(values, (0.2, 0.5, 0.8)).round(5).tolist() if values else [None] * 3
     return dict(zip((f"{name}_p20", f"{name}_p50", f"{name}_p80"), found, strict=True))
 
@@ -269,12 +271,12 @@ def print_rows(rows: list[dict]) -> None:
         table.add_row(
             f"{row['order']}/{row['sequences']}", str(row["group"]), str(row["size"]), str(row["rubric"]),
             row["provider"], f"{row['gflop']:.1f}", f"{row['flop_ratio']:.3f}",
-            _spread(row), str(row["candidates_per_second"] or ""), "" if difference is None else f"{difference:.1e}",
+            spread(row), str(row["candidates_per_second"] or ""), "" if difference is None else f"{difference:.1e}",
         )  # fmt: skip
     Console(width=150).print(table)
 
 
-def _spread(row: dict) -> str:
+def spread(row: dict) -> str:
     if row["time_ratio_p50"] is None:
         return ""
     return f"{row['time_ratio_p50']:.3f} ({row['time_ratio_p20']:.3f} to {row['time_ratio_p80']:.3f})"

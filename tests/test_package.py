@@ -156,4 +156,4 @@ print(jrm_plugin.__file__, jrm_plugin.kernels.__file__, jrm_plugin.integrations.
             command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
         )
         assert said in finished.stdout
-    assert (tmp_path / "examples" / "edit_reward" / "qwen3_vl_8b.yaml").is_file()
+    assert (tmp_path / "examples" / "train" / "qwen3_vl_8b.yaml").is_file()

@@ -48,6 +48,11 @@ class JointRewardConfig(RewardConfig):
         muon_learning_rate (`float`, *optional*):
             If given, the matrices inside the transformer blocks are updated by Muon at this rate, all else by AdamW
             at `learning_rate`. For small models that are trained from scratch.
+        share_prefixes (`bool`, defaults to `True`):
+            Compute once what the sequences of a batch share at their beginnings, wherever that costs less, and encode
+            each distinct image once. Losses and gradients are the same up to rounding.
+        fused_cross_entropy (`bool`, defaults to `False`):
+            Make the logits of critique tokens piece by piece: less memory, and each of them computed twice.
     """
 
     alpha: float = field(default=0.7, metadata={"help": "Weight of the language loss, 0 to 1 (eq. 7)."})
@@ -57,6 +62,12 @@ class JointRewardConfig(RewardConfig):
     max_pixels: int | None = field(default=None, metadata={"help": "Larger images are scaled down to so many pixels."})
     muon_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of Muon for the matrices inside the transformer blocks."}
+    )
+    share_prefixes: bool = field(
+        default=True, metadata={"help": "Compute once what the sequences of a batch share, where that costs less."}
+    )
+    fused_cross_entropy: bool = field(
+        default=False, metadata={"help": "Make the logits of critique tokens piece by piece, which takes less memory."}
     )
 
     # The paper's hyperparameters, appendix B.1.
@@ -90,6 +101,8 @@ class JointRewardConfig(RewardConfig):
             if getattr(self, new, old) is None:
                 setattr(self, new, getattr(self, old))
         super().__post_init__()
+        if self.device.type == "cpu":  # accelerate numbers CPUs, and then torch finds no place for an optimizer's state
+            self.__dict__["_setup_devices"] = torch.device("cpu")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
         if self.objective not in ("marginal", "expected"):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
+from torch import nn
 from tqdm.auto import tqdm
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer
@@ -45,6 +46,7 @@ from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.model_card import write_model_card
 from jrm_plugin.integrations.trl.sharding import check_adapters_fit, check_sharding
 from jrm_plugin.kernels import win_probability
+from jrm_plugin.model.backbone import BackboneParts, TokenCosts
 from jrm_plugin.model.calibration_file import drop_calibration
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import check_adapters_train_all, complete_lora_config
@@ -67,7 +69,8 @@ class JointRewardCollator:
     """Makes a batch of rows: the N chosen samples and then the N rejected ones, with critiques and `preference_NC`.
 
     `preference_NC` holds 1, 0 or -1 (see [`PreferencePair`]) and NaN where there is no label; it is absent in a batch
-    of [`CritiqueExample`]s. Without `with_critiques`, the critiques of pairs are left out.
+    of [`CritiqueExample`]s. Without `with_critiques`, the critiques of pairs are left out. With `costs`, the model
+    computes once what the sequences of a batch share ([`jrm_plugin.model.packing`]).
 
     An example that cannot be used, such as one whose image is not there any more, gives `{"error": sentence}` in place
     of its batch: raised in a data loader's worker, an error would reach the trainer as the text of a traceback.
@@ -75,6 +78,7 @@ class JointRewardCollator:
 
     processor: JRMProcessor
     with_critiques: bool = True
+    costs: TokenCosts | None = None
 
     def __call__(self, rows: list[Example | dict[str, str]]) -> dict[str, Any]:
         examples: list[Example] = []
@@ -95,11 +99,12 @@ class JointRewardCollator:
 
     def _batch(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         if isinstance(examples[0], CritiqueExample):
-            return self.processor([e.sample for e in examples], [e.text for e in examples])
+            return self.processor([e.sample for e in examples], [e.text for e in examples], costs=self.costs)
         critiques = [e.chosen_critiques for e in examples] + [e.rejected_critiques for e in examples]
         batch = self.processor(
             [e.chosen for e in examples] + [e.rejected for e in examples],
             critiques if self.with_critiques else [{} for _ in critiques],
+            costs=self.costs,
         )
         columns = [*self.processor.dimensions, OVERALL]
         labels = [[e.labels.get(column, float("nan")) for column in columns] for e in examples]
@@ -186,7 +191,9 @@ class JointRewardTrainer(RewardTrainer):
             model=model,
             args=args,
             processing_class=processor.tokenizer,
-            data_collator=JointRewardCollator(processor, with_critiques=args.alpha > 0),
+            data_collator=JointRewardCollator(
+                processor, with_critiques=args.alpha > 0, costs=_costs(model, args) if args.share_prefixes else None
+            ),
             train_dataset=train_dataset if isinstance(train_dataset, IterableDataset) else self._stands_for_it,
             eval_dataset=eval_dataset,
             **kwargs,
@@ -304,7 +311,7 @@ class JointRewardTrainer(RewardTrainer):
         mode = "train" if self.model.training else "eval"
         pairs, critique_tokens = (None, None) if num_items_in_batch is None else num_items_in_batch  # of the update
         label_NC = inputs.pop("preference_NC", None)
-        outputs = model(**inputs)
+        outputs = model(**inputs, fused_cross_entropy=self.args.fused_cross_entropy)
 
         if label_NC is not None:
             chosen, rejected = zip(*(x.chunk(2) for x in (outputs.mu_SD, outputs.log_sigma_SD)), strict=True)
@@ -552,6 +559,26 @@ class JointRewardTrainer(RewardTrainer):
 
 
 # --- small things -----------------------------------------------------------------------------------------------------
+
+
+def _costs(model: nn.Module, args: JointRewardConfig) -> TokenCosts | None:
+    """What plans of packed batches need to know of the model; None where it cannot compute them.
+
+    On a GPU, FlexAttention computes them from here on.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if not BackboneParts.known(base.backbone):
+        return None
+    parts = BackboneParts(base.backbone)
+    if args.device.type == "cuda" and parts.attention_implementation == "sdpa":
+        parts.use_flex_attention()
+    if not parts.takes_trees:
+        logger.warning(
+            "attn_implementation=%s takes no mask of a tree: sequences are computed one by one.",
+            parts.attention_implementation,
+        )
+        return None
+    return parts.costs()
 
 
 def _checked(batch: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,24 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel, Qwen2VLImageProcessorPil
-from transformers.masking_utils import create_causal_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Cache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2VLImageProcessorPil,
+)
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask, sdpa_mask
 
 from jrm_plugin.errors import JRMError
 
@@ -42,6 +53,36 @@ FAMILIES = {
 LINEAR_MAPS = r"backbone\.model\..*\.((q|k|v|o|gate|up|down)_proj|qkv|attn\.proj|(linear_)?fc[12]|mlp\.[02])"
 
 ROPE_POSITIONS = ("mrope", "1d")
+
+# torch's SDPA, and FlexAttention where the mask is one of blocks; transformers allows its own to some families only.
+SDPA_OR_FLEX = "jrm_sdpa_or_flex"
+# Implementations of attention that take the mask of a tree.
+TREE_ATTENTION = ("sdpa", "eager", SDPA_OR_FLEX)
+
+
+def _sdpa_or_flex(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if not isinstance(attention_mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    # autocast, which makes them of one type for SDPA, does not know FlexAttention
+    return flex_attention_forward(module, query.to(value.dtype), key.to(value.dtype), value, attention_mask, **options)
+
+
+AttentionInterface.register(SDPA_OR_FLEX, _sdpa_or_flex)
+AttentionMaskInterface.register(SDPA_OR_FLEX, sdpa_mask)
+
+
+@dataclass(frozen=True)
+class TokenCosts:
+    """What a token costs in one decoder layer, in FLOPs, and by which attention it is computed.
+
+    `per_token`: its linear maps. `per_pair`: a token that attends to another one.
+    """
+
+    per_token: float
+    per_pair: float
+    attention: str
 
 
 def check_backbone_family(model_type: str | None) -> str:
@@ -122,7 +163,7 @@ def rotary_inputs(rope_positions: str, attention_mask: torch.Tensor) -> dict[str
 
 
 class BackboneParts:
-    """The parts of a backbone that [`SharedPrefixEngine`] runs one by one.
+    """The parts of a backbone, which [`SharedPrefixEngine`] and packed batches run one by one.
 
     Args:
         backbone: the Hugging Face image-text-to-text model; `BackboneParts.known` must hold.
@@ -160,9 +201,29 @@ class BackboneParts:
     def attends_eagerly(self) -> tuple[bool, bool]:
         """Whether whole matrices of attention scores are made: by the language model, and by the vision encoder."""
         return (
-            self._core.language_model.config._attn_implementation == "eager",
+            self.attention_implementation == "eager",
             self._core.config._attn_implementation == "eager",
         )
+
+    @property
+    def attention_implementation(self) -> str:
+        """Of the language model, as transformers names it."""
+        return self._core.language_model.config._attn_implementation
+
+    def use_flex_attention(self) -> None:
+        """From here on, FlexAttention computes what has the mask of a tree, and SDPA all else."""
+        self._core.language_model.config._attn_implementation = SDPA_OR_FLEX
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether the language model's attention takes the mask of a tree."""
+        return self.attention_implementation in TREE_ATTENTION
+
+    def costs(self) -> TokenCosts:
+        """What a token costs in one decoder layer; for models whose attention takes the mask of a tree."""
+        attended = self.heads * self.head_width
+        maps = self.hidden * (2 * attended + 2 * self.kv_heads * self.head_width + 3 * self.mlp_width)
+        return TokenCosts(2 * maps, 4 * attended, self.attention_implementation)
 
     def embed(self, id_NS: torch.Tensor) -> torch.Tensor:
         """Token embeddings, `[N, S, H]`."""
@@ -172,42 +233,81 @@ class BackboneParts:
         """The final norm."""
         return self._core.language_model.norm(hidden)
 
+    def causal_mask(self, hidden_NSH: torch.Tensor, valid_NL: torch.Tensor | None, cache: Cache) -> Any:
+        """What `decode` takes as the mask of tokens that see all cached ones and those before them.
+
+        Args:
+            hidden_NSH: the tokens' embeddings.
+            valid_NL: False where the cached tokens and these ones, together L, are padding; None if nowhere.
+            cache: keys and values of what stands before.
+        """
+        return create_causal_mask(
+            config=self._core.language_model.config,
+            inputs_embeds=hidden_NSH,
+            attention_mask=valid_NL,
+            position_ids=None,
+            **{_cache_argument(create_causal_mask): cache},
+        )
+
+    def tree_mask(self, hidden_NSH: torch.Tensor, end_NS: torch.Tensor | None) -> Any:
+        """What `decode` takes as the mask of rows that hold trees: token q sees token k where k <= q < end of k.
+
+        FlexAttention takes it as a rule and computes no block in which nothing is seen; the others take a matrix.
+
+        Args:
+            hidden_NSH: the tokens' embeddings.
+            end_NS: for each token the place in its row where what stands behind it ends; None where no row branches.
+        """
+        N, S, _ = hidden_NSH.shape
+        attention = self.attention_implementation
+        if end_NS is None:
+            if attention == "sdpa":
+                return None  # it is causal by itself, and faster without a mask
+            end_NS = torch.full((N, S), S, device=hidden_NSH.device)
+        if attention == SDPA_OR_FLEX:
+            return create_block_mask(
+                lambda n, head, q, k: (k <= q) & (q < end_NS[n, k]), N, None, S, S, device=hidden_NSH.device
+            )
+        place_S = torch.arange(S, device=hidden_NSH.device)
+        sees_N1SS = ((place_S <= place_S[:, None]) & (place_S[:, None] < end_NS[:, None]))[:, None]
+        if attention == "sdpa":
+            return sees_N1SS
+        return torch.zeros_like(sees_N1SS, dtype=hidden_NSH.dtype).masked_fill(
+            ~sees_N1SS, torch.finfo(hidden_NSH.dtype).min
+        )
+
     def decode(
         self,
         hidden_NSH: torch.Tensor,
         *,
         position_3NS: torch.Tensor,
-        valid_NL: torch.Tensor | None,
-        cache: Cache,
+        mask: Any,
+        cache: Cache | None = None,
         image_index: tuple[torch.Tensor, torch.Tensor] | None = None,
         image_features_FDH: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """All decoder layers: hidden states before the final norm, `[N, S, H]`.
 
         Args:
-            hidden_NSH: embeddings, those of image tokens included.
+            hidden_NSH: the tokens' embeddings.
             position_3NS: rotary positions.
-            valid_NL: False where the cached tokens and these ones, together L, are padding; None if nowhere.
-            cache: keys and values of what stands before, which takes those of these tokens too.
+            mask: from `causal_mask` or `tree_mask`.
+            cache: keys and values of what stands before, which takes those of these tokens too; None if nothing does.
             image_index, image_features_FDH: where image tokens stand (n, s) and their features; those behind the first
                 are added after the first layers, as Qwen3-VL does.
         """
         language = self._core.language_model
-        mask = create_causal_mask(
-            config=language.config,
-            inputs_embeds=hidden_NSH,
-            attention_mask=valid_NL,
-            position_ids=None,
-            **{_cache_argument(create_causal_mask): cache},
-        )
+        added = 0
+        if image_features_FDH is not None:
+            hidden_NSH = hidden_NSH.index_put(image_index, image_features_FDH[:, 0].to(hidden_NSH))
+            added = image_features_FDH.shape[1] - 1
         rotary = language.rotary_emb(hidden_NSH, position_3NS)
-        added = 0 if image_features_FDH is None else image_features_FDH.shape[1] - 1
         for k, layer in enumerate(language.layers):
             hidden_NSH = layer(
                 hidden_NSH,
                 attention_mask=mask,
                 position_embeddings=rotary,
-                use_cache=True,
+                use_cache=cache is not None,
                 **{_cache_argument(type(layer).forward): cache},
             )
             if k < added:
@@ -268,6 +368,17 @@ class BackboneParts:
         """Other ones whenever a weight of the vision encoder was replaced or changed in place, as optimizers do."""
         weights = self._core.visual.parameters()
         return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+
+    def batch_positions(
+        self, id_BL: torch.Tensor, mask_BL: torch.Tensor, grids_thw: torch.Tensor | None, rope_positions: str
+    ) -> torch.Tensor:
+        """Rotary positions of padded sequences as the backbone's own forward pass numbers them, `[3, B, L]`."""
+        if rope_positions == "1d" or grids_thw is None:
+            return (mask_BL.cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
+        types_BL = (id_BL == self.image_token_id).int()
+        return self._core.get_rope_index(
+            id_BL, mm_token_type_ids=types_BL, image_grid_thw=grids_thw, attention_mask=mask_BL
+        )[0]
 
     def rope_positions(self, ids: Sequence[int], grids_thw: Sequence[torch.Tensor], rope_positions: str) -> np.ndarray:
         """Rotary positions of one sequence, `[3, L]`; `rope_positions` as in `JRMConfig`."""

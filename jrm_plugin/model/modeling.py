@@ -16,9 +16,10 @@ from transformers.utils import ModelOutput
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
-from jrm_plugin.model.backbone import check_backbone_family, rotary_inputs, token_types
+from jrm_plugin.model.backbone import SDPA_OR_FLEX, BackboneParts, check_backbone_family, rotary_inputs, token_types
 from jrm_plugin.model.checkpoint import built_in_folder, load_checked, load_config, named
 from jrm_plugin.model.configuration import JRMConfig
+from jrm_plugin.model.cross_entropy import fused_token_losses, token_losses
 from jrm_plugin.model.sharding import whole
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ class JRMForRewardModeling(PreTrainedModel):
         image_grid_thw: torch.Tensor | None = None,
         dimension_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        packing: dict[str, torch.Tensor] | None = None,
+        fused_cross_entropy: bool = False,
         **_: Any,
     ) -> JRMOutput:
         """Scores sequences as [`JRMProcessor`] makes them.
@@ -147,18 +150,23 @@ class JRMForRewardModeling(PreTrainedModel):
             dimension_ids: `[B]`, absent in the `joint` layout. In `per_dimension`, the dimension of each sequence;
                 the D sequences of a sample stand next to each other.
             labels: `[B, L]`, critique tokens where they stand and -100 elsewhere; gives `critique_loss_T`.
+            packing: the plan of [`packing.pack`], by which what sequences share is computed once; `pixel_values` are
+                then those of the distinct images.
+            fused_cross_entropy: see `critique_loss`.
 
         The scores of a sequence without a reward token, or with more than one, are NaN. Nothing is raised here, because
         a GPU would have to be waited for: call the output's `check` where the scores are read.
         """
-        hidden_BLH, hidden_BH, count_B = self.hidden_states(input_ids, attention_mask, pixel_values, image_grid_thw)
+        hidden_BLH, hidden_BH, count_B = self.hidden_states(
+            input_ids, attention_mask, pixel_values, image_grid_thw, packing
+        )
         mu_SD, log_sigma_SD = self.scores(hidden_BH, dimension_ids)
         return JRMOutput(
             mu_SD=mu_SD,
             log_sigma_SD=log_sigma_SD,
             hidden_BH=hidden_BH,
             reward_tokens_B=count_B,
-            critique_loss_T=None if labels is None else self.critique_loss(hidden_BLH, labels),
+            critique_loss_T=None if labels is None else self.critique_loss(hidden_BLH, labels, fused_cross_entropy),
         )
 
     def hidden_states(
@@ -167,19 +175,49 @@ class JRMForRewardModeling(PreTrainedModel):
         attention_mask: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
+        packing: dict[str, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Final hidden states of all tokens `[B, L, H]` and of reward tokens `[B, H]`, and how many of these `[B]`."""
-        hidden_BLH = self.backbone.model(
-            input_ids=input_ids,
-            attention_mask=None if self._needs_no_mask(attention_mask) else attention_mask,
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            **token_types(self.config.backbone_config, input_ids),
-            **rotary_inputs(self.config.rope_positions, attention_mask),
-            use_cache=False,
-        ).last_hidden_state
+        if packing is not None:
+            hidden_BLH = self._packed_states(input_ids, attention_mask, pixel_values, image_grid_thw, packing)
+        else:
+            hidden_BLH = self.backbone.model(
+                input_ids=input_ids,
+                attention_mask=None if self._needs_no_mask(attention_mask) else attention_mask,
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                **token_types(self.config.backbone_config, input_ids),
+                **rotary_inputs(self.config.rope_positions, attention_mask),
+                use_cache=False,
+            ).last_hidden_state
         pooled_BKH, count_B = pool_reward_tokens(hidden_BLH, input_ids, self.config.reward_token_id, return_counts=True)
         return hidden_BLH, pooled_BKH.squeeze(1), count_B
+
+    def _packed_states(
+        self,
+        id_BL: torch.Tensor,
+        mask_BL: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        grid_thw: torch.Tensor | None,
+        packing: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """Final hidden states of all tokens, `[B, L, H]`, each computed where the plan lets it stand."""
+        parts = BackboneParts(self.backbone)
+        token_RS = packing["token_RS"]
+        position_3BL = parts.batch_positions(id_BL, mask_BL, grid_thw, self.config.rope_positions)
+        embedding_RSH = parts.embed(id_BL.flatten()[token_RS])
+        features_FDH = None
+        row_F, place_F, feature_F = packing["image_3F"]
+        if pixel_values is not None:
+            features_FDH = parts.image_features(pixel_values, grid_thw[packing["image_I"]])[feature_F]
+        hidden_RSH = parts.decode(
+            embedding_RSH,
+            position_3NS=position_3BL.flatten(1)[:, token_RS],
+            mask=parts.tree_mask(embedding_RSH, packing.get("end_RS")),
+            image_index=(row_F, place_F),
+            image_features_FDH=features_FDH,
+        )
+        return parts.norm(hidden_RSH).flatten(0, 1)[packing["place_BL"]]
 
     def _needs_no_mask(self, mask_BL: torch.Tensor) -> bool:
         """Whether all padding stands behind its sequence, where the causal order alone keeps it from being seen.
@@ -187,7 +225,7 @@ class JRMForRewardModeling(PreTrainedModel):
         torch's attention is faster without a mask. Others, such as FlashAttention, leave padding out by it.
         """
         attention = self.backbone.config.get_text_config()._attn_implementation
-        return attention == "sdpa" and bool((mask_BL[:, 0] == 1).all() and (mask_BL.diff() <= 0).all())
+        return attention in ("sdpa", SDPA_OR_FLEX) and bool((mask_BL[:, 0] == 1).all() and (mask_BL.diff() <= 0).all())
 
     def scores(
         self, hidden_BH: torch.Tensor, dimension_ids: torch.Tensor | None = None
@@ -202,16 +240,17 @@ class JRMForRewardModeling(PreTrainedModel):
         own = dimension_ids.unsqueeze(1)
         return tuple(x.gather(1, own).view(-1, len(self.config.dimensions)) for x in (mu, log_sigma))
 
-    def critique_loss(self, hidden_BLH: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
+    def critique_loss(self, hidden_BLH: torch.Tensor, labels_BL: torch.Tensor, fused: bool = False) -> torch.Tensor:
         """-log p of every critique token given all before it (paper eq. 6), `[T]` float32.
 
         The hidden states that predict a critique token are selected before they are projected to the vocabulary, so
-        no `[B, L, V]` tensor is ever made.
+        no `[B, L, V]` tensor is ever made; `fused`, no `[T, V]` one either (`cross_entropy`).
         """
         target_BL = labels_BL[:, 1:]
         is_critique_BL = target_BL != -100
-        logits_TV = self.get_output_embeddings()(hidden_BLH[:, :-1][is_critique_BL])
-        return nn.functional.cross_entropy(logits_TV.float(), target_BL[is_critique_BL], reduction="none")
+        hidden_TH, target_T = hidden_BLH[:, :-1][is_critique_BL], target_BL[is_critique_BL]
+        losses = fused_token_losses if fused else token_losses
+        return losses(self.get_output_embeddings(), hidden_TH, target_T)
 
     @torch.no_grad()
     def generate(self, **inputs: Any) -> torch.Tensor:

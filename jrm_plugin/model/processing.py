@@ -33,6 +33,7 @@ from jrm_plugin.model.checkpoint import (
     reading,
 )
 from jrm_plugin.model.configuration import check_dimensions
+from jrm_plugin.model.packing import pack
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.records.critiques import REGION_TAGS, Critique
 from jrm_plugin.records.images import image_size, load_image
@@ -407,7 +408,9 @@ class JRMProcessor:
         self,
         samples: Iterable[Sample],
         critiques: Iterable[Mapping[str, Critique] | str | None] | None = None,
-    ) -> dict[str, torch.Tensor]:
+        *,
+        costs: backbone.TokenCosts | None = None,
+    ) -> dict[str, Any]:
         """Makes the model's inputs: [`~JRMProcessor.encode`] for each sample, then [`~JRMProcessor.collate`]."""
         encoded: dict[str | bytes, EncodedImage] = {}
 
@@ -421,9 +424,10 @@ class JRMProcessor:
 
         encode = partial(self.encode, encode_image=encode_image)
         if critiques is None:
-            return self.collate([sequence for sample in samples for sequence in encode(sample)])
+            return self.collate([sequence for sample in samples for sequence in encode(sample)], costs=costs)
         pairs = zip(samples, critiques, strict=True)
-        return self.collate([s for sample, critique in pairs for s in encode(sample, critique)], with_labels=True)
+        sequences = [sequence for sample, critique in pairs for sequence in encode(sample, critique)]
+        return self.collate(sequences, with_labels=True, costs=costs)
 
     def encode(
         self,
@@ -468,17 +472,23 @@ class JRMProcessor:
         *,
         with_labels: bool = False,
         padding_side: Literal["left", "right"] = "right",
-    ) -> dict[str, torch.Tensor]:
+        costs: backbone.TokenCosts | None = None,
+    ) -> dict[str, Any]:
         """Pads sequences into one batch; `padding_side="left"` is for generation.
+
+        Args:
+            costs: `BackboneParts.costs` of the model that computes the batch, which then computes what sequences share
+                once ([`packing`]); only with padding on the right.
 
         Returns:
             `input_ids`, `attention_mask` `[B, L]`; with images `pixel_values` and `image_grid_thw`; `labels` `[B, L]`
-            if asked for, -100 but for the critiques; in the `per_dimension` layout `dimension_ids` `[B]`.
+            if asked for, -100 but for the critiques; in the `per_dimension` layout `dimension_ids` `[B]`. With `costs`
+            also the plan `packing`, and `pixel_values` of distinct images alone.
         """
         rows = [torch.tensor(sequence.prompt + sequence.critique) for sequence in sequences]
         masks = [torch.ones_like(row) for row in rows]
         pad = partial(pad_sequence, batch_first=True, padding_side=padding_side)
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": pad(rows, padding_value=self.tokenizer.pad_token_id),
             "attention_mask": pad(masks, padding_value=0),
         }
@@ -488,8 +498,14 @@ class JRMProcessor:
                 label[: len(sequence.prompt)] = -100
             batch["labels"] = pad(labels, padding_value=-100)
         images = [image for sequence in sequences for image in sequence.images]
+        encoded = images
+        if costs:
+            ids = [sequence.prompt + sequence.critique for sequence in sequences]
+            digests = [[(image.digest, image.tokens) for image in sequence.images] for sequence in sequences]
+            batch["packing"] = pack(ids, digests, self.image_token_id, costs)
+            encoded = [images[k] for k in batch["packing"]["image_I"].tolist()]
         if images:
-            batch["pixel_values"] = torch.cat([image.pixel_values for image in images])
+            batch["pixel_values"] = torch.cat([image.pixel_values for image in encoded])
             batch["image_grid_thw"] = torch.stack([image.grid_thw for image in images])
         if any(sequence.dimension is not None for sequence in sequences):
             batch["dimension_ids"] = torch.tensor([sequence.dimension for sequence in sequences])

@@ -5,10 +5,9 @@ each distinct beginning of the sequences is computed once: the sequences become 
 computed level by level, every node on the attention keys and values of the tokens before it. All nodes of a level that
 fit into the memory budget are one batch. The final norm runs on reward tokens only.
 
-Three words of a pass over the tree. A token's *symbol* says what it is: its id, or, for an image token, the row of its
-features as a negative number; equal symbols are equal inputs, which is how the tree finds what is shared. Attention
-keys and values are *kept* for tokens that something stands behind, all in one store a layer. A token's *slot* is its
-place in that store; what stands before a node are the slots of the nodes above it.
+Three words of a pass over the tree. A token's *symbol* says what it is (`token_tree`). Attention keys and values are
+*kept* for tokens that something stands behind, all in one store a layer. A token's *slot* is its place in that store;
+what stands before a node are the slots of the nodes above it.
 
 Shape suffixes: B sequences, N nodes of a batch, S tokens of a node, P tokens before it, T tokens kept, F image tokens,
 K key-value heads, C channels of a head, H hidden.
@@ -27,8 +26,8 @@ from jrm_plugin.kernels import check_reward_token_counts, pool_reward_tokens
 from jrm_plugin.model.backbone import BackboneParts
 from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import EncodedImage, EncodedSequence, JRMProcessor
+from jrm_plugin.model.token_tree import TokenTree, feature_rows, symbols, token_tree
 from jrm_plugin.scoring.sampling import Sampling, until
-from jrm_plugin.scoring.token_tree import TokenTree, token_tree
 
 logger = logging.getLogger(__name__)
 
@@ -239,8 +238,8 @@ class SharedPrefixEngine:
     def _compute(self, sequences: Sequence[EncodedSequence], lengths: Sequence[int], keep_all: bool) -> _Computed:
         """One pass over the tree of the first `lengths` tokens; keys and values of leaves are kept if asked for."""
         features, row_of = self._image_features(sequences)
-        symbols = [self._symbols(s, row_of)[:length] for s, length in zip(sequences, lengths, strict=True)]
-        tree = token_tree(symbols, longest_run=self._longest_run)
+        symbol_BL = [self._symbols(s, row_of)[:length] for s, length in zip(sequences, lengths, strict=True)]
+        tree = token_tree(symbol_BL, longest_run=self._longest_run)
         position_3L = self._positions(sequences, tree)
 
         slots, tokens = [], 0
@@ -256,7 +255,7 @@ class SharedPrefixEngine:
         counts: list[torch.Tensor] = []
         for batch in self._batches(tree):
             nodes = [tree.nodes[n] for n in batch]
-            symbol_NS = _padded([symbols[node.sequence][node.start : node.end] for node in nodes])
+            symbol_NS = _padded([symbol_BL[node.sequence][node.start : node.end] for node in nodes])
             prefixes = [_joined([slots[above] for above in tree.path(n)[:-1]]) for n in batch]
             hidden_NSH, id_NS = self._run(
                 symbol_NS,
@@ -303,13 +302,11 @@ class SharedPrefixEngine:
         # where images stand is known here, so that the device need not be asked, which would mean to wait for it
         is_image_NS = symbol_NS < 0
         image_n_F, image_s_F = (torch.from_numpy(index).to(device) for index in is_image_NS.nonzero())
-        row_F = torch.from_numpy(-1 - symbol_NS[is_image_NS]).to(device)  # undoes what `_symbols` did
+        row_F = torch.from_numpy(feature_rows(symbol_NS[is_image_NS])).to(device)
         id_NS = np.where(is_image_NS, self._parts.image_token_id, symbol_NS)
         hidden_NSH = self._parts.embed(torch.from_numpy(id_NS).to(device))
         is_padding_NS = np.arange(S) >= np.array(lengths)[:, None]
         id_NS = torch.from_numpy(np.where(is_padding_NS, -1, id_NS)).to(device)  # it may repeat a reward token
-        if len(row_F):
-            hidden_NSH = hidden_NSH.index_put((image_n_F, image_s_F), features[row_F, 0].to(hidden_NSH))
 
         # prefixes stand right before their nodes, so that padding is left of them and right of the node's tokens
         prefix_NP = np.zeros((N, P), dtype=np.int64)
@@ -326,7 +323,9 @@ class SharedPrefixEngine:
         hidden_NSH = self._parts.decode(
             hidden_NSH,
             position_3NS=torch.from_numpy(position_3NS).to(device),
-            valid_NL=None if valid_N.all() else torch.from_numpy(valid_N).to(device),
+            mask=self._parts.causal_mask(
+                hidden_NSH, None if valid_N.all() else torch.from_numpy(valid_N).to(device), cache
+            ),
             cache=cache,
             image_index=(image_n_F, image_s_F),
             image_features_FDH=features[row_F] if len(row_F) else None,
@@ -351,11 +350,8 @@ class SharedPrefixEngine:
             yield batch
 
     def _symbols(self, sequence: EncodedSequence, row_of: dict[bytes, int]) -> np.ndarray:
-        """A symbol for every token: its id, or for an image token -1 less the row of its features."""
-        symbols = np.array(sequence.prompt, dtype=np.int64)
         rows = [np.arange(image.tokens) + row_of[image.digest] for image in sequence.images]
-        symbols[symbols == self._parts.image_token_id] = -1 - _joined(rows)
-        return symbols
+        return symbols(sequence.prompt, self._parts.image_token_id, rows)
 
     def _positions(self, sequences: Sequence[EncodedSequence], tree: TokenTree) -> dict[int, np.ndarray]:
         """The rotary positions of the sequences that nodes are taken from, `[3, L]` each."""
@@ -478,10 +474,11 @@ class SharedPrefixEngine:
             if ended_N.all() or step == max_new_tokens - 1:
                 break
             valid_NL = torch.nn.functional.pad(valid_NL, (0, 1), value=True)
+            embedding_N1H = self._parts.embed(token_N.unsqueeze(1))
             hidden_N1H = self._parts.decode(
-                self._parts.embed(token_N.unsqueeze(1)),
+                embedding_N1H,
                 position_3NS=(position_N + step).view(1, -1, 1).expand(3, -1, -1),
-                valid_NL=valid_NL,
+                mask=self._parts.causal_mask(embedding_N1H, valid_NL, cache),
                 cache=cache,
             )
             last_NH = self._parts.norm(hidden_N1H)[:, 0]

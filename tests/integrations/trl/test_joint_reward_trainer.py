@@ -166,6 +166,42 @@ def test_accumulated_gradients_equal_one_batch(make_trainer, pairs, count):
         assert torch.allclose(weights[1][name], weights[2][name], rtol=0, atol=2e-6), name
 
 
+@pytest.mark.parametrize("layout", [{"order": "rubric_first"}, {"sequences": "per_dimension"}])
+def test_sharing_prefixes_changes_nothing(make_trainer, pairs, heldout, layout):
+    """Nor does it with accumulation and checkpointing, or with the fused cross-entropy."""
+    layout |= {"config": {"reward_head_widths": [32], "reward_head_dropout": 0.0}}
+    weights, metrics, encoded = [], [], []
+    for shared in (False, True):
+        trainer = make_trainer(
+            pairs[:4],
+            layout=layout,
+            share_prefixes=shared,
+            fused_cross_entropy=shared,
+            gradient_checkpointing=shared,
+            per_device_train_batch_size=2 if shared else 4,
+            gradient_accumulation_steps=2 if shared else 1,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=0.1,
+            max_grad_norm=0.0,
+            weight_decay=0.0,
+        )
+        patches = []
+        trainer.model.backbone.model.visual.register_forward_hook(
+            lambda module, x, y, seen=patches: seen.append(len(x[0]))
+        )
+        before = weights_of(trainer.model)
+        trainer.train()
+        weights.append(weights_of(trainer.model))
+        encoded.append(sum(patches))
+        metrics.append({k: v for k, v in trainer.evaluate(heldout).items() if "runtime" not in k and "second" not in k})
+    assert encoded[1] < encoded[0]
+    assert max((weights[0][name] - before[name]).abs().max() for name in before) > 1e-2
+    for name in before:
+        assert torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=2e-6), name
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)
+
+
 def test_alpha_one_learns_texts_and_leaves_the_head_to_weight_decay(make_trainer, texts):
     trainer = make_trainer(texts, alpha=1.0, learning_rate=1e-2, weight_decay=0.1)
     before = weights_of(trainer.model)

@@ -76,6 +76,20 @@ def test_from_python_to_a_folder_that_scores_and_is_not_mixed_with_another(backb
         train(arguments, JointRewardConfig(**options, seed=1))
 
 
+def test_what_adapters_adapt_is_held_in_4_bits_and_the_folder_loads_over_the_model_as_it_was(backbone_folder, tmp_path):
+    four_bits = pytest.importorskip("bitsandbytes", reason="pip install -e '.[qlora]'").nn.Linear4bit
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+    sample = Sample.generation("make the circle blue", str(tmp_path / "red.png"))
+    texts = write_language(tmp_path / "texts.jsonl", [CritiqueExample(sample, '{"reasoning":"done as asked"}')])
+    arguments = TrainArguments(
+        model=str(backbone_folder("qwen3_vl")), train_data=str(texts), rubrics="short", lora_r=2, load_in_4bit=True
+    )
+    options = {"output_dir": str(tmp_path / "run"), "alpha": 1.0, "max_steps": 1, "use_cpu": True, "report_to": "none"}
+    trainer = train(arguments, JointRewardConfig(**options))
+    assert any(isinstance(module, four_bits) for module in trainer.model.modules())
+    assert RewardScorer.from_pretrained(tmp_path / "run", device="cpu").score([sample])
+
+
 def test_a_benchmark_as_evaluation_data_logs_the_numbers_of_its_table(tmp_path, capsys):
     rows = [
         {"dimension": dimension, "source_image": "0.png", "prompt": "make it blue", "winner": "1.png", "loser": "2.png"}

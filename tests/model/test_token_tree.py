@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jrm_plugin.scoring.token_tree import token_tree
+from jrm_plugin.model.token_tree import token_tree
 
 END = 9  # stands at the end of every sequence and nowhere else, as the reward token does
 

@@ -1,13 +1,15 @@
-"""The plan of the scoring engine: sequences that begin alike become a tree in which what they share stands once.
+"""The plan of a pass, in scoring and training: sequences that begin alike become a tree, what they share stands once.
 
-Sequences are arrays of symbols, one for each token; equal symbols mean equal inputs to the model. A node is a run of
-tokens that follows all the tokens of its ancestors. The tokens of the path to a sequence's leaf are the sequence.
+Sequences are arrays of symbols, one for each token; equal symbols mean equal inputs to the model. A token's symbol is
+its id, or, for an image token, the row of its features as a negative number. A node is a run of tokens that follows all
+the tokens of its ancestors. The tokens of the path to a sequence's leaf are the sequence.
 
 Shape suffixes: L length of a sequence, P tokens before a node.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -41,6 +43,14 @@ class TokenTree:
     def tokens(self) -> int:
         return sum(node.end - node.start for node in self.nodes)
 
+    @cached_property
+    def children(self) -> dict[int, list[int]]:
+        """The nodes right behind each node; behind -1, the roots."""
+        children: dict[int, list[int]] = {n: [] for n in range(-1, len(self.nodes))}
+        for n, node in enumerate(self.nodes):
+            children[node.parent].append(n)
+        return children
+
     def path(self, node: int) -> list[int]:
         """The nodes from the root down to `node`, which is the last."""
         path = []
@@ -48,6 +58,25 @@ class TokenTree:
             path.append(node)
             node = self.nodes[node].parent
         return path[::-1]
+
+
+def symbols(ids: Sequence[int], image_token_id: int, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """A symbol for every token, `[L]`: its id, or for an image token -1 less the row of its features.
+
+    Args:
+        ids: of the sequence's tokens.
+        image_token_id: the placeholder's.
+        rows: of each of its images, in their order, the rows in which the features of its tokens stand.
+    """
+    symbol_L = np.array(ids, dtype=np.int64)
+    if rows:
+        symbol_L[symbol_L == image_token_id] = -1 - np.concatenate(rows)
+    return symbol_L
+
+
+def feature_rows(symbol: np.ndarray) -> np.ndarray:
+    """The rows of features that the symbols of image tokens name: undoes what [`symbols`] did."""
+    return -1 - symbol
 
 
 def token_tree(
