@@ -14,7 +14,7 @@ edits in which annotators err often and in which they err seldom.
 Then `jrm audit` looks for swapped pairs in a set of pairs that no model here has seen: by the scores of `jrm-tiny`, and
 cross-fitted from the model of `make demo`. Measured are precision and recall of what it proposes to drop, the average
 precision of its order of all pairs and of others, and the accuracy after the demo's model was trained on all pairs, and
-on those that are left where the cross-fitted scores contradict the others.
+without those that the cross-fitted scores contradict.
 
 Stopped at any point, the same command goes on from what is done.
 """
