@@ -151,7 +151,9 @@ def _read(data: str, columns: dict | None, images_root: str | None, *, strict: b
     from jrm_plugin.data.preferences import read_preferences
     from jrm_plugin.records.preferences import PreferencePair
 
-    pairs = list(read_preferences(data, columns=columns, images_root=images_root, strict=strict).examples)
+    # As training reads them: a ranked list is one record there, and corrections are of pairs.
+    options = {"columns": columns, "images_root": images_root, "groups": True, "strict": strict}
+    pairs = list(read_preferences(data, **options).examples)
     if not pairs or not all(isinstance(pair, PreferencePair) for pair in pairs):
         raise JRMError(f"{data} holds something else than preference pairs, whose labels are audited.")
     return pairs
@@ -193,6 +195,8 @@ def _training(options: Namespace) -> "tuple[TrainArguments, JointRewardConfig]":
     chosen = ["--train_data", str(options.data), "--output_dir", str(options.output / FOLDS)]
     chosen += ["--model", options.model] if options.model is not None else []
     arguments, training = parse(options.config, [*options.overrides, *chosen])
+    if arguments.streaming:
+        raise JRMError(f"jrm audit reads the data whole, in every fold: leave streaming out of {options.config}.")
     if arguments.corrections is not None:
         raise JRMError(f"jrm audit looks at the data as they are: leave corrections out of {options.config}.")
     columns = mapping_of(options.columns) or arguments.columns

@@ -176,5 +176,11 @@ def test_wrong_uses_are_one_sentence(cross_fitted, refused, data, config, edits,
     assert "at least 2" in refused(*start, tmp_path / "new", "--config", config, "--folds", "1")
     texts = ("audit", "--data", edits / "language.jsonl", "--output", tmp_path / "new", "--model", "jrm-tiny")
     assert "something else than preference pairs" in refused(*texts)
+    lists = tmp_path / "lists.jsonl"
+    names = [str(path) for path in sorted((edits / "images").iterdir())[:4]]
+    lists.write_text(json.dumps({"source": names[0], "instruction": "x", "ranked": names[1:]}) + "\n")
+    ranked = ("audit", "--data", lists, "--output", tmp_path / "new", "--model", "jrm-tiny")
+    assert "something else than preference pairs" in refused(*ranked)
+    assert "leave streaming out" in refused(*start, tmp_path / "new", "--config", config, "--streaming", "true")
     corrections = ("--config", config, "--corrections", "x.jsonl")
     assert "leave corrections out" in refused(*start, tmp_path / "new", *corrections)
