@@ -443,7 +443,7 @@ def _in_dimensions(
         except JRMError as error:
             raise JRMError(f"{origin(example) or f'{path}, example {number}'}: {error}") from error
     if others and is_main:
-        counts = ", ".join(f"{name} ({count} pairs)" for name, count in others.items())
+        counts = ", ".join(f"{name} ({count} examples)" for name, count in others.items())
         print(f"jrm: {path}: left out, because dimensions does not name it: {counts}.", file=sys.stderr)
     return OfDimensions(examples, dimensions) if others else examples
 
