@@ -223,9 +223,9 @@ def _train(
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
     sets = train_sets(arguments.train_data, arguments.columns, arguments.images_root)
-    train_examples = [] if arguments.streaming else [_read(arguments, train_set, is_main) for train_set in sets]
-    if len(train_examples) == 1:
-        train_examples = [_corrected(train_examples[0], arguments, is_main)]
+    train_examples: list[Sequence[Example]] = []
+    if not arguments.streaming:
+        train_examples = [_read(arguments, data, is_main, corrections=arguments.corrections) for data in sets]
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -259,6 +259,8 @@ def _train(
         with training.main_process_first(desc="comparing images"):
             train_examples = _look_for_leaks(arguments, training, sets, train_examples, eval_sets, identities)
     if arguments.streaming:
+        if eval_sets and arguments.leaks == "report" and is_main:
+            print("jrm: images that evaluation has too are not looked for in a stream.", file=sys.stderr)
         train_set = stream_of(sets, seed=training.seed, buffer=arguments.shuffle_buffer)
     elif len(sets) == 1:
         (train_set,) = train_examples
@@ -349,15 +351,14 @@ def _look_for_leaks(
     The first process looks and leaves a file, which the others read, and which is right as long as the data stay.
     """
     file, is_main = Path(training.output_dir, LEAKS_FILE), training.process_index == 0
-    report = read_json(file) if file.exists() else None
+    report = read_json(file) if is_main and file.exists() else None
     if is_main and not (isinstance(report, dict) and report.get("of") == identities):
         found = [
             [leak.to_dict() for leak in find_leaks(examples, eval_sets, progress=not training.disable_tqdm)]
             for examples in train_examples
         ]
-        report = {"of": identities, "leaks": dict(zip([s.path for s in sets], found, strict=True))}
-        write_json(file, report)
-    kept = []
+        write_json(file, {"of": identities, "leaks": dict(zip([s.path for s in sets], found, strict=True))})
+    report, kept = read_json(file), []
     for train_set, examples in zip(sets, train_examples, strict=True):
         leaks = report["leaks"][train_set.path]
         positions = {leak["position"] for leak in leaks}
@@ -382,7 +383,9 @@ def _look_for_leaks(
     return kept
 
 
-def _read(arguments: TrainArguments, data: TrainSet, is_main: bool) -> Sequence[Example]:
+def _read(
+    arguments: TrainArguments, data: TrainSet, is_main: bool, *, corrections: str | None = None
+) -> Sequence[Example]:
     path = data.path
     records = read_preferences(
         path,
@@ -402,9 +405,12 @@ def _read(arguments: TrainArguments, data: TrainSet, is_main: bool) -> Sequence[
         )
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
+    examples = records.examples
+    if corrections is not None:  # of pairs with all their labels
+        examples = _corrected(examples, corrections, path, is_main)
     if arguments.dimensions is None:
-        return records.examples
-    return _in_dimensions(records.examples, arguments.dimensions, path, is_main)
+        return examples
+    return _in_dimensions(examples, arguments.dimensions, path, is_main)
 
 
 class OfDimensions(Sequence):
@@ -437,20 +443,18 @@ def _in_dimensions(
         except JRMError as error:
             raise JRMError(f"{origin(example) or f'{path}, example {number}'}: {error}") from error
     if others and is_main:
-        counts = ", ".join(f"{name} ({count} pairs)" for name, count in others.items())
+        counts = ", ".join(f"{name} ({count} examples)" for name, count in others.items())
         print(f"jrm: {path}: left out, because dimensions does not name it: {counts}.", file=sys.stderr)
     return OfDimensions(examples, dimensions) if others else examples
 
 
-def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
-    if arguments.corrections is None:
-        return examples
-    corrected = CorrectedExamples(examples, read_corrections(arguments.corrections), path=arguments.corrections)
+def _corrected(examples: Sequence[Example], corrections: str, path: str, is_main: bool) -> Sequence[Example]:
+    corrected = CorrectedExamples(examples, read_corrections(corrections), path=corrections)
     if is_main:
         counts = ", ".join(f"{action} {count}" for action, count in sorted(corrected.counts.items())) or "none"
-        print(f"jrm: corrections of {arguments.corrections}: {counts}.", file=sys.stderr)
+        print(f"jrm: corrections of {corrections}: {counts}.", file=sys.stderr)
     if not corrected:
-        raise JRMError(f"{arguments.corrections} leaves no pair of {arguments.train_data} to train on.")
+        raise JRMError(f"{corrections} leaves no pair of {path} to train on.")
     return corrected
 
 
