@@ -225,9 +225,9 @@ def _train(
         _rubrics(arguments.rubrics, arguments.dimensions or DIMENSIONS)
     checkpoint = last_whole_checkpoint(output)
     sets = train_sets(arguments.train_data, arguments.columns, arguments.images_root)
-    train_examples = [] if arguments.streaming else [_read(arguments, train_set, is_main) for train_set in sets]
-    if len(train_examples) == 1:
-        train_examples = [_corrected(train_examples[0], arguments, is_main)]
+    train_examples: list[Sequence[Example]] = []
+    if not arguments.streaming:
+        train_examples = [_read(arguments, data, is_main, corrections=arguments.corrections) for data in sets]
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -385,7 +385,9 @@ def _look_for_leaks(
     return kept
 
 
-def _read(arguments: TrainArguments, data: TrainSet, is_main: bool) -> Sequence[Example]:
+def _read(
+    arguments: TrainArguments, data: TrainSet, is_main: bool, *, corrections: str | None = None
+) -> Sequence[Example]:
     path = data.path
     records = read_preferences(
         path,
@@ -405,9 +407,12 @@ def _read(arguments: TrainArguments, data: TrainSet, is_main: bool) -> Sequence[
         )
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
+    examples = records.examples
+    if corrections is not None:  # of pairs with all their labels
+        examples = _corrected(examples, corrections, path, is_main)
     if arguments.dimensions is None:
-        return records.examples
-    return _in_dimensions(records.examples, arguments.dimensions, path, is_main)
+        return examples
+    return _in_dimensions(examples, arguments.dimensions, path, is_main)
 
 
 class OfDimensions(Sequence):
@@ -440,20 +445,18 @@ def _in_dimensions(
         except JRMError as error:
             raise JRMError(f"{origin(example) or f'{path}, example {number}'}: {error}") from error
     if others and is_main:
-        counts = ", ".join(f"{name} ({count} pairs)" for name, count in others.items())
+        counts = ", ".join(f"{name} ({count} examples)" for name, count in others.items())
         print(f"jrm: {path}: left out, because dimensions does not name it: {counts}.", file=sys.stderr)
     return OfDimensions(examples, dimensions) if others else examples
 
 
-def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
-    if arguments.corrections is None:
-        return examples
-    corrected = CorrectedExamples(examples, read_corrections(arguments.corrections), path=arguments.corrections)
+def _corrected(examples: Sequence[Example], corrections: str, path: str, is_main: bool) -> Sequence[Example]:
+    corrected = CorrectedExamples(examples, read_corrections(corrections), path=corrections)
     if is_main:
         counts = ", ".join(f"{action} {count}" for action, count in sorted(corrected.counts.items())) or "none"
-        print(f"jrm: corrections of {arguments.corrections}: {counts}.", file=sys.stderr)
+        print(f"jrm: corrections of {corrections}: {counts}.", file=sys.stderr)
     if not corrected:
-        raise JRMError(f"{arguments.corrections} leaves no pair of {arguments.train_data} to train on.")
+        raise JRMError(f"{corrections} leaves no pair of {path} to train on.")
     return corrected
 
 
