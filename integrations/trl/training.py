@@ -221,6 +221,8 @@ def _train(
     arguments: TrainArguments, training: JointRewardConfig, callbacks: Sequence[TrainerCallback]
 ) -> JointRewardTrainer | None:
     output, is_main = Path(training.output_dir), training.process_index == 0
+    if arguments.rubrics is not None:  # what is wrong with them is said before the data are read
+        _rubrics(arguments.rubrics, arguments.dimensions or DIMENSIONS)
     checkpoint = last_whole_checkpoint(output)
     sets = train_sets(arguments.train_data, arguments.columns, arguments.images_root)
     train_examples: list[Sequence[Example]] = []
