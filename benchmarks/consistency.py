@@ -34,7 +34,7 @@ from jrm_plugin.integrations.trl.training import parse, train
 from jrm_plugin.model.configuration import CHOSEN_FIELDS
 from jrm_plugin.model.loading import load
 from jrm_plugin.records.preferences import PreferencePair, in_dimensions
-from jrm_plugin.records.samples import DIMENSIONS, KNOWN_DIMENSIONS, OVERALL
+from jrm_plugin.records.samples import CONSISTENCY, DIMENSIONS, KNOWN_DIMENSIONS, OVERALL
 from jrm_plugin.scoring.scorer import RewardScorer
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
@@ -130,7 +130,13 @@ def print_table(rows: list[dict]) -> None:
         seeds = [seed for seed in values.get("with", {}) if seed in values.get("without", {})]
         difference = _in_words([values["with"][seed] - values["without"][seed] for seed in seeds])
         table.add_row(PAIRS[pairs], dimension.replace("_", " "), *cells, difference)
-    Console(width=150).print(table)
+    console = Console(width=150)
+    console.print(table)
+    compared = {(row["arm"], row["seed"], row["dimension"]): row["value"] for row in rows if row["pairs"] == "compared"}
+    seeds = [seed for arm, seed, dimension in compared if dimension == CONSISTENCY]
+    for other in (OVERALL, "instruction_following"):
+        gains = [compared["with", seed, CONSISTENCY] - compared["without", seed, other] for seed in seeds]
+        console.print(f"{PAIRS['compared']}: consistency of `with`, less {other} of `without`: {_in_words(gains)}")
 
 
 def _in_words(values: Sequence[float]) -> str:

@@ -13,8 +13,8 @@ edits in which annotators err often and in which they err seldom.
 
 Then `jrm audit` looks for swapped pairs in a set of pairs that no model here has seen: by the scores of `jrm-tiny`, and
 cross-fitted from the model of `make demo`. Measured are precision and recall of what it proposes to drop, the average
-precision of its order of all pairs and of others, and the accuracy after the demo's model was trained on without them,
-with all pairs, and with the swapped ones put right.
+precision of its order of all pairs and of others, and the accuracy after the demo's model was trained on all pairs, and
+without those that the cross-fitted scores contradict.
 
 Stopped at any point, the same command goes on from what is done.
 """
@@ -37,7 +37,7 @@ from jrm_plugin.data.corrections import PairNames
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.evaluation.metrics import pairwise_accuracy, preference_calibration
 from jrm_plugin.evaluation.pairs import evaluate_pairs, summarize
-from jrm_plugin.files import read_json, write_json, write_jsonl
+from jrm_plugin.files import read_json, write_json
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.model.modeling import RewardHead
 from jrm_plugin.records.preferences import PreferencePair
@@ -46,7 +46,7 @@ from jrm_plugin.runs import read_records
 from jrm_plugin.scoring.scorer import RewardScorer
 from jrm_plugin.synthetic.preferences import Edit
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
-from jrm_plugin.training.losses import ranking_loss, ranking_loss_per_label
+from jrm_plugin.training.losses import ranking_loss, ranking_loss_per_label, ranks_of_labels
 
 RESULTS = Path(__file__).parent / "results"
 OBJECTIVES = ("marginal", "expected")
@@ -99,10 +99,10 @@ def train_head(
     for _ in range(steps):
         rows = torch.tensor(rng.integers(len(labels_NC), size=128))
         mu, log_sigma = head(hidden_N2H[rows].flatten(0, 1))
-        losses = ranking_loss_per_label(
-            mu[0::2], log_sigma[0::2], mu[1::2], log_sigma[1::2], labels_NC[rows], objective=objective
-        )
-        ranking_loss(losses, labels_NC[rows]).backward()
+        scores = (x.unflatten(0, (-1, 2)) for x in (mu, log_sigma))
+        rank_N2C = ranks_of_labels(labels_NC[rows])
+        losses = ranking_loss_per_label(*scores, rank_N2C, objective=objective)
+        ranking_loss(losses, rank_N2C).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -191,7 +191,7 @@ def training_flags(options: argparse.Namespace, seed: int) -> list[str]:
 
 def accuracy_after(options: argparse.Namespace, name: str, seed: int, more: Sequence[str] = ()) -> dict[str, float]:
     """Accuracy on held-out pairs after the start model was trained on the pairs of a seed."""
-    model = options.output / f"{name}-seed-{seed}".replace(" ", "-")
+    model = options.output / f"{name}-seed-{seed}"
     file = model.with_name(f"{model.name}.json")
     if not file.exists():
         data = make_data(options, seed)
@@ -255,22 +255,20 @@ def average_precision(positive_N: np.ndarray, value_N: np.ndarray) -> float:
 
 
 def audits(options: argparse.Namespace) -> list[dict]:
-    """A row for each way to treat wrong labels, and each seed."""
-    rows = []
-    for trained in ("all pairs", "cross-fitted", "jrm-tiny", "labels put right"):
+    """A row for each seed with all pairs, and for each seed and way to score what its audit found."""
+    rows: list[dict] = []
+    for scores in (None, "cross-fitted", "jrm-tiny"):
         for seed in options.seed:
-            row, flags = {"trained": trained, "seed": seed}, []
-            pairs, names = _pairs(make_data(options, seed) / "train.json"), PairNames()
-            if trained == "labels put right":
-                right = options.output / f"right-{seed}.jsonl"
-                write_jsonl(right, ({"pair": names(p), "action": "flip"} for p in pairs if p.info["flipped"]))
-                flags = ["--corrections", str(right)]
-            elif trained != "all pairs":
-                folder = audited(options, trained, seed)
-                flags = ["--corrections", str(folder / "corrections.jsonl")]
-                row |= {"trained": f"without what {trained} scores contradict"} | found_of(folder, pairs)
-            rows.append(row | accuracy_after(options, trained, seed, flags))
-    columns = dict.fromkeys(key for row in reversed(rows) for key in row)
+            row: dict = {"scores": scores, "seed": seed}
+            if scores is None:
+                rows.append(row | accuracy_after(options, "all-pairs", seed))
+                continue
+            folder = audited(options, scores, seed)
+            row |= found_of(folder, _pairs(make_data(options, seed) / "train.json"))
+            if scores == "cross-fitted":
+                row |= accuracy_after(options, scores, seed, ["--corrections", str(folder / "corrections.jsonl")])
+            rows.append(row)
+    columns = dict.fromkeys(key for row in rows for key in row)
     return [dict.fromkeys(columns) | row for row in rows]
 
 

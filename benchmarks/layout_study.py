@@ -8,8 +8,8 @@ rate after its warm-up, and evaluated every `--eval-every` steps on held-out pai
 equal steps, and where each layout has cost as many FLOPs as the cheapest one cost at its end, between two evaluations
 on the line that joins them. A seed is one of the pairs that are trained on, of those held out, and of dropout.
 
-FLOPs are those of matrix products and of attention, counted while they run: forward and backward of training batches
-(an optimizer's are the same in all layouts), and of scoring a group of 12 with what it shares computed once.
+FLOPs are torch's count with eager attention: forward and backward of training batches, with what their sequences share
+computed once, as `jrm train` does (an optimizer's are the same in all layouts), and of scoring a group of 12.
 
 Stopped at any point, the same command goes on. Rows go into `results/layout-study.csv`, the tables to the terminal.
 """
@@ -17,7 +17,7 @@ Stopped at any point, the same command goes on. Rows go into `results/layout-stu
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import as_file, files
 from itertools import product
@@ -36,6 +36,7 @@ from jrm_plugin.evaluation.metrics import mean_with_interval
 from jrm_plugin.files import read_json, write_json
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardCollator
 from jrm_plugin.integrations.trl.training import parse, train
+from jrm_plugin.model.backbone import BackboneParts
 from jrm_plugin.model.loading import load
 from jrm_plugin.model.processing import LAYOUT_FILE, ORDERS, SEQUENCES
 from jrm_plugin.model.tiny import write_tiny_backbone
@@ -107,13 +108,15 @@ def train_joint(recipe: Recipe, start: Path, data: Path, output: Path, scale: Sc
 
 def gigaflops_of_a_step(model_folder: Path, data: Path, batch: int = 8) -> float:
     """Of forward and backward of a training batch, the mean of a few."""
-    model, processor = load(model_folder)
-    collate = JointRewardCollator(processor)
+    model, processor = load(model_folder, attn_implementation="eager")
+    costs = replace(BackboneParts(model.backbone).costs(), attention="sdpa")  # planned as for the attention of training
+    collate = JointRewardCollator(processor, costs=costs)
     pairs = read_edit_reward(data / "train.json", progress=False).examples[: COUNTED * batch]
 
     def step(rows: Sequence) -> None:
         inputs = collate(rows)
-        inputs.pop("preference_NC")
+        for name in ("sample_NG", "rank_NGC"):
+            inputs.pop(name)
         output = model(**inputs)
         (output.mu_SD.sum() + output.log_sigma_SD.sum() + output.critique_loss_T.sum()).backward()
 
@@ -126,7 +129,7 @@ def gigaflops_of_a_group(model_folder: Path, recipe: Recipe) -> float:
     )
     group = [Sample.edit(edit.source, edit.instruction, candidate.image) for candidate in edit.candidates]
     assert len(group) == GROUP
-    scorer = RewardScorer(*load(model_folder), cache_bytes=0)
+    scorer = RewardScorer(*load(model_folder, attn_implementation="eager"), cache_bytes=0)
     return _gigaflops(lambda: scorer.score(group))
 
 

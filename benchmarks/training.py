@@ -88,7 +88,8 @@ class Step:
             tokens = setting.critique * (4 if k % 2 else 2) // 3
             text = text_of(processor.tokenizer, tokens, first=k)
             self.encoded += processor.encode(sample, {d: Critique(text) for d in DIMENSIONS} if tokens else {})
-        self.label_NC = torch.ones(setting.group - 1, len(DIMENSIONS) + 1, device=model.device)
+        rank_G = torch.arange(1.0, setting.group + 1, device=model.device)
+        self.rank_NGC = rank_G[None, :, None].expand(1, -1, len(DIMENSIONS) + 1)
 
     def batch(self, costs: TokenCosts | None) -> dict:
         # new images in every step, which nothing is known of
@@ -104,10 +105,8 @@ class Step:
             output = self.model(**batch, fused_cross_entropy=provider == "fused")
             mu_SD, log_sigma_SD, loss_T = output.mu_SD, output.log_sigma_SD, output.critique_loss_T
             critique_loss = loss_T.sum() / max(1, len(loss_T))
-        others = len(mu_SD) - 1
-        first = [x[:1].expand(others, -1) for x in (mu_SD, log_sigma_SD)]
-        loss_NC = ranking_loss_per_label(*first, mu_SD[1:], log_sigma_SD[1:], self.label_NC)
-        return joint_loss(ranking_loss(loss_NC, self.label_NC), critique_loss, ALPHA)
+        loss_NC = ranking_loss_per_label(mu_SD[None], log_sigma_SD[None], self.rank_NGC)
+        return joint_loss(ranking_loss(loss_NC, self.rank_NGC), critique_loss, ALPHA)
 
     def _full(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         labels_BL, dimension_ids = batch.pop("labels"), batch.pop("dimension_ids", None)

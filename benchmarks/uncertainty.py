@@ -34,7 +34,7 @@ from jrm_plugin.scoring.scorer import RewardScorer
 from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
 from jrm_plugin.synthetic.preferences import FAILURE_SCORES, QUALITY_SCORES, Edit
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
-from jrm_plugin.training.losses import ranking_loss, ranking_loss_per_label, with_overall
+from jrm_plugin.training.losses import ranking_loss, ranking_loss_per_label, ranks_of_labels, with_overall
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = (*DIMENSIONS, OVERALL)
@@ -161,10 +161,10 @@ def train_head(
     for _ in range(steps):
         rows = torch.tensor(rng.integers(len(labels_NC), size=128))
         mu, log_sigma = head(hidden_N2H[rows].flatten(0, 1))
-        losses = ranking_loss_per_label(
-            mu[0::2], log_sigma[0::2], mu[1::2], log_sigma[1::2], labels_NC[rows], tie_threshold=arm.tie_threshold
-        )
-        ranking_loss(losses, labels_NC[rows]).backward()
+        scores = (x.unflatten(0, (-1, 2)) for x in (mu, log_sigma))
+        rank_N2C = ranks_of_labels(labels_NC[rows])
+        losses = ranking_loss_per_label(*scores, rank_N2C, tie_threshold=arm.tie_threshold)
+        ranking_loss(losses, rank_N2C).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

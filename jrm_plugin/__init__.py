@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what type checkers see; Python itself takes each name from 
     from jrm_plugin.records.images import ImageLike as ImageLike
     from jrm_plugin.records.preferences import CritiqueExample as CritiqueExample
     from jrm_plugin.records.preferences import PreferencePair as PreferencePair
+    from jrm_plugin.records.preferences import RankedGroup as RankedGroup
     from jrm_plugin.records.samples import Sample as Sample
     from jrm_plugin.records.scores import RewardScore as RewardScore
     from jrm_plugin.records.scores import group_advantages as group_advantages
@@ -39,6 +40,7 @@ _EXPORTS = {
     "ImageLike": "records.images",
     "Sample": "records.samples",
     "PreferencePair": "records.preferences",
+    "RankedGroup": "records.preferences",
     "CritiqueExample": "records.preferences",
     "Critique": "records.critiques",
     "EditRegion": "records.critiques",

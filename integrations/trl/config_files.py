@@ -13,6 +13,7 @@ from jrm_plugin.errors import JRMError
 
 # What TRL's and transformers' fields take beside the types that they declare.
 _ALSO = {"scale_rewards": bool, "resume_from_checkpoint": bool, "fsdp": bool | list[str], "lora_target_modules": str}
+_ALSO |= {"train_data": dict | list[dict]}
 
 
 def parse_config(

@@ -3,20 +3,21 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from torch.utils.data import IterableDataset as TorchStream
 
-from jrm_plugin.data.columns import Columns, Example, Layout
+from jrm_plugin.data.columns import Columns, Layout
 from jrm_plugin.data.preferences import TableExamples, read_preferences
 from jrm_plugin.data.tables import Table, read_table, stored
-from jrm_plugin.errors import JRMError
-from jrm_plugin.records.preferences import CritiqueExample, PreferencePair, example_from_record, example_to_record
+from jrm_plugin.errors import JRMError, as_jrm_error
+from jrm_plugin.records.preferences import CritiqueExample, Example, example_from_record, example_to_record
 
 ExamplesLike: TypeAlias = Dataset | IterableDataset | Sequence[Example] | Sequence[Mapping[str, Any]] | str | Path
+PASSED = {"passed": True}  # in place of an example of a stream that an earlier run was trained on
 # The one column of what `to_dataset` makes: an example as JSON text.
 COLUMN = "example"
 
@@ -34,7 +35,7 @@ def to_example(row: Example | Mapping[str, Any]) -> Example:
     """
     if not isinstance(row, Mapping):
         return row
-    if "error" in row:
+    if row.get("error"):
         raise JRMError(row["error"])
     return example_from_record(json.loads(row[COLUMN]))
 
@@ -46,7 +47,7 @@ def origin(example: Example) -> str | None:
 
 def has_critique(example: Example) -> bool:
     """Whether there is a text to learn in it."""
-    return isinstance(example, CritiqueExample) or bool(example.chosen_critiques or example.rejected_critiques)
+    return isinstance(example, CritiqueExample) or any(example.critiques)
 
 
 def checked_examples(
@@ -61,20 +62,20 @@ def checked_examples(
         check: raises a `JRMError` for an example that cannot be used.
     """
     if isinstance(given, (str, Path)):
-        given = read_preferences(given, columns=columns).examples
+        given = read_preferences(given, columns=columns, groups=True).examples
     if isinstance(given, TableExamples) or _holds_examples(given) or _holds_json(given):
         for row in given:
             check(to_example(row))
         return given
     table = replace(read_table(given, progress=False), name=f"the {what}")
-    examples = TableExamples(table, columns, check=check, progress=False)
+    examples = TableExamples(table, columns, groups=True, check=check, progress=False)
     if examples.bad:
         raise JRMError(f"{str(examples.bad[0]).rstrip('.')} ({len(examples.bad)} bad rows in all).")
     return examples
 
 
 def _holds_examples(given: Any) -> bool:
-    return isinstance(given, Sequence) and bool(given) and isinstance(given[0], (PreferencePair, CritiqueExample))
+    return isinstance(given, Sequence) and bool(given) and isinstance(given[0], Example)
 
 
 def _holds_json(given: Any) -> bool:
@@ -86,32 +87,54 @@ class ExampleStream(TorchStream):
 
     A row that cannot be used gives `{"error": sentence}`: raised in a data loader's worker, an error would reach the
     trainer as the text of a traceback.
+
+    Args:
+        stream: its rows, of which each is one example.
+        columns: what their columns mean.
+        what: names it in errors.
+        check: raises a `JRMError` for an example that cannot be used.
+        endless: begin anew, in the order of the next epoch, when the stream is done.
+
+    Attributes:
+        passed: how many of the first examples were trained on before. [`PASSED`] stands in their place, so that a run
+            goes on at the same example without making one of each row before it.
     """
 
     def __init__(
-        self, stream: IterableDataset, columns: Columns | None, what: str, check: Callable[[Example, int], None]
+        self,
+        stream: IterableDataset,
+        columns: Columns | None,
+        what: str,
+        check: Callable[[Example, int], None],
+        *,
+        endless: bool = False,
     ):
         self._stream, self._what, self._check = stored(stream), what, check
         first = next(iter(islice(self._stream, 1)), None)
         if first is None:
             raise JRMError(f"the {what} is a stream without a row.")
-        self._layout = None
+        self._layout, self._endless, self.passed = None, endless, 0
         if COLUMN not in first:
-            self._layout = Layout(Table(f"the {what}", "a stream", [first], tuple(first)), columns)
+            self._layout = Layout(Table(f"the {what}", "a stream", [first], tuple(first)), columns, groups=True)
             if self._layout.is_scattered:
                 raise JRMError(f"the rows of the {what} belong together, which a stream cannot tell; give a Dataset.")
 
     def __iter__(self) -> Iterator[Any]:
-        for number, row in enumerate(self._stream):
-            try:
-                examples = [to_example(row)] if self._layout is None else self._layout.examples([row])
-                for example in examples:
+        number = 0
+        try:
+            for number, row in enumerate(self._rows()):
+                if number < self.passed:
+                    yield PASSED
+                    continue
+                with as_jrm_error("it cannot be used"):
+                    (example,) = [to_example(row)] if self._layout is None else self._layout.examples([row])
                     self._check(example, number)
-            except JRMError as error:
-                yield {"error": f"row {number + 1} of the {self._what}: {error}"}
-                return
-            yield from examples
+                yield example
+        except JRMError as error:
+            yield {"error": f"row {number + 1} of the {self._what}: {error}"}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Another order in each epoch, where the stream is shuffled."""
-        self._stream.set_epoch(epoch)
+    def _rows(self) -> Iterator[Any]:
+        for epoch in count() if self._endless else [0]:
+            self._stream.set_epoch(epoch)
+            with as_jrm_error("the rows behind it cannot be read"):
+                yield from self._stream

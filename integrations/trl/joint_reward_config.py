@@ -33,11 +33,15 @@ class JointRewardConfig(RewardConfig):
         alpha (`float`, defaults to `0.7`):
             Weight of the language loss in `(1 - alpha) * L_rank + alpha * L_LM` (eq. 7). 1 trains on critiques alone,
             0 on preferences alone.
+        ranking_loss (`str`, defaults to `"pairwise"`):
+            How a group of more than two is ranked. `pairwise`: every two candidates by the loss of a pair, the mean
+            over them; `plackett_luce`: its whole order at once, by the model of Plackett and Luce. For a pair both are
+            the same.
         objective (`str`, defaults to `"marginal"`):
             `marginal`: -log E[sigmoid] as eq. (4)-(5) say; `expected`: E[-log sigmoid], as HPSv3's and EditReward's
             code computes.
         tie_threshold (`float`, defaults to `0.0`):
-            Threshold of the Rao-Kupper model of ties; with 0 a tie is half a win each way.
+            Threshold of the Rao-Kupper model of ties; with 0 a tie is half a win each way. Of `pairwise` alone.
         max_length (`int`, defaults to `8192`):
             Longest sequence in tokens, images and critiques included. A longer pair is an error, never cut.
         max_pixels (`int`, *optional*):
@@ -56,6 +60,7 @@ class JointRewardConfig(RewardConfig):
     """
 
     alpha: float = field(default=0.7, metadata={"help": "Weight of the language loss, 0 to 1 (eq. 7)."})
+    ranking_loss: str = field(default="pairwise", metadata={"help": "`pairwise` or `plackett_luce`."})
     objective: str = field(default="marginal", metadata={"help": "`marginal` or `expected`."})
     tie_threshold: float = field(default=0.0, metadata={"help": "Rao-Kupper threshold of ties, >= 0."})
     max_length: int | None = field(default=8192, metadata={"help": "Longest sequence; a longer pair is an error."})
@@ -80,7 +85,7 @@ class JointRewardConfig(RewardConfig):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or a share of them if below 1."})
     num_train_epochs: float = field(default=10, metadata={"help": "Epochs."})
-    per_device_train_batch_size: int = field(default=2, metadata={"help": "Pairs a device and step."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Pairs or groups a device and step."})
     gradient_accumulation_steps: int = field(default=4, metadata={"help": "Steps accumulated for one update."})
     gradient_checkpointing_kwargs: dict | str | None = field(
         default_factory=lambda: {"use_reentrant": False}, metadata={"help": "Non-reentrant checkpointing."}
@@ -107,6 +112,10 @@ class JointRewardConfig(RewardConfig):
             raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}.")
         if self.objective not in ("marginal", "expected"):
             raise ValueError(f"objective must be 'marginal' or 'expected', got {self.objective!r}.")
+        if self.ranking_loss not in ("pairwise", "plackett_luce"):
+            raise ValueError(f"ranking_loss must be 'pairwise' or 'plackett_luce', got {self.ranking_loss!r}.")
+        if self.tie_threshold and self.ranking_loss != "pairwise":
+            raise ValueError("tie_threshold belongs to ranking_loss: pairwise; leave one of the two out.")
         if self.tie_threshold < 0:
             raise ValueError(f"tie_threshold must not be negative, got {self.tie_threshold}.")
         for name in _WITHOUT_EFFECT:

@@ -1,6 +1,7 @@
 """Joint reward training on TRL's `RewardTrainer`: preferences and critiques at once (paper section 3.2).
 
-Shape suffixes: N pairs, B sequences, L length, D dimensions, C = D + 1 (the dimensions and the overall score).
+Shape suffixes: N groups (a pair is one of two), G candidates of the largest, S samples, B sequences, L length, D
+dimensions, C = D + 1 (the dimensions and the overall score).
 """
 
 import logging
@@ -10,21 +11,22 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer
 
 from jrm_plugin.data.columns import Columns
 from jrm_plugin.errors import JRMError, reason
-from jrm_plugin.evaluation.metrics import preference_calibration
 from jrm_plugin.integrations.trl.benchmarks import Figures
 from jrm_plugin.integrations.trl.checkpoints import (
     damage_of,
@@ -34,6 +36,7 @@ from jrm_plugin.integrations.trl.checkpoints import (
 )
 from jrm_plugin.integrations.trl.examples import (
     COLUMN,
+    PASSED,
     Example,
     ExamplesLike,
     ExampleStream,
@@ -44,8 +47,9 @@ from jrm_plugin.integrations.trl.examples import (
 )
 from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.model_card import write_model_card
+from jrm_plugin.integrations.trl.ranking_metrics import ranking_metrics
 from jrm_plugin.integrations.trl.sharding import check_adapters_fit, check_sharding
-from jrm_plugin.kernels import win_probability
+from jrm_plugin.kernels.plackett_luce_loss import ORDERS_MAX, count_orders
 from jrm_plugin.model.backbone import BackboneParts, TokenCosts
 from jrm_plugin.model.calibration_file import drop_calibration
 from jrm_plugin.model.loading import start_from
@@ -54,9 +58,10 @@ from jrm_plugin.model.modeling import JRMForRewardModeling
 from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.sharding import own_part
 from jrm_plugin.model.trained_on import TrainedOn
-from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
+from jrm_plugin.records.preferences import CritiqueExample
 from jrm_plugin.records.samples import OVERALL
-from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
+from jrm_plugin.training.groups import group_batch, in_groups
+from jrm_plugin.training.losses import is_labelled, joint_loss, ranking_loss, ranking_loss_per_label, with_overall
 from jrm_plugin.training.optimization import MuonWithAdamW, muon_groups
 
 STAGING_DIR = ".saving"
@@ -66,11 +71,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class JointRewardCollator:
-    """Makes a batch of rows: the N chosen samples and then the N rejected ones, with critiques and `preference_NC`.
+    """Makes a batch of rows: the samples of pairs and ranked groups with their critiques, and what orders them.
 
-    `preference_NC` holds 1, 0 or -1 (see [`PreferencePair`]) and NaN where there is no label; it is absent in a batch
-    of [`CritiqueExample`]s. Without `with_critiques`, the critiques of pairs are left out. With `costs`, the model
-    computes once what the sequences of a batch share ([`jrm_plugin.model.packing`]).
+    See [`group_batch`]; its `sample_NG` and `rank_NGC` are absent in a batch of [`CritiqueExample`]s. Without
+    `with_critiques`, the critiques of pairs and groups are left out. With `costs`, the model computes once what the
+    sequences of a batch share ([`jrm_plugin.model.packing`]).
 
     An example that cannot be used, such as one whose image is not there any more, gives `{"error": sentence}` in place
     of its batch: raised in a data loader's worker, an error would reach the trainer as the text of a traceback.
@@ -81,6 +86,8 @@ class JointRewardCollator:
     costs: TokenCosts | None = None
 
     def __call__(self, rows: list[Example | dict[str, str]]) -> dict[str, Any]:
+        if rows[0] == PASSED:
+            return PASSED
         examples: list[Example] = []
         try:
             examples += map(to_example, rows)
@@ -100,15 +107,7 @@ class JointRewardCollator:
     def _batch(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         if isinstance(examples[0], CritiqueExample):
             return self.processor([e.sample for e in examples], [e.text for e in examples], costs=self.costs)
-        critiques = [e.chosen_critiques for e in examples] + [e.rejected_critiques for e in examples]
-        batch = self.processor(
-            [e.chosen for e in examples] + [e.rejected for e in examples],
-            critiques if self.with_critiques else [{} for _ in critiques],
-            costs=self.costs,
-        )
-        columns = [*self.processor.dimensions, OVERALL]
-        labels = [[e.labels.get(column, float("nan")) for column in columns] for e in examples]
-        return batch | {"preference_NC": torch.tensor(labels, dtype=torch.float32)}
+        return group_batch(self.processor, examples, with_critiques=self.with_critiques, costs=self.costs)
 
 
 class JointRewardTrainer(RewardTrainer):
@@ -120,8 +119,8 @@ class JointRewardTrainer(RewardTrainer):
             name. It stays as it is; with `args.max_pixels` a copy is used.
         args: hyperparameters; by default the paper's.
         train_dataset: preferences, or texts to learn (language warm start, with `alpha=1`): a sequence of
-            [`PreferencePair`]s or `CritiqueExample`s, a list of dicts, a `datasets.Dataset` (its images stay as they
-            are until a batch is made of them), a stream of one, a path or a hub name.
+            [`PreferencePair`]s and [`RankedGroup`]s, or of `CritiqueExample`s, a list of dicts, a `datasets.Dataset`
+            (its images stay as they are until a batch is made of them), a stream of one, a path or a hub name.
         eval_dataset: likewise, or several sets by name.
         columns: what the columns of the data sets mean where they have other names than the usual ones; see
             [`jrm_plugin.data.preferences.read_preferences`].
@@ -131,7 +130,9 @@ class JointRewardTrainer(RewardTrainer):
             where it leaves out the reward head or the added tokens, they are trained and saved all the same.
 
     Logs, per dimension and overall, the accuracy on pairs that are no tie, mean sigma, the Brier score and expected
-    calibration error of the predicted preference, both component losses, and the same for every evaluation set.
+    calibration error of the predicted preference, both component losses, and the same for every evaluation set. A group
+    counts with every two of its candidates; of groups of three and more, K-way accuracy and best-of-K accuracy besides
+    (see [`group_accuracies`]).
 
     Raises:
         JRMError: a sequence is longer than `max_length`, or the examples do not fit `alpha`. From `train`: an example
@@ -179,7 +180,8 @@ class JointRewardTrainer(RewardTrainer):
         self._staging = False
         self._trained_on = TrainedOn()
         self._overall_rule = model.config.overall_rule
-        self._alpha = args.alpha  # `self.args` is not there yet when the examples are checked
+        # `self.args` is not there yet when the examples are checked
+        self._alpha, self._listwise = args.alpha, args.ranking_loss == "plackett_luce"
         self._columns = columns
         self._eval_figures = eval_figures or {}
         # TRL takes its own two types alone; `_prepare_dataset` makes examples of what was given.
@@ -187,6 +189,9 @@ class JointRewardTrainer(RewardTrainer):
         self._stands_for_it = Dataset.from_dict({})
         if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
             raise JRMError("a stream has no end that is known before; say how long to train with max_steps.")
+        if isinstance(train_dataset, IterableDataset) and args.dataloader_num_workers > 1:
+            raise JRMError("a stream is read by one worker in each process; give dataloader_num_workers: 1.")
+        args.accelerator_config.dispatch_batches = False  # of a stream, each process makes its own batches
         super().__init__(
             model=model,
             args=args,
@@ -214,7 +219,8 @@ class JointRewardTrainer(RewardTrainer):
         dataset = self._given if is_train else dataset
         what = f"{dataset_name} set"
         if isinstance(dataset, IterableDataset):
-            return ExampleStream(dataset, self._columns, what, self._check_in_stream)
+            endless = dataset_name == "train"
+            return ExampleStream(dataset, self._columns, what, self._check_in_stream, endless=endless)
         # On a terminal only: what is said next, about an example, would stand behind the bar.
         bar = tqdm(desc=f"Checking {dataset_name}", unit="example", disable=args.disable_tqdm or None, leave=False)
         too_long, kinds, seen, critiques = [], set(), 0, 0
@@ -223,14 +229,14 @@ class JointRewardTrainer(RewardTrainer):
             nonlocal seen, critiques
             number, seen = seen, seen + 1
             bar.update()
-            kinds.add(type(example))
+            kinds.add(isinstance(example, CritiqueExample))
             self._check_kind(example, f"example {number} of the {what}", kinds)
             try:
                 length = self._length(example)
             except JRMError as error:
                 raise JRMError(f"{origin(example) or f'example {number} of the {what}'}: {error}") from error
-            if dataset_name == "train" and isinstance(example, PreferencePair):
-                self._trained_on.add(example.chosen, example.rejected)
+            if dataset_name == "train" and not isinstance(example, CritiqueExample):
+                self._trained_on.add(*example.candidates)
             if length > self._longest:
                 too_long.append((number, length))
             critiques += has_critique(example)
@@ -257,36 +263,39 @@ class JointRewardTrainer(RewardTrainer):
 
     def _check_in_stream(self, example: Example, number: int) -> None:
         name = origin(example) or f"example {number}"
-        self._check_kind(example, name, {type(example)})
+        self._check_kind(example, name, set())
         if (length := self._length(example)) > self._longest:
             raise JRMError(
                 f"it has {length} tokens, more than {self._longest_is}={self._longest}; raise max_length, or lower "
                 "max_pixels."
             )
 
-    def _check_kind(self, example: Example, name: str, kinds: set[type]) -> None:
+    def _check_kind(self, example: Example, name: str, kinds: set[bool]) -> None:
         if len(kinds) > 1:
-            raise JRMError(f"{name} is of another kind than those before; give preference pairs or texts, not both.")
+            raise JRMError(f"{name} is of another kind than those before; give preferences or texts, not both.")
         if isinstance(example, CritiqueExample):
             if self._alpha < 1:
                 raise JRMError(f"{name} has no preference; training on texts needs alpha: 1.")
-        elif unknown := sorted(example.labels.keys() - {*self.processor.dimensions, OVERALL}):
+        elif unknown := sorted(example.ranks.keys() - {*self.processor.dimensions, OVERALL}):
             raise JRMError(
                 f"{name} is labelled in {', '.join(unknown)}; this model scores "
                 f"{', '.join(self.processor.dimensions)}; train a model with those dimensions."
             )
-        elif unknown := sorted(
-            {*example.chosen_critiques, *example.rejected_critiques}.difference(self.processor.dimensions)
-        ):
+        elif unknown := sorted({*chain(*example.critiques)}.difference(self.processor.dimensions)):
             raise JRMError(
                 f"{name} has critiques of {', '.join(unknown)}; this model writes of "
                 f"{', '.join(self.processor.dimensions)}; rename the dimension, or train a model with it."
+            )
+        elif self._listwise and any(count_orders(ranks) > ORDERS_MAX for ranks in example.ranks.values()):
+            raise JRMError(
+                f"{name} has more ties than ranking_loss: plackett_luce can break ({ORDERS_MAX} orders at most); use "
+                "pairwise."
             )
 
     def _length(self, example: Example) -> int:
         if isinstance(example, CritiqueExample):
             return self.processor.sequence_length(example.sample, 0, example.text)
-        sides = ((example.chosen, example.chosen_critiques), (example.rejected, example.rejected_critiques))
+        sides = zip(example.candidates, example.critiques, strict=True)
         return max(
             self.processor.sequence_length(sample, sequence, critiques if self._alpha > 0 else {})
             for sample, critiques in sides
@@ -294,14 +303,14 @@ class JointRewardTrainer(RewardTrainer):
         )
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = [COLUMN, "error"]  # of rows that are dicts
+        self._signature_columns = [COLUMN, "error", *PASSED]  # of rows that are dicts
 
     # -- the loss
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """Also counts the pairs and the critique tokens of the whole update, over accumulation steps and ranks."""
         batches, _ = super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
-        counts_K2 = torch.stack([*map(_pairs_and_critique_tokens, batches), torch.zeros(2, dtype=torch.long)])
+        counts_K2 = torch.stack([*map(_groups_and_critique_tokens, batches), torch.zeros(2, dtype=torch.long)])
         return batches, self.accelerator.gather(counts_K2.sum(0, keepdim=True).to(device)).sum(0)
 
     def _prepare_inputs(self, inputs):
@@ -309,22 +318,24 @@ class JointRewardTrainer(RewardTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
-        pairs, critique_tokens = (None, None) if num_items_in_batch is None else num_items_in_batch  # of the update
-        label_NC = inputs.pop("preference_NC", None)
+        # Of the update.
+        groups, critique_tokens = (None, None) if num_items_in_batch is None else num_items_in_batch
+        sample_NG, rank_NGC = inputs.pop("sample_NG", None), inputs.pop("rank_NGC", None)
         outputs = model(**inputs, fused_cross_entropy=self.args.fused_cross_entropy)
 
-        if label_NC is not None:
-            chosen, rejected = zip(*(x.chunk(2) for x in (outputs.mu_SD, outputs.log_sigma_SD)), strict=True)
+        if rank_NGC is not None:
+            mu_NGD, log_sigma_NGD = (in_groups(x, sample_NG) for x in (outputs.mu_SD, outputs.log_sigma_SD))
             loss_NC = ranking_loss_per_label(
-                *chosen,
-                *rejected,
-                label_NC,
+                mu_NGD,
+                log_sigma_NGD,
+                rank_NGC,
                 overall_rule=self._overall_rule,
+                kind=self.args.ranking_loss,
                 tie_threshold=self.args.tie_threshold,
                 objective=self.args.objective,
             )
-            rank_loss = ranking_loss(loss_NC, label_NC) * self._weight(len(label_NC), pairs)
-            self._record(mode, chosen, rejected, label_NC, loss_NC)
+            rank_loss = ranking_loss(loss_NC, rank_NGC) * self._weight(len(rank_NGC), groups)
+            self._record(mode, mu_NGD, log_sigma_NGD, sample_NG, rank_NGC, loss_NC)
             outputs.check()
         # Where there is no critique token, this is a zero that still reaches the language head; the scores' is made so.
         # DDP expects a gradient for every parameter.
@@ -368,25 +379,18 @@ class JointRewardTrainer(RewardTrainer):
     # -- what is logged
 
     @torch.no_grad()
-    def _record(self, mode: str, chosen, rejected, label_NC: torch.Tensor, loss_NC: torch.Tensor) -> None:
-        """Keeps each pair's outcome, so that what is logged is a mean over pairs and not over batches."""
-        (mu_i, log_sigma_i), (mu_j, log_sigma_j) = (
-            with_overall(*scores, self._overall_rule) for scores in (chosen, rejected)
-        )
-        per_pair_NCK = torch.stack(
-            [
-                label_NC,
-                mu_i - mu_j,
-                win_probability(mu_i, log_sigma_i, mu_j, log_sigma_j),
-                (log_sigma_i.exp() + log_sigma_j.exp()) / 2,
-                loss_NC.masked_fill(label_NC.isnan(), float("nan")),
-            ],
-            dim=-1,
-        )
+    def _record(self, mode: str, mu_NGD, log_sigma_NGD, sample_NG, rank_NGC, loss_NC: torch.Tensor) -> None:
+        """Keeps each group's outcome, so that what is logged is a mean over groups and not over batches."""
+        scores = torch.stack([*with_overall(mu_NGD, log_sigma_NGD, self._overall_rule)], -1)
+        scores = scores.masked_fill((sample_NG < 0)[..., None, None], float("nan"))
+        loss_NGC = loss_NC.masked_fill(~is_labelled(rank_NGC), float("nan")).unsqueeze(1).expand(rank_NGC.shape)
+        outcome_NGCK = torch.cat([rank_NGC.unsqueeze(-1), scores, loss_NGC.unsqueeze(-1)], dim=-1)
         # In evaluation without what fills up the last batch; in training that would cut whole batches, because those of
         # an update are fetched ahead.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        self._outcomes[mode]["pairs_NCK"].append(gather(per_pair_NCK).float().cpu().numpy())
+        # The largest group of another process may have another size.
+        outcome_NGCK = self.accelerator.pad_across_processes(outcome_NGCK, dim=1, pad_index=float("nan"))
+        self._outcomes[mode]["groups_NGCK"].append(gather(outcome_NGCK).float().cpu())
 
     def _metrics_since_last_log(self, mode: str) -> dict[str, float]:
         outcomes, metrics = self._outcomes[mode], {}
@@ -394,22 +398,9 @@ class JointRewardTrainer(RewardTrainer):
             total, count = torch.stack(outcomes["critique_sum_and_count"]).sum(0).tolist()
             if count:
                 metrics["critique_loss"] = total / count
-        if outcomes["pairs_NCK"]:
-            label_NC, margin_NC, probability_NC, sigma_NC, loss_NC = np.moveaxis(
-                np.concatenate(outcomes["pairs_NCK"]), -1, 0
-            )
-            metrics["rank_loss"] = float(np.nanmean(np.nanmean(loss_NC, axis=1)))
-            for c, name in enumerate([*self.processor.dimensions, OVERALL]):
-                metrics[f"sigma/{name}"] = float(sigma_NC[:, c].mean())
-                decided = np.abs(label_NC[:, c]) == 1
-                if decided.any():
-                    metrics[f"accuracy/{name}"] = float((label_NC[decided, c] * margin_NC[decided, c] > 0).mean())
-                    if mode == "eval":
-                        metrics[f"pairs/{name}"] = int(decided.sum())
-                    p = probability_NC[decided, c]
-                    fit = preference_calibration(np.where(label_NC[decided, c] > 0, p, 1 - p))
-                    metrics[f"brier/{name}"] = fit["brier"]
-                    metrics[f"calibration_error/{name}"] = fit["expected_calibration_error"]
+        if outcomes["groups_NGCK"]:
+            names = [*self.processor.dimensions, OVERALL]
+            metrics |= ranking_metrics(outcomes["groups_NGCK"], names, counts=mode == "eval")
         outcomes.clear()
         return metrics
 
@@ -421,10 +412,12 @@ class JointRewardTrainer(RewardTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
         self._outcomes["eval"].clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        pairs = self._outcomes["eval"]["pairs_NCK"]
+        groups = self._outcomes["eval"]["groups_NGCK"]
         metrics = self._metrics_since_last_log("eval")
         if figures := self._eval_figures.get(metric_key_prefix.removeprefix("eval_")):
-            margin_NC = np.concatenate(pairs)[:, :, 1]
+            margin_NC = torch.cat(
+                [mu_NGC[:, 0] - mu_NGC[:, 1] for mu_NGC in (group[..., 1] for group in groups)]
+            ).numpy()
             metrics |= figures(dict(zip([*self.processor.dimensions, OVERALL], margin_NC.T, strict=True)))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
@@ -458,6 +451,8 @@ class JointRewardTrainer(RewardTrainer):
                 raise JRMError(f"{self.args.output_dir} holds no checkpoint to go on from; train without resuming.")
         elif resume_from_checkpoint and (damage := damage_of(resume_from_checkpoint)):
             raise JRMError(f"{resume_from_checkpoint} cannot be gone on from: {damage}.")
+        if isinstance(self.train_dataset, ExampleStream):
+            self.train_dataset.passed = self._examples_before(resume_from_checkpoint)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: its pipe is closed while we read
@@ -469,6 +464,13 @@ class JointRewardTrainer(RewardTrainer):
                 f"a worker of the data loader was ended from outside ({reason(error)}); if memory ran out, lower "
                 "dataloader_num_workers. The same command goes on."
             ) from error
+
+    def _examples_before(self, checkpoint: str | None) -> int:
+        """How many examples the steps before a checkpoint took, in all processes."""
+        if not checkpoint:
+            return 0
+        steps = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+        return steps * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         finite = all(own_part(parameter).isfinite().all() for parameter in self.model.parameters())
@@ -588,5 +590,5 @@ def _checked(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def _pairs_and_critique_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.tensor([len(batch.get("preference_NC", ())), (batch["labels"][:, 1:] != -100).sum()])
+def _groups_and_critique_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.tensor([len(batch.get("rank_NGC", ())), (batch["labels"][:, 1:] != -100).sum()])

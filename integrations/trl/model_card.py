@@ -69,7 +69,12 @@ def _data(trainer: RewardTrainer) -> dict[str, Any]:
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"evaluation": trainer.eval_dataset}
     # By their names alone: where they lie is the concern of the machine that trained.
     files = dict(item.split("=", 1) for item in settings.get("eval_data") or [])
-    rows = {"training": (settings.get("train_data"), trainer.train_dataset)}
+    train_data = settings.get("train_data")
+    if isinstance(train_data, list):
+        train_data = " and ".join(Path(item["path"]).name for item in train_data)
+    elif isinstance(train_data, dict):
+        train_data = " and ".join(Path(path).name for path in train_data)
+    rows = {"training": (train_data, trainer.train_dataset)}
     rows |= {name: (files.get(name), examples) for name, examples in sets.items() if examples is not None}
     return {
         name: f"{_count(examples)}{f' of {Path(file).name}' if file else ''}" for name, (file, examples) in rows.items()

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 from jrm_plugin.configs import read_config
-from jrm_plugin.data.columns import Example
 from jrm_plugin.data.corrections import CorrectedExamples, PairNames, read_corrections
+from jrm_plugin.data.leaks import find_leaks
 from jrm_plugin.data.preferences import read_preferences
 from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.errors import JRMError, reason
@@ -45,6 +46,14 @@ from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.model_card import SETTINGS_FILE
 from jrm_plugin.integrations.trl.processes import lost_process_in_words
 from jrm_plugin.integrations.trl.sharding import check_adapters_fit, sharding_of
+from jrm_plugin.integrations.trl.train_sets import (
+    TrainSet,
+    identity_of_stream,
+    mixed,
+    stream_of,
+    train_sets,
+    without,
+)
 from jrm_plugin.model.configuration import CHOSEN_FIELDS
 from jrm_plugin.model.loading import start_from
 from jrm_plugin.model.lora import lora_config
@@ -53,13 +62,20 @@ from jrm_plugin.model.processing import JRMProcessor
 from jrm_plugin.model.rubrics import default_rubrics
 from jrm_plugin.model.trained_on import read_trained_pairs, write_trained_pairs
 from jrm_plugin.records.images import is_data_url
-from jrm_plugin.records.preferences import PreferencePair, example_to_record, in_dimensions
+from jrm_plugin.records.preferences import (
+    CritiqueExample,
+    Example,
+    example_to_record,
+    in_dimensions,
+    samples_of_example,
+)
 from jrm_plugin.records.samples import DIMENSIONS, OVERALL
 from jrm_plugin.runs import check_settings, locked
 from jrm_plugin.switches import Switch
 
 LOCK_FILE = ".jrm_train.lock"
 CURVES_FILE = "curves.png"
+LEAKS_FILE = "leaks.json"
 # A model with fewer parameters than this computes for microseconds between two points at which threads wait for each
 # other. A further thread hardly pays there, and on a machine that is not idle it makes training ten times slower
 # (benchmarks/threads.py).
@@ -83,9 +99,14 @@ class TrainArguments:
     Parameters:
         model: a pretrained backbone (hub name or folder), or a JRM checkpoint to go on from.
         train_data: preferences, or texts to learn (with `alpha: 1`), in anything that
-            [`jrm_plugin.data.preferences.read_preferences`] reads.
+            [`jrm_plugin.data.preferences.read_preferences`] reads; of several sets a mapping of paths to weights, or a
+            list of mappings with `path`, `weight` and, of a set's own, `columns` and `images_root`.
+        streaming: read `train_data` row by row while training, where it is larger than memory.
+        shuffle_buffer: of how many rows of a stream the next one is drawn.
         eval_data: the same by name, as a mapping or `name=path` items. Instead of a path it may be a benchmark of
             `jrm eval`, or `benchmark:path` with the place of its data; the numbers of its table are logged too.
+        leaks: what to do about images that training and evaluation share: `report` them, `leave_out` the training
+            examples that have one, or `ignore` them and do not look.
         corrections: pairs of `train_data` that are left out, turned around or called a tie: a file that `jrm audit`
             proposed.
         columns: what the columns of these data mean, where they have other names than the usual ones.
@@ -105,8 +126,14 @@ class TrainArguments:
     """
 
     model: str = field(metadata={"help": "Backbone or JRM checkpoint to start from."})
-    train_data: str = field(metadata={"help": "Preferences or texts: a file, a datasets folder, a hub name."})
+    # `str` for the parser of flags; in a config it may be a mapping or a list.
+    train_data: str = field(
+        metadata={"help": "Preferences or texts: a file, a datasets folder, a hub name, or several."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read train_data row by row while training."})
+    shuffle_buffer: int = field(default=256, metadata={"help": "Rows of a stream that are shuffled."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation sets, as name=path items."})
+    leaks: str = field(default="report", metadata={"help": "Images shared with eval_data: report, leave_out, ignore."})
     corrections: str | None = field(default=None, metadata={"help": "Corrections of train_data, as jrm audit writes."})
     columns: dict | None = field(default=None, metadata={"help": "What the columns mean, as {field: column}."})
     images_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
@@ -127,10 +154,16 @@ class TrainArguments:
     load_in_4bit: bool = field(default=False, metadata={"help": "Hold what the adapters adapt in 4 bits (QLoRA)."})
 
     def __post_init__(self):
-        for name in ("lora_r", "lora_alpha"):
+        for name in ("lora_r", "lora_alpha", "shuffle_buffer"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}.")
+        if self.leaks not in ("report", "leave_out", "ignore"):
+            raise ValueError(f"leaks must be report, leave_out or ignore, got {self.leaks!r}.")
+        if self.streaming and self.leaks == "leave_out":
+            raise ValueError("leaks: leave_out needs all examples before the run; give it without streaming.")
+        if self.corrections is not None and (self.streaming or not isinstance(self.train_data, str)):
+            raise ValueError("corrections are of one set in memory; give one path as train_data, without streaming.")
         if self.load_in_4bit and self.lora_r is None:
             raise ValueError("load_in_4bit needs lora_r: weights in 4 bits are not trained, adapters beside them are.")
 
@@ -189,7 +222,10 @@ def _train(
 ) -> JointRewardTrainer | None:
     output, is_main = Path(training.output_dir), training.process_index == 0
     checkpoint = last_whole_checkpoint(output)
-    train_set = _corrected(_read(arguments, arguments.train_data, is_main), arguments, is_main)
+    sets = train_sets(arguments.train_data, arguments.columns, arguments.images_root)
+    train_examples: list[Sequence[Example]] = []
+    if not arguments.streaming:
+        train_examples = [_read(arguments, data, is_main, corrections=arguments.corrections) for data in sets]
     eval_sets, benchmarks = {}, {}
     for item in arguments.eval_data:
         name, separator, path = item.partition("=")
@@ -200,20 +236,38 @@ def _train(
                 benchmarks[name] = load_benchmark(*named, folder=output / "benchmarks", progress=is_main)
             eval_sets[name] = benchmarks[name].pairs
         else:
-            eval_sets[name] = _read(arguments, path, is_main)
+            eval_sets[name] = _read(arguments, TrainSet(path, 1.0, arguments.columns, arguments.images_root), is_main)
     if (training.eval_strategy != "no") != bool(eval_sets):
         raise JRMError("eval_data and eval_strategy (steps or epoch) belong together; give both or neither.")
+    identities: dict[str, Any] = identity_of_stream(sets) if arguments.streaming else {}
     if is_main:
         settings, settings_file = settings_of(arguments, training), output / SETTINGS_FILE
         digests = SampleDigests()
-        settings |= _identity("train_data", train_set, digests)
+        for train_set, examples in zip(sets, train_examples, strict=False):
+            identities |= _identity(
+                "train_data" if len(sets) == 1 else f"train_data {train_set.path}", examples, digests
+            )
+        for name, examples in eval_sets.items():
+            identities |= _identity(f"eval_data {name}", examples, digests)
+        settings |= identities
         if arguments.corrections is not None:
             settings["content of corrections"] = content_digest(arguments.corrections).hex()
-        for name, examples in eval_sets.items():
-            settings |= _identity(f"eval_data {name}", examples, digests)
         if checkpoint is not None or any((output / name).exists() for name in _RESULTS):
             _refuse_more_steps(settings_file, settings)
             check_settings(settings_file, settings, results=True)
+    if train_examples and eval_sets and arguments.leaks != "ignore":
+        with training.main_process_first(desc="comparing images"):
+            train_examples = _look_for_leaks(arguments, training, sets, train_examples, eval_sets, identities)
+    if arguments.streaming:
+        if eval_sets and arguments.leaks == "report" and is_main:
+            print("jrm: images that evaluation has too are not looked for in a stream.", file=sys.stderr)
+        train_set = stream_of(sets, seed=training.seed, buffer=arguments.shuffle_buffer)
+    elif len(sets) == 1:
+        (train_set,) = train_examples
+    else:
+        train_set, drawn = mixed(train_examples, sets, training.seed)
+        if is_main:
+            print(f"jrm: {drawn}", file=sys.stderr)
     torch.manual_seed(training.seed)
     model, processor = _model(arguments, training)
     of_benchmarks = {name: BenchmarkExamples(b, processor.dimensions) for name, b in benchmarks.items()}
@@ -242,7 +296,13 @@ def _train(
         if is_main:
             write_json(settings_file, settings)
             names = PairNames(digests)
-            pairs = {names.of_samples(pair) for pair in train_set if isinstance(pair, PreferencePair)}
+            examples = (example for of_set in train_examples for example in of_set)
+            pairs = {
+                names.of_samples(pair)
+                for example in examples
+                if not isinstance(example, CritiqueExample)
+                for pair in example.pairs()
+            }
             write_trained_pairs(output, pairs | read_trained_pairs(arguments.model))
         with _THREADS.held(threads_that_pay(trainer.model)):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -278,11 +338,60 @@ def _check_packages(arguments: TrainArguments, training: JointRewardConfig) -> N
         raise JRMError(f"report_to: {', '.join(training.report_to)} cannot be used: {reason(error)}") from error
 
 
-def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Example]:
+def _look_for_leaks(
+    arguments: TrainArguments,
+    training: JointRewardConfig,
+    sets: Sequence[TrainSet],
+    train_examples: list[Sequence[Example]],
+    eval_sets: Mapping[str, Sequence[Example]],
+    identities: Mapping[str, Any],
+) -> list[Sequence[Example]]:
+    """The train sets, without what they share with the evaluation sets if that is to be left out; says what it is.
+
+    The first process looks and leaves a file, which the others read, and which is right as long as the data stay.
+    """
+    file, is_main = Path(training.output_dir, LEAKS_FILE), training.process_index == 0
+    report = read_json(file) if is_main and file.exists() else None
+    if is_main and not (isinstance(report, dict) and report.get("of") == identities):
+        found = [
+            [leak.to_dict() for leak in find_leaks(examples, eval_sets, progress=not training.disable_tqdm)]
+            for examples in train_examples
+        ]
+        write_json(file, {"of": identities, "leaks": dict(zip([s.path for s in sets], found, strict=True))})
+    report, kept = read_json(file), []
+    for train_set, examples in zip(sets, train_examples, strict=True):
+        leaks = report["leaks"][train_set.path]
+        positions = {leak["position"] for leak in leaks}
+        if leaks and is_main:
+            first, left_out = leaks[0], arguments.leaks == "leave_out"
+            same = "is" if first["same"] == "pixels" else "is nearly"
+            print(
+                f"jrm: {len(positions)} of {len(examples)} examples of {train_set.path} share an image with an "
+                f"evaluation set and are {'left out' if left_out else 'trained on'}: {first['image']} of "
+                f"{first['example']} {same} {first['eval_image']} of {first['eval_set']}, {first['eval_example']}; "
+                f"all of them are in {file}.",
+                file=sys.stderr,
+            )
+        if arguments.leaks == "leave_out" and positions:
+            if len(positions) == len(examples):
+                raise JRMError(
+                    f"every example of {train_set.path} shares an image with an evaluation set; give other data, or "
+                    "leaks: report."
+                )
+            examples = without(examples, positions)
+        kept.append(examples)
+    return kept
+
+
+def _read(
+    arguments: TrainArguments, data: TrainSet, is_main: bool, *, corrections: str | None = None
+) -> Sequence[Example]:
+    path = data.path
     records = read_preferences(
         path,
-        columns=arguments.columns,
-        images_root=arguments.images_root,
+        columns=data.columns,
+        images_root=data.images_root,
+        groups=True,
         strict=arguments.strict,
         decode=arguments.decode_images,
     )
@@ -296,9 +405,12 @@ def _read(arguments: TrainArguments, path: str, is_main: bool) -> Sequence[Examp
         )
     if not records.examples:
         raise JRMError(f"{path} holds no usable record.")
+    examples = records.examples
+    if corrections is not None:  # of pairs with all their labels
+        examples = _corrected(examples, corrections, path, is_main)
     if arguments.dimensions is None:
-        return records.examples
-    return _in_dimensions(records.examples, arguments.dimensions, path, is_main)
+        return examples
+    return _in_dimensions(examples, arguments.dimensions, path, is_main)
 
 
 class OfDimensions(Sequence):
@@ -314,7 +426,7 @@ class OfDimensions(Sequence):
         if isinstance(position, slice):
             return [self[k] for k in range(*position.indices(len(self)))]
         example = self._examples[position]
-        return in_dimensions(example, self._dimensions) if isinstance(example, PreferencePair) else example
+        return example if isinstance(example, CritiqueExample) else in_dimensions(example, self._dimensions)
 
 
 def _in_dimensions(
@@ -323,30 +435,26 @@ def _in_dimensions(
     """The examples in the dimensions that are trained; says what of them is left out."""
     others: Counter[str] = Counter()
     for number, example in enumerate(examples):
-        if not isinstance(example, PreferencePair):
+        if isinstance(example, CritiqueExample):
             continue
-        others.update(
-            {*example.labels, *example.chosen_critiques, *example.rejected_critiques} - {*dimensions, OVERALL}
-        )
+        others.update({*example.ranks, *chain(*example.critiques)} - {*dimensions, OVERALL})
         try:
             in_dimensions(example, dimensions)
         except JRMError as error:
             raise JRMError(f"{origin(example) or f'{path}, example {number}'}: {error}") from error
     if others and is_main:
-        counts = ", ".join(f"{name} ({count} pairs)" for name, count in others.items())
+        counts = ", ".join(f"{name} ({count} examples)" for name, count in others.items())
         print(f"jrm: {path}: left out, because dimensions does not name it: {counts}.", file=sys.stderr)
     return OfDimensions(examples, dimensions) if others else examples
 
 
-def _corrected(examples: Sequence[Example], arguments: TrainArguments, is_main: bool) -> Sequence[Example]:
-    if arguments.corrections is None:
-        return examples
-    corrected = CorrectedExamples(examples, read_corrections(arguments.corrections), path=arguments.corrections)
+def _corrected(examples: Sequence[Example], corrections: str, path: str, is_main: bool) -> Sequence[Example]:
+    corrected = CorrectedExamples(examples, read_corrections(corrections), path=corrections)
     if is_main:
         counts = ", ".join(f"{action} {count}" for action, count in sorted(corrected.counts.items())) or "none"
-        print(f"jrm: corrections of {arguments.corrections}: {counts}.", file=sys.stderr)
+        print(f"jrm: corrections of {corrections}: {counts}.", file=sys.stderr)
     if not corrected:
-        raise JRMError(f"{arguments.corrections} leaves no pair of {arguments.train_data} to train on.")
+        raise JRMError(f"{corrections} leaves no pair of {path} to train on.")
     return corrected
 
 
@@ -419,8 +527,11 @@ def _identity(name: str, examples: Sequence[Example], digests: SampleDigests) ->
     records, paths = hashlib.sha256(), set()
     for example in examples:
         records.update(json.dumps(example_to_record(example)).encode())
-        samples = (example.chosen, example.rejected) if isinstance(example, PreferencePair) else (example.sample,)
-        images = [image for sample in samples for image in (*sample.prompt_images, *sample.response_images)]
+        images = [
+            image
+            for sample in samples_of_example(example)
+            for image in (*sample.prompt_images, *sample.response_images)
+        ]
         # A data: URL and what is in memory are part of the record.
         paths.update(image for image in images if isinstance(image, str) and not is_data_url(image))
     contents = hashlib.sha256()
@@ -460,6 +571,10 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+_ALWAYS = ("accuracy", "sigma", "brier", "calibration_error")
+_SHOWN = (*_ALWAYS, "k_way", "best_of_k")  # the last two where there are groups
+
+
 class EvaluationTables(TrainerCallback):
     """Prints each evaluation as it is computed: a table for each set."""
 
@@ -470,7 +585,7 @@ class EvaluationTables(TrainerCallback):
             if match := re.fullmatch(r"eval_(?:(.+)_)?(rank_loss|critique_loss)", name):
                 losses[match[2].replace("_", " ")] = value
                 sets.add(match[1] or "evaluation")
-            elif match := re.fullmatch(r"eval_(?:.+_)?(accuracy|sigma|brier|calibration_error)/(.+)", name):
+            elif match := re.fullmatch(rf"eval_(?:.+_)?({'|'.join(_SHOWN)})/(.+)", name):
                 rows.setdefault(match[2], {})[match[1]] = value
             elif match := re.fullmatch(rf"eval_(?:.+_)?{FIGURES}(.+)", name):
                 figures.append(f"{match[1]} {value:.3f}")
@@ -478,7 +593,7 @@ class EvaluationTables(TrainerCallback):
             return
         in_words = ", ".join(f"{name} {value:.3f}" for name, value in sorted(losses.items(), reverse=True))
         title = f"Step {state.global_step}, {', '.join(sorted(sets))}: {in_words}"
-        columns = ("accuracy", "sigma", "brier", "calibration_error")
+        columns = [name for name in _SHOWN if name in _ALWAYS or any(name in values for values in rows.values())]
         table = Table("", *(name.replace("_", " ") for name in columns), title=title, title_justify="left")
         for dimension, values in rows.items():
             cells = (f"{values[name]:.3f}" if name in values else "" for name in columns)

@@ -32,7 +32,6 @@ from jrm_plugin.files import check_writable, write_json, write_jsonl
 from jrm_plugin.runs import LOCK_FILE, check_settings, locked
 
 if TYPE_CHECKING:
-    from jrm_plugin.data.corrections import PairNames
     from jrm_plugin.evaluation.audit import Audit
     from jrm_plugin.evaluation.pair_scores import PairScores
     from jrm_plugin.integrations.trl import JointRewardConfig, TrainArguments
@@ -53,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", required=True, metavar="PLACE", help="file, folder or hub name, as jrm train reads it")
     add_columns_argument(group)
     group.add_argument("--images-root", metavar="FOLDER", help="that image paths are relative to (default: the file's)")
+    group.add_argument(
+        "--dimension", nargs="+", metavar="NAME", help="audit labels in these and overall alone (default: all)"
+    )
     group = parser.add_argument_group("cross-fitted scores (or --model alone)")
     group.add_argument(
         "--config", type=Path, help="YAML of jrm train, of which a run is made for each fold; [--any_key value …]"
@@ -113,19 +115,26 @@ def _run(options: Namespace) -> int:
     from jrm_plugin.data.corrections import PairNames
     from jrm_plugin.evaluation.audit import audit
     from jrm_plugin.model.trained_on import read_trained_pairs
+    from jrm_plugin.records.preferences import in_dimensions
 
-    names = PairNames()
+    pair_names = PairNames()
     if options.config is None:
         pairs = _read(options.data, mapping_of(options.columns), options.images_root)
+        names = list(map(pair_names, pairs))  # with all labels that the data have
+        if options.dimension is not None:
+            pairs = [in_dimensions(pair, options.dimension) for pair in pairs]
         scores, facts = _scored(options, pairs, names)
         start = options.model
     else:
         arguments, training = _training(options)
         pairs = _read(options.data, arguments.columns, arguments.images_root, strict=arguments.strict)
+        names = list(map(pair_names, pairs))
+        if (dimensions := options.dimension or arguments.dimensions) is not None:
+            pairs = [in_dimensions(pair, dimensions) for pair in pairs]
         scores, facts = _cross_fitted(options, arguments, training, pairs, names)
         start = arguments.model
     trained = read_trained_pairs(start)
-    seen = [names.of_samples(pair) in trained for pair in pairs]
+    seen = [pair_names.of_samples(pair) in trained for pair in pairs]
     if any(seen):
         cure = "give --config, for cross-fitted scores" if options.config is None else "start from one that has not"
         print(
@@ -133,7 +142,7 @@ def _run(options: Namespace) -> int:
             f"knows by heart; {cure}.",
             file=sys.stderr,
         )
-    found = audit(pairs, scores, [names(pair) for pair in pairs], seen)
+    found = audit(pairs, scores, names, seen)
     _write(options, found, facts)
     return 0
 
@@ -142,14 +151,16 @@ def _read(data: str, columns: dict | None, images_root: str | None, *, strict: b
     from jrm_plugin.data.preferences import read_preferences
     from jrm_plugin.records.preferences import PreferencePair
 
-    pairs = list(read_preferences(data, columns=columns, images_root=images_root, strict=strict).examples)
+    # As training reads them: a ranked list is one record there, and corrections are of pairs.
+    options = {"columns": columns, "images_root": images_root, "groups": True, "strict": strict}
+    pairs = list(read_preferences(data, **options).examples)
     if not pairs or not all(isinstance(pair, PreferencePair) for pair in pairs):
         raise JRMError(f"{data} holds something else than preference pairs, whose labels are audited.")
     return pairs
 
 
-def _digest(pairs: "Sequence[PreferencePair]", names: "PairNames") -> str:
-    return hashlib.sha256("".join(map(names, pairs)).encode()).hexdigest()
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("".join(names).encode()).hexdigest()
 
 
 def _go_on(options: Namespace, settings: dict[str, Any]) -> None:
@@ -162,14 +173,15 @@ def _go_on(options: Namespace, settings: dict[str, Any]) -> None:
 
 
 def _scored(
-    options: Namespace, pairs: "list[PreferencePair]", names: "PairNames"
+    options: Namespace, pairs: "list[PreferencePair]", names: Sequence[str]
 ) -> "tuple[PairScores, dict[str, Any]]":
     """By a model that is there."""
     from jrm_plugin.evaluation.pair_scores import score_pairs
     from jrm_plugin.scoring.loading import model_digest
 
-    settings = {"data": options.data, "pairs": _digest(pairs, names), "model": options.model}
+    settings = {"data": options.data, "pairs": _digest(names), "model": options.model}
     settings |= {"weights": model_digest(options.model).hex(), "dtype": options.dtype, "max_pixels": options.max_pixels}
+    settings["dimension"] = options.dimension
     _go_on(options, settings)
     scores = score_pairs(pairs, options.output / SCORES, lambda: make_scorer(options))
     return scores, {"data": options.data, "model": options.model, "command": _command(options)}
@@ -183,6 +195,8 @@ def _training(options: Namespace) -> "tuple[TrainArguments, JointRewardConfig]":
     chosen = ["--train_data", str(options.data), "--output_dir", str(options.output / FOLDS)]
     chosen += ["--model", options.model] if options.model is not None else []
     arguments, training = parse(options.config, [*options.overrides, *chosen])
+    if arguments.streaming:
+        raise JRMError(f"jrm audit reads the data whole, in every fold: leave streaming out of {options.config}.")
     if arguments.corrections is not None:
         raise JRMError(f"jrm audit looks at the data as they are: leave corrections out of {options.config}.")
     columns = mapping_of(options.columns) or arguments.columns
@@ -194,7 +208,7 @@ def _cross_fitted(
     arguments: "TrainArguments",
     training: "JointRewardConfig",
     pairs: "list[PreferencePair]",
-    names: "PairNames",
+    names: Sequence[str],
 ) -> "tuple[PairScores, dict[str, Any]]":
     """Each pair by a model that was trained on the other folds."""
     import torch
@@ -204,8 +218,8 @@ def _cross_fitted(
     from jrm_plugin.integrations.trl.training import settings_of, train
 
     torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
-    settings = settings_of(arguments, training) | {"pairs": _digest(pairs, names), "folds": options.folds}
-    settings |= {"together": sorted(options.together), "fold_seed": options.fold_seed}
+    settings = settings_of(arguments, training) | {"pairs": _digest(names), "folds": options.folds}
+    settings |= {"dimension": options.dimension, "together": sorted(options.together), "fold_seed": options.fold_seed}
     settings |= {"dtype of scores": options.dtype, "max_pixels of scores": options.max_pixels}
     _go_on(options, settings)
     folds = folds_of(pairs, options.folds, together=options.together, seed=options.fold_seed)
@@ -218,7 +232,8 @@ def _cross_fitted(
         if len(read_scores(folder / SCORES)) < len(of_fold):
             print(f"\n== fold {number} of {len(folds)}", file=sys.stderr, flush=True)
             if not (model / FINISHED).exists():
-                write_jsonl(left_out, ({"pair": name, "action": "drop"} for name in dict.fromkeys(map(names, of_fold))))
+                dropped = dict.fromkeys(names[position] for position in positions)
+                write_jsonl(left_out, ({"pair": name, "action": "drop"} for name in dropped))
                 fold_training = replace(training, output_dir=str(model))
                 if train(replace(arguments, corrections=str(left_out)), fold_training) is None:
                     raise Stopped
@@ -234,6 +249,7 @@ def _command(options: Namespace) -> str:
     for name in ("columns", "images_root", "config", "model", "dtype", "max_pixels"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--dimension", *options.dimension] if options.dimension is not None else []
     if options.config is not None:
         words += ["--folds", str(options.folds), "--together", *options.together]
         words += ["--fold-seed", str(options.fold_seed)]

@@ -7,21 +7,22 @@ A mapping `{field: column}` says it where names differ from those of `records.na
 | `chosen`, `rejected` | a pair; with `label`, `A` is `chosen` and `B` is `rejected` |
 | `a`, `b`, and `label` or scores | a pair, whose order the label says: A/B, 0/1 (0 is a), or tie |
 | `ranked` | a list, best first |
-| `candidates`, and `ranking` (places, or `C>A=B`) or `scores` | a list; all pairs of it |
-| `edited`, `score` | one candidate; the rows with one source and instruction are a list |
+| `candidates`, and `ranking` (places, or `C>A=B`) or `scores` | a list |
+| `edited`, and `score` or `rank` | one candidate; the rows with one source and instruction are a list |
 | `edited`, `text` | a text to learn |
 
-`instruction` belongs to each, `source` to edits (`source: null`: made from text alone). `chosen`, `rejected` and
-candidates are images, or texts where they are answers. A field of several columns is written as a list.
+A list is a `RankedGroup`, or all pairs of it. `instruction` belongs to each, `source` to edits (`source: null`: made
+from text alone). `chosen`, `rejected` and candidates are images, or texts where they are answers. A field of several
+columns is written as a list.
 """
 
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from itertools import combinations
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ from jrm_plugin.records.names import (
     is_near,
     names_an_image,
 )
-from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
+from jrm_plugin.records.preferences import CritiqueExample, Example, PreferencePair, RankedGroup
 from jrm_plugin.records.samples import KNOWN_DIMENSIONS, OVERALL, Sample
 
-Example = PreferencePair | CritiqueExample
 Columns = Mapping[str, str | Sequence[str] | None]
 
 FIELDS = (*ACCEPTED, "chosen", "rejected", "a", "b", *(name for name in PREFERENCE if not re.match(".*_score_", name)))
@@ -62,13 +62,14 @@ class Layout:
     Args:
         table: whose columns, and whose first row tells images from texts.
         columns: the mapping; fields that it leaves out are found by their usual names.
+        groups: whether a list of candidates is one `RankedGroup`; otherwise every two of it are a pair.
 
     Raises:
         JRMError: says what was found, what is accepted, and a mapping that would work.
     """
 
-    def __init__(self, table: Table, columns: Columns | None = None):
-        self.table, self._given = table, dict(columns or {})
+    def __init__(self, table: Table, columns: Columns | None = None, *, groups: bool = False):
+        self.table, self._given, self._groups = table, dict(columns or {}), groups
         check_columns(table, self._given, FIELDS)
         self.fields: dict[str, str | list[str]] = {
             name: column if isinstance(column, str) else [*column]
@@ -165,10 +166,10 @@ class Layout:
         if "ranked" in fields:
             return "ranked"
         if "candidates" in fields:
-            if not ("ranking" in fields or any(name.split("_")[0] == "scores" for name in fields)):
+            if not any(name.split("_")[0] in ("ranking", "scores") for name in fields):
                 raise self._no("candidates without ranking or scores")
             return "candidates"
-        if "edited" in fields and any(name == "score" or name.startswith("score_") for name in fields):
+        if "edited" in fields and any(name.split("_")[0] in ("score", "rank") for name in fields):
             return "scored rows"
         if "edited" in fields and "text" in fields:
             return "text"
@@ -223,7 +224,8 @@ class Layout:
         order = sorted(self.fields, key=lambda name: (FIELDS.index(name) if name in FIELDS else len(FIELDS), name))
         columns = {n: column if isinstance(column, str) else "+".join(column) for n, column in self.fields.items()}
         fields = ", ".join(f"{name}={columns[name]}{after.get(name, '')}" for name in order)
-        what = "texts to learn" if self._kind == "text" else "pairs"
+        lists = "groups" if self._groups else "pairs"
+        what = {"text": "texts to learn", "pair": "pairs"}.get(self._kind, lists)
         answers = f" of {self._answers}" if self._answers else ""
         return f"{self.table.name}: {self.table.kind}, {examples} {what}{answers}; {fields}."
 
@@ -272,7 +274,8 @@ class Layout:
         if self._kind == "text":
             sample = self._sample(row, self.value(row, "edited"))
             return [CritiqueExample(sample, self.value(row, "text"), self._info(row))]
-        return [*self._pairs_of_list(rows)]
+        group = self._group(rows)
+        return [] if group is None else [group] if self._groups else group.pairs()
 
     def _pair(self, row: Mapping[str, Any], count: bool) -> PreferencePair:
         first, second = ("chosen", "rejected") if "chosen" in self.fields else ("a", "b")
@@ -316,61 +319,49 @@ class Layout:
             return _sign(label, str(self.fields["label"]), sides), str(label)
         return (1, "") if first == "chosen" else (None, "")
 
-    def _pairs_of_list(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[PreferencePair]:
+    def _group(self, rows: Sequence[Mapping[str, Any]]) -> RankedGroup | None:
+        """The candidates of a list; None of a single one whose row is by itself."""
         row = rows[0]
-        scores: dict[str, list[float]] = {}
         if self._kind == "scored rows":
             values = [self.value(r, "edited") for r in rows]
-            scores = {
-                name: [_score(self._by_dimension(r, "score", lambda v: v).get(name)) for r in rows]
-                for name in self._by_dimension(row, "score", lambda v: v)
-            }
+            scores, ranks, critiques = (
+                self._of_rows(rows, *field)
+                for field in (("score", _score), ("rank", _score), ("critique", _to_critique))
+            )
         else:
             values = self._list(row, "ranked" if self._kind == "ranked" else "candidates")
-            scores = {
-                name: [_score(value) for value in of_all]
-                for name, of_all in self._by_dimension(row, "scores", lambda v: _as_list(v, "scores")).items()
-            }
-        places = [*range(len(values))] if self._kind == "ranked" else self._places(row, len(values))
-        if places is None and not scores:
-            raise JRMError("it has neither scores nor a ranking of its candidates")
-        counts = {f"scores of {name}": len(of_name) for name, of_name in scores.items()}
-        if places is not None:
-            counts["places"] = len(places)
-        for what, count in counts.items():
-            if count != len(values):
-                raise JRMError(f"it has {len(values)} candidates and {count} {what}")
-        if len(values) < 2 and self._kind != "scored rows":
-            raise JRMError(f"it has {len(values)} candidates, and two are compared")
-        samples = [self._sample(row, value) for value in values]
-        order = places if places is not None else [-score for score in scores.get(OVERALL, next(iter(scores.values())))]
-        for i, j in combinations(range(len(values)), 2):
-            if order[i] > order[j]:
-                i, j = j, i
-            of_pair = [{name: s[k] for name, s in scores.items()} or None for k in (i, j)]
-            labels = {OVERALL: int(order[i] < order[j])} if places is not None or OVERALL in scores else {}
-            yield PreferencePair(
-                samples[i],
-                samples[j],
-                labels=labels,
-                chosen_scores=of_pair[0],
-                rejected_scores=of_pair[1],
-                info=self._info(row),
+            scores = self._by_dimension(
+                row, "scores", lambda of_all: [_score_or_none(v) for v in _as_list(of_all, "scores")]
             )
+            ranks = self._by_dimension(row, "ranking", lambda ranking: _places(ranking, len(values)))
+            critiques = self._by_dimension(
+                row, "critiques", lambda of_all: [v and _to_critique(v) for v in _as_list(of_all, "critiques")]
+            )
+            if self._kind == "ranked":
+                ranks[OVERALL] = [*range(len(values))]
+        if not scores and not ranks:
+            raise JRMError("it has neither scores nor a ranking of its candidates")
+        for what, lists in (("scores", scores), ("places", ranks), ("critiques", critiques)):
+            for name, of_name in lists.items():
+                if len(of_name) != len(values):
+                    about = f" of {name}" if what != "places" or name != OVERALL else ""
+                    raise JRMError(f"it has {len(values)} candidates and {len(of_name)} {what}{about}")
+        if len(values) < 2:
+            if self._kind == "scored rows":
+                return None
+            raise JRMError(f"it has {len(values)} candidates, and two are compared")
+        return RankedGroup(
+            [self._sample(row, value) for value in values],
+            ranks,
+            scores,
+            [{name: of_name[k] for name, of_name in critiques.items() if of_name[k]} for k in range(len(values))],
+            self._info(row),
+        )
 
-    def _places(self, row: Mapping[str, Any], count: int) -> list[float] | None:
-        """The place of each candidate, the best being the lowest; None where scores say the order."""
-        ranking = self.value(row, "ranking")
-        if "ranking" not in self.fields:
-            return None
-        if isinstance(ranking, str):
-            steps = [re.split(r"\s*=\s*", step.strip()) for step in ranking.upper().split(">")]
-            place_of = {letter: place for place, letters in enumerate(steps) for letter in letters}
-            expected = [chr(ord("A") + k) for k in range(count)]
-            if sorted(letter for letters in steps for letter in letters) != expected:
-                raise JRMError(f"ranking must order {', '.join(expected)} as in B>A=C, not be {shortened(ranking)}")
-            return [place_of[letter] for letter in expected]
-        return [_score(place) for place in self._list(row, "ranking")]
+    def _of_rows(self, rows: Sequence[Mapping[str, Any]], field: str, read: Any) -> dict[str, list[Any]]:
+        """A field's values by dimension, one of each row; None where a cell is empty."""
+        by_row = [self._by_dimension(row, field, read) for row in rows]
+        return {name: [values.get(name) for values in by_row] for name in dict.fromkeys(chain(*by_row))}
 
     def _by_dimension(self, row: Mapping[str, Any], field: str, read: Any) -> dict[str, Any]:
         """A field's values by dimension: `field` itself is overall, `field_x` is of x; none where a cell is empty."""
@@ -540,6 +531,31 @@ def _score(value: Any) -> float:
     if not is_number(number):
         raise JRMError(f"a score must be a number, not {shortened(value)}")
     return float(number)
+
+
+def _score_or_none(value: Any) -> float | None:
+    return None if value is None else _score(value)
+
+
+def _places(ranking: Any, count: int) -> list[float | None]:
+    """The place of each candidate, the best being the lowest, from a list of them or from words."""
+    if isinstance(ranking, Mapping) and "ranking" in ranking:  # EditReward-Bench's `human_vote`
+        ranking = ranking["ranking"]
+    if isinstance(ranking, str):
+        letters = "".join(chr(ord("A") + k) for k in range(count))
+        places = places_in_words(ranking, letters)
+        return [places[letter] for letter in letters]
+    return [_score_or_none(place) for place in _as_list(ranking, "ranking")]
+
+
+def places_in_words(ranking: Any, letters: str) -> dict[str, int]:
+    """The place of each candidate in `C>A=B`, `A<B` or `A=B=Good`, the best being the lowest."""
+    text = re.sub(r"\s|=(good|bad)\s*$", "", str(ranking), flags=re.IGNORECASE).upper()
+    steps = text.split("<")[::-1] if "<" in text else text.split(">")
+    places = {letter: place for place, step in enumerate(steps) for letter in step.split("=")}
+    if sorted(re.findall("[^<>=]+", text)) != [*letters] or ("<" in text and ">" in text):
+        raise JRMError(f"ranking must order {', '.join(letters)} as in B>A, A<B or A=B, not be {shortened(ranking)}")
+    return places
 
 
 def _to_critique(value: Any) -> Critique:

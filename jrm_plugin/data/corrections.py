@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from jrm_plugin.data.columns import Example
 from jrm_plugin.data.reading import BadRecord, need, read_json_lines
 from jrm_plugin.data.samples import SampleDigests
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.preferences import PreferencePair
+from jrm_plugin.records.preferences import Example, PreferencePair
 
 Action: TypeAlias = Literal["drop", "flip", "tie", "keep"]
 ACTIONS = get_args(Action)

@@ -1,4 +1,4 @@
-"""Whatever people have their preferences in, as `PreferencePair`s (or texts to learn, as `CritiqueExample`s).
+"""Whatever people have their preferences in, as pairs and ranked groups (or texts to learn, as `CritiqueExample`s).
 
 EditReward's JSON and `language.jsonl` are read by their own reader, with the critiques beside them; every other table
 by the meaning of its columns (`columns.py`).
@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jrm_plugin.data.columns import Columns, Example, Layout
+from jrm_plugin.data.columns import Columns, Layout
 from jrm_plugin.data.editreward import read_edit_reward, read_language
 from jrm_plugin.data.reading import BadRecord, ImageCheck, Records, checked_records, reading_bar
 from jrm_plugin.data.tables import Table, read_table
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.preferences import CritiqueExample
+from jrm_plugin.records.preferences import Example, samples_of_example
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +25,7 @@ class TableExamples(Sequence):
     Args:
         table: the rows.
         columns: what its columns mean, where their names do not say it.
+        groups: whether a list of candidates is one `RankedGroup`; otherwise every two of it are a pair.
         check: called with every example once; a `JRMError` of its makes the row a bad one.
         progress: show a bar on a terminal.
 
@@ -38,10 +39,11 @@ class TableExamples(Sequence):
         table: Table,
         columns: Columns | None = None,
         *,
+        groups: bool = False,
         check: Callable[[Example], None] = lambda example: None,
         progress: bool = True,
     ):
-        self._layout, self._table = Layout(table, columns), table
+        self._layout, self._table = Layout(table, columns, groups=groups), table
         self.bad = [*table.bad]
         self._where: list[tuple[list[int], int]] = []  # the rows of each example, and which of theirs it is
         for unit in reading_bar(self._layout.units(), Path(table.name), progress):
@@ -73,6 +75,7 @@ def read_preferences(
     *,
     columns: Columns | None = None,
     images_root: str | Path | None = None,
+    groups: bool = False,
     strict: bool = True,
     decode: bool = False,
     progress: bool = True,
@@ -85,8 +88,9 @@ def read_preferences(
             dicts.
         columns: what the columns mean where they have other names than the usual ones, `{field: column}`: `source`,
             `instruction`, and `chosen` and `rejected`, or `a`, `b` and `label`, or `ranked`, or `candidates` and
-            `ranking` or `scores`, or `edited` and `score`, or `edited` and `text`.
+            `ranking` or `scores`, or `edited` and `score` or `rank`, or `edited` and `text`.
         images_root: the folder that image paths are relative to; by default that of the file.
+        groups: whether a list of candidates is one `RankedGroup`; otherwise every two of it are a `PreferencePair`.
         strict: True: a bad record is an error. False: bad records are left out and listed, and every image is decoded.
         decode: whether every image is decoded also with `strict`; otherwise a file's header and end are read.
         progress: show a bar on a terminal.
@@ -110,9 +114,7 @@ def read_preferences(
     images = ImageCheck(decode=decode or not strict)
 
     def check(example: Example) -> None:
-        images.check(
-            *([example.sample] if isinstance(example, CritiqueExample) else [example.chosen, example.rejected])
-        )
+        images.check(*samples_of_example(example))
 
-    examples = TableExamples(table, columns, check=check, progress=progress)
+    examples = TableExamples(table, columns, groups=groups, check=check, progress=progress)
     return checked_records(examples, examples.bad, strict, examples.understood)

@@ -28,7 +28,7 @@ ACCEPTED_KINDS = (
     "EditReward JSON, a JSON list, JSON Lines, CSV, TSV, Parquet, a folder that `datasets` saved, or a hub name, "
     "owner/name or owner/name:split"
 )
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 _DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons"}
 
@@ -72,7 +72,7 @@ def read_table(source: "str | Path | Dataset | Sequence[Mapping]", *, progress: 
             table = _from_folder(path, split)
         elif path.exists():
             table = _from_file(path, progress)
-        elif _HUB_NAME.fullmatch(str(path)) and path.suffix.lower() not in _FILE_ENDINGS:
+        elif HUB_NAME.fullmatch(str(path)) and path.suffix.lower() not in _FILE_ENDINGS:
             table = _from_hub(str(path), split)
         else:
             raise JRMError(f"{path} does not exist: check the path.")

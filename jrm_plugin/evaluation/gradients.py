@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from jrm_plugin.errors import JRMError
 from jrm_plugin.evaluation.metrics import mean_with_interval, proportion
 from jrm_plugin.records.preferences import PreferencePair
-from jrm_plugin.records.samples import OVERALL
+from jrm_plugin.training.groups import group_batch, in_groups
 from jrm_plugin.training.losses import ranking_loss, ranking_loss_per_label
 
 if TYPE_CHECKING:
@@ -96,17 +96,11 @@ def read_gradients(
 
 def _losses(scorer: "RewardScorer", pairs: Sequence[PreferencePair]) -> tuple[torch.Tensor, torch.Tensor]:
     model, processor = scorer.model, scorer.processor
-    samples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    critiques = [pair.chosen_critiques for pair in pairs] + [pair.rejected_critiques for pair in pairs]
-    batch = {name: tensor.to(model.device) for name, tensor in processor(samples, critiques).items()}
-    columns = [*processor.dimensions, OVERALL]
-    labels = [[pair.labels.get(column, float("nan")) for column in columns] for pair in pairs]
-    label_NC = torch.tensor(labels, dtype=torch.float32, device=model.device)
+    batch = {name: tensor.to(model.device) for name, tensor in group_batch(processor, pairs).items()}
+    sample_NG, rank_NGC = batch.pop("sample_NG"), batch.pop("rank_NGC")
     with torch.enable_grad():
         output = model(**batch)
         output.check()
-        (mu_i, mu_j), (log_sigma_i, log_sigma_j) = output.mu_SD.chunk(2), output.log_sigma_SD.chunk(2)
-        loss_NC = ranking_loss_per_label(
-            mu_i, log_sigma_i, mu_j, log_sigma_j, label_NC, overall_rule=model.config.overall_rule
-        )
-        return ranking_loss(loss_NC, label_NC), output.critique_loss_T.mean()
+        scores = (in_groups(x_SD, sample_NG) for x_SD in (output.mu_SD, output.log_sigma_SD))
+        loss_NC = ranking_loss_per_label(*scores, rank_NGC, overall_rule=model.config.overall_rule)
+        return ranking_loss(loss_NC, rank_NGC), output.critique_loss_T.mean()

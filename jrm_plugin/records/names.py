@@ -49,10 +49,18 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
     "label": ("label", "preference", "vote", "vote_type", "choice", "better", "human_preference", "winner"),
     "tie": ("tie", "tie_case"),
     "ranked": ("ranked", "ranked_images", "best_first"),
-    "candidates": ("candidates", "candidate_images", "edited_images", "output_images", "responses"),
-    "ranking": ("ranking", "ranks", "places"),
+    "candidates": (
+        "candidates",
+        "candidate_images",
+        "edited_images",
+        "output_images",
+        "responses",
+        "paths_generated",
+    ),
+    "ranking": ("ranking", "ranks", "places", "human_vote"),
     "scores": ("scores", "ratings"),
     "score": ("score", "rating"),
+    "rank": ("rank", "place"),
     "chosen_score": ("chosen_score", "score_chosen", "left_overall_score", "score_a", "score_1"),
     "rejected_score": ("rejected_score", "score_rejected", "right_overall_score", "score_b", "score_2"),
     "chosen_score_instruction_following": ("left_instruction_following_score", "model1_dim1_score"),
@@ -61,7 +69,10 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
     "rejected_score_visual_quality": ("right_quality_aesthetic_score", "model2_dim2_score"),
     "text": ("text", "critique"),
 }
-BY_DIMENSION = ("label", "score", "scores", "chosen_score", "rejected_score", "chosen_critique", "rejected_critique")
+BY_DIMENSION = (
+    *("label", "score", "scores", "rank", "ranking", "critique", "critiques"),
+    *("chosen_score", "rejected_score", "chosen_critique", "rejected_critique"),
+)
 _IMAGE_ENDING = re.compile(r"\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf]|jp2|ppm)$", re.IGNORECASE)
 
 

@@ -1,20 +1,22 @@
 """The joint objective: ranking and critiques (paper section 3.2, eq. 5-7).
 
-Shape suffixes: N pairs, D dimensions, C = D + 1 columns, the dimensions and then the overall score.
+Shape suffixes: N groups (a pair is one of two), G candidates of the largest, P pairs of them, D dimensions, C = D + 1
+columns, the dimensions and then the overall score.
 """
 
 import math
 
 import torch
 
-from jrm_plugin.kernels import uncertainty_ranking_loss
+from jrm_plugin.kernels import group_ranking_loss, plackett_luce_loss
+from jrm_plugin.kernels.uncertainty_ranking_loss import Objective
 from jrm_plugin.records.scores import OverallRule
 
 
 def with_overall(
     mu_ND: torch.Tensor, log_sigma_ND: torch.Tensor, overall_rule: OverallRule = "mean"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Appends the overall score to the dimensions' scores: `[N, D]` to `[N, C]`.
+    """Appends the overall score to the dimensions' scores: `[..., D]` to `[..., C]`.
 
     By the same rules as `RewardScore`'s: the mean or the sum of the dimensions' scores, taken as independent, or the
     score of the dimension whose mu is lowest.
@@ -32,49 +34,57 @@ def with_overall(
 
 
 def ranking_loss_per_label(
-    mu_chosen_ND: torch.Tensor,
-    log_sigma_chosen_ND: torch.Tensor,
-    mu_rejected_ND: torch.Tensor,
-    log_sigma_rejected_ND: torch.Tensor,
-    label_NC: torch.Tensor,
+    mu_NGD: torch.Tensor,
+    log_sigma_NGD: torch.Tensor,
+    rank_NGC: torch.Tensor,
     *,
     overall_rule: OverallRule = "mean",
+    kind: str = "pairwise",
     tie_threshold: float = 0.0,
-    objective: str = "marginal",
+    objective: Objective = "marginal",
 ) -> torch.Tensor:
-    """-log P of every label (paper eq. 4-5), `[N, C]`, zero where there is none.
+    """The loss of every label (paper eq. 4-5), `[N, C]`, zero where there is none.
 
     Args:
-        mu_*, log_sigma_*: `[N, D]` scores of both samples of each pair.
-        label_NC: 1 where the chosen sample is better, 0 for a tie, -1 where the rejected one is better, and NaN where
-            the pair has no label; the last column is the overall label.
+        mu_NGD, log_sigma_NGD: scores of the candidates of each group, a pair being a group of two.
+        rank_NGC: the place of each candidate, 1 for the best, equal ones a tie; NaN where it is not ranked, or where a
+            group has fewer candidates than others. The last column is the overall label.
         overall_rule: see [`with_overall`].
-        tie_threshold, objective: see [`uncertainty_ranking_loss`].
+        kind: `pairwise`: the mean over every two candidates of [`group_ranking_loss`], as in InstructGPT (Ouyang
+            et al. 2022, eq. 1); `plackett_luce`: that of the whole order, [`plackett_luce_loss`], divided by its number
+            of choices, one less than candidates. For a pair both are `uncertainty_ranking_loss`.
+        tie_threshold: see [`group_ranking_loss`]; of `pairwise` alone.
+        objective: see [`uncertainty_ranking_loss`].
     """
-    mu_i, log_sigma_i = with_overall(mu_chosen_ND, log_sigma_chosen_ND, overall_rule)
-    mu_j, log_sigma_j = with_overall(mu_rejected_ND, log_sigma_rejected_ND, overall_rule)
-    # A preference for j over i is the loss of the swapped pair.
-    swap_NC = label_NC < 0
-    return uncertainty_ranking_loss(
-        torch.where(swap_NC, mu_j, mu_i),
-        torch.where(swap_NC, log_sigma_j, log_sigma_i),
-        torch.where(swap_NC, mu_i, mu_j),
-        torch.where(swap_NC, log_sigma_i, log_sigma_j),
-        tie=label_NC == 0,
-        tie_threshold=tie_threshold,
-        weight=(~label_NC.isnan()).to(mu_i.dtype),
-        objective=objective,
-        reduction="none",
+    mu_NGC, log_sigma_NGC = with_overall(mu_NGD, log_sigma_NGD, overall_rule)
+    ranked_NC = (~rank_NGC.isnan()).sum(1)
+    if kind == "plackett_luce":
+        loss_NC = plackett_luce_loss(mu_NGC, log_sigma_NGC, rank_NGC, objective=objective, reduction="none")
+        return loss_NC / (ranked_NC - 1).clamp(min=1)
+    loss_NPC = group_ranking_loss(
+        mu_NGC, log_sigma_NGC, rank_NGC, tie_threshold=tie_threshold, objective=objective, reduction="none"
     )
+    return loss_NPC.sum(1) / (ranked_NC * (ranked_NC - 1) // 2).clamp(min=1)
 
 
-def ranking_loss(loss_NC: torch.Tensor, label_NC: torch.Tensor) -> torch.Tensor:
-    """L_rank: the mean over pairs of each pair's mean over what it is labelled in.
+def ranking_loss(loss_NC: torch.Tensor, rank_NGC: torch.Tensor) -> torch.Tensor:
+    """L_rank: the mean over groups of each group's mean over what it is labelled in.
 
-    Args: as [`ranking_loss_per_label`] gives and takes them. A pair labelled only overall trains the overall score.
+    Args: as [`ranking_loss_per_label`] gives and takes them. A group labelled only overall trains the overall score.
     """
-    labels_N = (~label_NC.isnan()).sum(-1)
+    labels_N = is_labelled(rank_NGC).sum(-1)
     return (loss_NC.sum(-1) / labels_N.clamp(min=1)).mean()
+
+
+def ranks_of_labels(label_NC: torch.Tensor) -> torch.Tensor:
+    """The places of both sides of pairs, `[N, 2, C]`, from labels 1 (the first is better), 0 (a tie), -1 and NaN."""
+    places = [torch.where(label_NC == worse, 2.0, 1.0).masked_fill(label_NC.isnan(), math.nan) for worse in (-1, 1)]
+    return torch.stack(places, 1)
+
+
+def is_labelled(rank_NGC: torch.Tensor) -> torch.Tensor:
+    """Where two candidates or more are ranked, `[N, C]`."""
+    return (~rank_NGC.isnan()).sum(1) > 1
 
 
 def joint_loss(rank_loss: torch.Tensor, critique_loss: torch.Tensor, alpha: float) -> torch.Tensor:

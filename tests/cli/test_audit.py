@@ -33,6 +33,7 @@ def config(backbone_folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     settings = {
         "model": str(backbone_folder("qwen3_vl")),
+        "dimensions": ["instruction_following"],  # the data have labels in another one too
         "train_data": "what the command names",
         "output_dir": "what the command names",
         "rubrics": "short",
@@ -103,7 +104,7 @@ def test_the_page_shows_the_labels_the_scores_and_the_images(found):
     )
 
 
-def test_training_takes_the_file_as_people_have_edited_it(found, jrm, refused, config, data, tmp_path):
+def test_training_takes_the_file_as_people_have_edited_it(found, jrm, config, data, tmp_path):
     output, _ = found
     proposed = rows_of(output / "corrections.jsonl")
     first, second, *others = proposed
@@ -119,7 +120,8 @@ def test_training_takes_the_file_as_people_have_edited_it(found, jrm, refused, c
     path.write_text(json.dumps(first) + "\n")
     other = jrm(*train, "--corrections", path)
     assert other.code == 2 and "another content of corrections" in other.err
-    assert "another content of corrections, corrections" in refused(*train)
+    without = jrm(*train)
+    assert without.code == 2 and "another content of corrections, corrections" in without.err
 
 
 def test_what_people_have_edited_is_not_written_over(found, jrm, data):
@@ -144,9 +146,8 @@ def test_each_pair_is_scored_by_a_model_that_has_not_learned_from_it(cross_fitte
     every = {names.of_samples(pair) for pair in pairs}
     assert left_out[0] | left_out[1] == every and not left_out[0] & left_out[1]
     assert trained == [every - left_out[0], every - left_out[1]]
-    texts = [
-        {pair.chosen.prompt_text for pair in pairs if names.of_samples(pair) in fold and pair.info} for fold in left_out
-    ]
+    assert all({*row["labels"]} <= {"instruction_following", "overall"} for row in rows_of(output / "pairs.jsonl"))
+    texts = [{pair.chosen.prompt_text for pair in pairs if names.of_samples(pair) in fold} for fold in left_out]
     assert not texts[0] & texts[1]
     assert len(rows_of(output / "pairs.jsonl")) == len(pairs)
 
@@ -154,12 +155,15 @@ def test_each_pair_is_scored_by_a_model_that_has_not_learned_from_it(cross_fitte
 def test_a_model_that_has_seen_the_pairs_is_told_of(cross_fitted, jrm, data, tmp_path):
     output, _, _ = cross_fitted
     model = output / "folds" / "1" / "model"
-    finished = jrm("audit", "--data", data, "--model", model, "--output", tmp_path / "seen", "--json")
+    command = ("audit", "--data", data, "--model", model, "--output", tmp_path / "all", "--json")
+    unscored = jrm(*command)
+    assert unscored.code == 2 and "is labelled in 'visual_quality', and the model scores" in unscored.err
+    finished = jrm(*command[:-2], tmp_path / "one", "--json", "--dimension", "instruction_following")
     assert finished.code == 0, finished.err
     seen = len((model / "jrm_trained_pairs.txt").read_text().split())
     assert f"has learned from {seen} of these 30 pairs" in finished.err and "give --config" in finished.err
     assert json.loads(finished.out)["seen"] == seen
-    assert sum(row["seen"] for row in rows_of(tmp_path / "seen" / "pairs.jsonl")) == seen
+    assert sum(row["seen"] for row in rows_of(tmp_path / "one" / "pairs.jsonl")) == seen
 
 
 def test_wrong_uses_are_one_sentence(cross_fitted, refused, data, config, edits, tmp_path):
@@ -172,5 +176,11 @@ def test_wrong_uses_are_one_sentence(cross_fitted, refused, data, config, edits,
     assert "at least 2" in refused(*start, tmp_path / "new", "--config", config, "--folds", "1")
     texts = ("audit", "--data", edits / "language.jsonl", "--output", tmp_path / "new", "--model", "jrm-tiny")
     assert "something else than preference pairs" in refused(*texts)
+    lists = tmp_path / "lists.jsonl"
+    names = [str(path) for path in sorted((edits / "images").iterdir())[:4]]
+    lists.write_text(json.dumps({"source": names[0], "instruction": "x", "ranked": names[1:]}) + "\n")
+    ranked = ("audit", "--data", lists, "--output", tmp_path / "new", "--model", "jrm-tiny")
+    assert "something else than preference pairs" in refused(*ranked)
+    assert "leave streaming out" in refused(*start, tmp_path / "new", "--config", config, "--streaming", "true")
     corrections = ("--config", config, "--corrections", "x.jsonl")
     assert "leave corrections out" in refused(*start, tmp_path / "new", *corrections)

@@ -12,7 +12,7 @@ from jrm_plugin.evaluation.gradients import read_gradients
 from jrm_plugin.records.critiques import EditRegion
 from jrm_plugin.records.preferences import PreferencePair
 from jrm_plugin.records.samples import Sample
-from jrm_plugin.training.losses import ranking_loss, ranking_loss_per_label
+from jrm_plugin.training.losses import ranking_loss, ranking_loss_per_label, ranks_of_labels
 
 PLAN = Plan(attention=4, shown=2, batches=2, batch_size=3)
 
@@ -68,9 +68,9 @@ def test_gradients_are_those_of_two_backward_passes(make_scorer, pairs):
         samples = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
         critiques = [pair.chosen_critiques for pair in batch] + [pair.rejected_critiques for pair in batch]
         output = model(**processor(samples, critiques))
-        label_NC = torch.tensor([[float("nan"), -1.0, 1.0]] * 3)
-        scores = [x for both in zip(output.mu_SD.chunk(2), output.log_sigma_SD.chunk(2), strict=True) for x in both]
-        rank = ranking_loss(ranking_loss_per_label(*scores, label_NC), label_NC)
+        rank_NGC = ranks_of_labels(torch.tensor([[float("nan"), -1.0, 1.0]] * 3))
+        scores = (torch.stack(x.chunk(2), 1) for x in (output.mu_SD, output.log_sigma_SD))
+        rank = ranking_loss(ranking_loss_per_label(*scores, rank_NGC), rank_NGC)
         gradients = []
         for loss in (rank, output.critique_loss_T.mean()):
             model.zero_grad()

@@ -108,7 +108,7 @@ def test_a_group_with_nothing_to_compare_costs_nothing():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((torch.zeros(3), torch.zeros(3), torch.zeros(3)), {}, r"one shape \[G, D\], got \(3,\) and \(3,\)"),
+        ((torch.zeros(3), torch.zeros(3), torch.zeros(3)), {}, r"one shape \[\.\.\., G, D\], got \(3,\) and \(3,\)"),
         ((torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, 1)), {}, r"got \(3, 2\) and \(3, 1\)"),
         ((torch.zeros(3, 2), torch.zeros(2, 2), torch.zeros(3, 2)), {}, "log_sigma_GD and mu_GD must have one shape"),
         ((torch.zeros(3, 2),) * 3, {"margin": torch.zeros(3)}, "margin must be a finite number"),

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from jrm_plugin.kernels import win_probability
 from jrm_plugin.records.samples import OVERALL
 from jrm_plugin.records.scores import OVERALL_RULES, RewardScore
-from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, with_overall
+from jrm_plugin.training.losses import joint_loss, ranking_loss, ranking_loss_per_label, ranks_of_labels, with_overall
 
 LABELS = (1.0, 0.0, -1.0, math.nan)
 OBJECTIVES = pytest.mark.parametrize("objective", ["marginal", "expected"])
@@ -26,6 +26,16 @@ def pairs(draw, labels=LABELS):
     scores = [torch.from_numpy(draw(values)) for values in (mus, log_sigmas, mus, log_sigmas)]
     label_NC = draw(arrays("float64", (n, d + 1), elements=st.sampled_from(labels)))
     return scores, torch.from_numpy(label_NC)
+
+
+def loss_per_label(mu_i, log_sigma_i, mu_j, log_sigma_j, label_NC, **options):
+    """Of pairs, which are groups of two."""
+    mu_N2D, log_sigma_N2D = torch.stack([mu_i, mu_j], 1), torch.stack([log_sigma_i, log_sigma_j], 1)
+    return ranking_loss_per_label(mu_N2D, log_sigma_N2D, ranks_of_labels(label_NC), **options)
+
+
+def total(loss_NC, label_NC):
+    return ranking_loss(loss_NC, ranks_of_labels(label_NC))
 
 
 def close(a, b):
@@ -48,7 +58,7 @@ def test_overall_is_the_overall_of_a_reward_score(pair, rule):
 @given(pairs())
 def test_a_label_is_minus_log_its_probability(pair):
     scores, label_NC = pair
-    loss_NC = ranking_loss_per_label(*scores, label_NC)
+    loss_NC = loss_per_label(*scores, label_NC)
     (mu_i, log_i), (mu_j, log_j) = with_overall(*scores[:2]), with_overall(*scores[2:])
     won, lost = win_probability(mu_i, log_i, mu_j, log_j), win_probability(mu_j, log_j, mu_i, log_i)
     close(loss_NC[label_NC == 1], -won.log()[label_NC == 1])
@@ -64,30 +74,30 @@ def test_swapping_both_sides_and_the_label_changes_nothing(objective, pair, tie_
     scores, label_NC = pair
     options = {"objective": objective, "tie_threshold": tie_threshold}
     close(
-        ranking_loss_per_label(*scores, label_NC, **options),
-        ranking_loss_per_label(*scores[2:], *scores[:2], -label_NC, **options),
+        loss_per_label(*scores, label_NC, **options),
+        loss_per_label(*scores[2:], *scores[:2], -label_NC, **options),
     )
 
 
 @given(pairs())
 def test_with_a_threshold_the_three_outcomes_share_the_probability(pair):
     scores, label_NC = pair
-    total = sum(
-        (-ranking_loss_per_label(*scores, torch.full_like(label_NC, label), tie_threshold=0.7)).exp()
+    shared = sum(
+        (-loss_per_label(*scores, torch.full_like(label_NC, label), tie_threshold=0.7)).exp()
         for label in (1.0, 0.0, -1.0)
     )
-    close(total, torch.ones_like(total))
+    close(shared, torch.ones_like(shared))
 
 
 @given(pairs())
 def test_a_pair_is_the_mean_of_its_labels_and_the_loss_the_mean_of_pairs(pair):
     scores, label_NC = pair
-    loss_NC = ranking_loss_per_label(*scores, label_NC)
+    loss_NC = loss_per_label(*scores, label_NC)
     per_pair = []
     for loss_C, label_C in zip(loss_NC.tolist(), label_NC.tolist(), strict=True):
         present = [loss for loss, label in zip(loss_C, label_C, strict=True) if not math.isnan(label)]
         per_pair.append(sum(present) / len(present) if present else 0.0)
-    assert ranking_loss(loss_NC, label_NC).item() == pytest.approx(sum(per_pair) / len(per_pair))
+    assert total(loss_NC, label_NC).item() == pytest.approx(sum(per_pair) / len(per_pair))
 
 
 @OBJECTIVES
@@ -99,7 +109,7 @@ def test_a_dimension_without_a_label_gets_no_gradient(objective, pair, data):
     label_NC[:, dimension] = math.nan
     label_NC[:, -1] = math.nan  # the overall label trains every dimension
     inputs = [x.clone().requires_grad_() for x in scores]
-    ranking_loss(ranking_loss_per_label(*inputs, label_NC, objective=objective), label_NC).backward()
+    total(loss_per_label(*inputs, label_NC, objective=objective), label_NC).backward()
     assert all(torch.isfinite(x.grad).all() for x in inputs)
     assert all((x.grad[:, dimension] == 0).all() for x in inputs)
     # What is not labelled does not matter either, whatever it is.
@@ -108,8 +118,8 @@ def test_a_dimension_without_a_label_gets_no_gradient(objective, pair, data):
         x[:, dimension] = 1e3
     columns = [c for c in range(label_NC.shape[1] - 1) if c != dimension]
     close(
-        ranking_loss_per_label(*scores, label_NC, objective=objective)[:, columns],
-        ranking_loss_per_label(*changed, label_NC, objective=objective)[:, columns],
+        loss_per_label(*scores, label_NC, objective=objective)[:, columns],
+        loss_per_label(*changed, label_NC, objective=objective)[:, columns],
     )
 
 
@@ -119,7 +129,7 @@ def test_a_label_moves_its_dimension_the_right_way(pair):
     inputs = [x.clone().requires_grad_() for x in scores]
     dimensions_only = label_NC.clone()
     dimensions_only[:, -1] = math.nan
-    ranking_loss(ranking_loss_per_label(*inputs, dimensions_only), dimensions_only).backward()
+    total(loss_per_label(*inputs, dimensions_only), dimensions_only).backward()
     wanted = label_NC[:, :-1]
     assert (inputs[0].grad * wanted < 0).all()  # down the gradient, the better side's mu rises
     torch.testing.assert_close(inputs[0].grad, -inputs[2].grad)
@@ -131,9 +141,9 @@ def test_a_pair_labelled_only_overall_trains_every_dimension(pair):
     label_NC = label_NC.clone()
     label_NC[:, :-1] = math.nan
     inputs = [x.clone().requires_grad_() for x in scores]
-    loss_NC = ranking_loss_per_label(*inputs, label_NC)
+    loss_NC = loss_per_label(*inputs, label_NC)
     assert (loss_NC[:, :-1] == 0).all()
-    ranking_loss(loss_NC, label_NC).backward()
+    total(loss_NC, label_NC).backward()
     d = scores[0].shape[1]
     # Each mu is a D-th of the overall one.
     assert (inputs[0].grad * label_NC[:, -1:] < 0).all()
@@ -143,7 +153,7 @@ def test_a_pair_labelled_only_overall_trains_every_dimension(pair):
 def test_no_label_at_all_is_no_loss_and_no_gradient():
     inputs = [torch.randn(2, 2, generator=torch.Generator().manual_seed(k)).requires_grad_() for k in range(4)]
     label_NC = torch.full((2, 3), math.nan)
-    loss = ranking_loss(ranking_loss_per_label(*inputs, label_NC), label_NC)
+    loss = total(loss_per_label(*inputs, label_NC), label_NC)
     loss.backward()
     assert loss == 0 and all((x.grad == 0).all() for x in inputs)
 
@@ -152,3 +162,38 @@ def test_no_label_at_all_is_no_loss_and_no_gradient():
 def test_joint_loss_weighs_both(alpha, rank, critique):
     loss = joint_loss(torch.tensor(rank).double(), torch.tensor(critique).double(), alpha)
     assert loss.item() == pytest.approx((1 - alpha) * rank + alpha * critique)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+KINDS = pytest.mark.parametrize("kind", ["pairwise", "plackett_luce"])
+
+
+@KINDS
+def test_a_group_weighs_as_much_as_a_pair_whatever_its_size(kind):
+    """Equal scores: each comparison and each choice between two costs log 2, that of a label and of a group alike."""
+    nan = math.nan
+    rank_NGC = torch.tensor([[1, 2, nan, nan], [1, 2, 3, nan], [4, 3, 2, 1]])[:, :, None].expand(3, 4, 3).clone()
+    rank_NGC[1, :, 0] = nan
+    mu, log_sigma = torch.zeros(3, 4, 2, requires_grad=True), torch.full((3, 4, 2), -20.0)
+    loss_NC = ranking_loss_per_label(mu, log_sigma, rank_NGC, kind=kind)
+    one = {"pairwise": [math.log(2)] * 3, "plackett_luce": [math.log(2), math.log(6) / 2, math.log(24) / 3]}[kind]
+    close(loss_NC, torch.tensor(one)[:, None] * torch.tensor([[1.0, 1, 1], [0, 1, 1], [1, 1, 1]]))
+    loss = ranking_loss(loss_NC, rank_NGC)
+    assert loss.item() == pytest.approx(sum(one) / 3, abs=1e-5)
+    loss.backward()
+    assert (mu.grad[rank_NGC[..., :2].isnan() & rank_NGC[..., 2:].isnan()] == 0).all()
+
+
+@KINDS
+@OBJECTIVES
+def test_the_order_of_four_is_learned(kind, objective):
+    mu, log_sigma = torch.zeros(1, 4, 1, requires_grad=True), torch.zeros(1, 4, 1, requires_grad=True)
+    rank_NGC = torch.tensor([2.0, 4, 1, 3]).reshape(1, 4, 1).expand(1, 4, 2)
+    optimizer = torch.optim.SGD([mu, log_sigma], lr=2.0)
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss_NC = ranking_loss_per_label(mu, log_sigma, rank_NGC, kind=kind, objective=objective)
+        ranking_loss(loss_NC, rank_NGC).backward()
+        optimizer.step()
+    assert mu[0, :, 0].argsort(descending=True).tolist() == [2, 0, 3, 1]

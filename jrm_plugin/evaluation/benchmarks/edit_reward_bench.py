@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from jrm_plugin.data.columns import places_in_words
 from jrm_plugin.data.reading import is_number, need
 from jrm_plugin.data.tables import Table, read_table
 from jrm_plugin.errors import JRMError, shortened
@@ -60,7 +61,7 @@ def _pair(row: Mapping[str, Any], table: Table) -> list[PreferencePair]:
     sides = re.fullmatch(rf"([{_LETTERS[:size]}])vs([{_LETTERS[:size]}])", str(row["comparison_type"]))
     if not sides or sides[1] == sides[2]:
         raise JRMError(f"comparison_type must be AvsB, AvsC, …, not {shortened(row['comparison_type'])}")
-    places = _places(row["ranking"], "".join(sorted(sides.groups())))
+    places = places_in_words(row["ranking"], "".join(sorted(sides.groups())))
     label = (places[sides[1]] < places[sides[2]]) - (places[sides[1]] > places[sides[2]])
     info = {name: str(row[name]) for name in ("model_1", "model_2") if row.get(name)}
     scores = [row.get("score_1"), row.get("score_2")]
@@ -106,7 +107,7 @@ def _pairs_of_group(row: Mapping[str, Any], table: Table) -> list[PreferencePair
     if not isinstance(vote, Mapping) or "ranking" not in vote:
         raise JRMError(f"human_vote must be an object with ranking, not {shortened(vote)}")
     letters = _LETTERS[: len(paths)]
-    places = _places(vote["ranking"], letters)
+    places = places_in_words(vote["ranking"], letters)
     group = f"{len(paths)}pair {row.get('id') or (row['prompt'], row['path_src'], *paths)}"
     return [
         pair_of(
@@ -122,13 +123,3 @@ def _pairs_of_group(row: Mapping[str, Any], table: Table) -> list[PreferencePair
         )
         for i, j in combinations(range(len(paths)), 2)
     ]
-
-
-def _places(ranking: Any, letters: str) -> dict[str, int]:
-    """The place of each candidate in `C>A=B`, `A<B` or `A=B=Good`, the best being the lowest."""
-    text = re.sub(r"\s|=(good|bad)\s*$", "", str(ranking), flags=re.IGNORECASE).upper()
-    steps = text.split("<")[::-1] if "<" in text else text.split(">")
-    places = {letter: place for place, step in enumerate(steps) for letter in step.split("=")}
-    if sorted(re.findall("[^<>=]+", text)) != [*letters] or ("<" in text and ">" in text):
-        raise JRMError(f"ranking must order {', '.join(letters)} as in B>A, A<B or A=B, not be {shortened(ranking)}")
-    return places

@@ -310,7 +310,7 @@ def test_training_logs_every_metric_over_all_pairs_since_the_last_log(make_train
 
     class Listener(TrainerCallback):
         def on_substep_end(self, args, state, control, **kwargs):
-            seen.append(len(trainer._outcomes["train"]["pairs_NCK"][-1]))
+            seen.append(len(trainer._outcomes["train"]["groups_NGCK"][-1]))
 
         on_step_end = on_substep_end
 
