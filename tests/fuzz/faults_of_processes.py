@@ -136,7 +136,7 @@ def main() -> int:
 
     path = config("elastic")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "1"]
-    launch += ["--master_port", "0", "-m", "jrm_plugin.cli", "train", "--config", str(path)]
+    launch += ["--standalone", "-m", "jrm_plugin.cli", "train", "--config", str(path)]
     with (folder / "launch").open("w") as log:
         launched = subprocess.Popen(launch, stdout=log, stderr=log)
         wait_for(folder / "elastic" / "checkpoint-3", [launched.pid])
