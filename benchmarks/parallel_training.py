@@ -5,7 +5,7 @@
 `jrm train` runs 20 updates of 8 pairs under `accelerate launch` with the configs of `examples/train/accelerate`, two
 batches accumulated for each update; some pairs lack critiques and some a label, so that processes hold unequal counts.
 Then the checkpoint of step 10 of each is gone on from, and some under another way. Writes the losses of every step, and
-what became of every resumption, into `benchmarks/results`. With a folder, a stopped command goes on.
+what became of every resumption, into `benchmarks/results`. With a folder, a stopped command goes on with the rest.
 
 accelerate leaves FSDP out on a CPU; the processes started here tell it that theirs is a GPU.
 """

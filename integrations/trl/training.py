@@ -259,6 +259,8 @@ def _train(
         with training.main_process_first(desc="comparing images"):
             train_examples = _look_for_leaks(arguments, training, sets, train_examples, eval_sets, identities)
     if arguments.streaming:
+        if eval_sets and arguments.leaks == "report" and is_main:
+            print("jrm: images that evaluation has too are not looked for in a stream.", file=sys.stderr)
         train_set = stream_of(sets, seed=training.seed, buffer=arguments.shuffle_buffer)
     elif len(sets) == 1:
         (train_set,) = train_examples
@@ -349,15 +351,14 @@ def _look_for_leaks(
     The first process looks and leaves a file, which the others read, and which is right as long as the data stay.
     """
     file, is_main = Path(training.output_dir, LEAKS_FILE), training.process_index == 0
-    report = read_json(file) if file.exists() else None
+    report = read_json(file) if is_main and file.exists() else None
     if is_main and not (isinstance(report, dict) and report.get("of") == identities):
         found = [
             [leak.to_dict() for leak in find_leaks(examples, eval_sets, progress=not training.disable_tqdm)]
             for examples in train_examples
         ]
-        report = {"of": identities, "leaks": dict(zip([s.path for s in sets], found, strict=True))}
-        write_json(file, report)
-    kept = []
+        write_json(file, {"of": identities, "leaks": dict(zip([s.path for s in sets], found, strict=True))})
+    report, kept = read_json(file), []
     for train_set, examples in zip(sets, train_examples, strict=True):
         leaks = report["leaks"][train_set.path]
         positions = {leak["position"] for leak in leaks}
@@ -442,7 +443,7 @@ def _in_dimensions(
         except JRMError as error:
             raise JRMError(f"{origin(example) or f'{path}, example {number}'}: {error}") from error
     if others and is_main:
-        counts = ", ".join(f"{name} ({count} pairs)" for name, count in others.items())
+        counts = ", ".join(f"{name} ({count} examples)" for name, count in others.items())
         print(f"jrm: {path}: left out, because dimensions does not name it: {counts}.", file=sys.stderr)
     return OfDimensions(examples, dimensions) if others else examples
 

@@ -387,6 +387,8 @@ def test_a_run_goes_on_with_updates_of_the_same_pairs_made_otherwise(jrm, refuse
     shutil.rmtree(run / "checkpoint-12")
     (run / "model.safetensors").unlink()
     assert "another pairs an update;" in refused("train", "--config", config(gradient_accumulation_steps=1))
+    divided = {"environment": {"ACCELERATE_USE_FSDP": "true"}}
+    assert "another sharding;" in refused("train", "--config", config(), **divided)
     finished = jrm("train", "--config", config(gradient_accumulation_steps=1, per_device_train_batch_size=4))
     assert finished.code == 0, finished.err
     states = [json.loads((folder / "trainer_state.json").read_text()) for folder in (run, uninterrupted["adamw"])]

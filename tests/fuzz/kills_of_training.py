@@ -1,10 +1,11 @@
 """Kills `jrm train` at random moments, edits its data in between, and compares the weights at the end.
 
-    python tests/fuzz/kills_of_training.py [--kills 20] [--seed 0]
+    python tests/fuzz/kills_of_training.py [--kills 20] [--seed 0] [--streaming]
 
 A run of a tiny model is killed (SIGKILL) and started again until it ends. Before some of the starts, a record, a
 critique or an image of the training data is another one: that start must be refused by name. In the end the weights
-must be those of a run that nothing disturbed. Not collected by pytest: it takes minutes.
+must be those of a run that nothing disturbed. With `--streaming` the data are two streams by weight, pairs and ranked
+groups, whose records are not edited. Not collected by pytest: it takes minutes.
 """
 
 import argparse
@@ -25,6 +26,8 @@ import yaml
 from processes import start, wait
 from safetensors.torch import load_file
 
+from jrm_plugin import RankedGroup, read_preferences
+from jrm_plugin.data.preference_table import write_preferences
 from jrm_plugin.model.tiny import write_tiny_backbone
 from jrm_plugin.synthetic.shape_edits import SHAPE_EDITS
 
@@ -94,6 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--streaming", action="store_true")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     torch.set_num_threads(1)
@@ -101,8 +105,16 @@ def main() -> int:
     data = SHAPE_EDITS.write(folder / "data", train=16, heldout=2, language=2, progress=False)
     write_tiny_backbone(folder / "backbone", TEXTS, image_size=48)
 
+    train_data = {"train_data": str(data / "train.json")}
+    if options.streaming:
+        pairs = read_preferences(data / "train.json", progress=False).examples
+        groups = [RankedGroup(pair.candidates, pair.ranks, critiques=pair.critiques) for pair in pairs[:5]]
+        sets = {str(write_preferences(data / "pairs.jsonl", pairs)): 1}
+        sets[str(write_preferences(data / "groups.jsonl", groups))] = 2
+        train_data = {"train_data": sets, "streaming": True, "shuffle_buffer": 5}
+
     def config(name: str) -> Path:
-        given = {"model": str(folder / "backbone"), "train_data": str(data / "train.json")}
+        given = {"model": str(folder / "backbone"), **train_data}
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**SETTINGS, **given, "output_dir": str(folder / name)}))
         return path
@@ -115,7 +127,7 @@ def main() -> int:
     while kills < options.kills:
         run, path = folder / f"run{runs}", config(f"run{runs}")
         while True:
-            if list(run.glob("checkpoint-*")) and rng.random() < 0.4:
+            if not options.streaming and list(run.glob("checkpoint-*")) and rng.random() < 0.4:
                 file, before, what = edit(data, rng)
                 code = wait(start(train(path), errors))
                 if code != 2 or f"another {what} of train_data" not in errors.read_text():

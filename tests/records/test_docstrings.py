@@ -10,6 +10,7 @@ MODULES = [
     "jrm_plugin.records.samples",
     "jrm_plugin.records.scores",
     "jrm_plugin.kernels.group_ranking_loss",
+    "jrm_plugin.kernels.plackett_luce_loss",
     "jrm_plugin.kernels.pool_reward_tokens",
     "jrm_plugin.kernels.uncertainty_ranking_loss",
 ]

@@ -72,7 +72,7 @@ def test_each_of_three_is_a_reward_of_its_own(trained, data):
 
 def test_dimensions_choose_among_the_labels_and_what_is_left_out_is_said(run_of, data, capsys):
     trainer = run_of(dimensions=[*DIMENSIONS])
-    assert "left out, because dimensions does not name it: consistency (4 pairs)" in capsys.readouterr().err
+    assert "left out, because dimensions does not name it: consistency (4 examples)" in capsys.readouterr().err
     assert RewardScorer.from_pretrained(trainer.args.output_dir, device="cpu").dimensions == [*DIMENSIONS]
     again = run_of(model=trainer.args.output_dir, dimensions=[*DIMENSIONS])  # its own, said again
     assert again.state.global_step == 1
