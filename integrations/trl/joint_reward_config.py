@@ -55,6 +55,9 @@ class JointRewardConfig(RewardConfig):
         share_prefixes (`bool`, defaults to `True`):
             Compute once what the sequences of a batch share at their beginnings, wherever that costs less, and encode
             each distinct image once. Losses and gradients are the same up to rounding.
+        flex_attention (`bool`, defaults to `False`):
+            Compute what shares a beginning by FlexAttention, on a GPU: it skips what no token sees, where SDPA's mask
+            is a matrix. It was not measured on a GPU yet.
         fused_cross_entropy (`bool`, defaults to `False`):
             Make the logits of critique tokens piece by piece: less memory, and each of them computed twice.
     """
@@ -70,6 +73,9 @@ class JointRewardConfig(RewardConfig):
     )
     share_prefixes: bool = field(
         default=True, metadata={"help": "Compute once what the sequences of a batch share, where that costs less."}
+    )
+    flex_attention: bool = field(
+        default=False, metadata={"help": "Compute what shares a beginning by FlexAttention, on a GPU."}
     )
     fused_cross_entropy: bool = field(
         default=False, metadata={"help": "Make the logits of critique tokens piece by piece, which takes less memory."}
@@ -118,6 +124,8 @@ class JointRewardConfig(RewardConfig):
             raise ValueError("tie_threshold belongs to ranking_loss: pairwise; leave one of the two out.")
         if self.tie_threshold < 0:
             raise ValueError(f"tie_threshold must not be negative, got {self.tie_threshold}.")
+        if self.flex_attention and (self.device.type == "cpu" or not self.share_prefixes):
+            raise ValueError("flex_attention needs a GPU and share_prefixes: true; leave it out.")
         for name in _WITHOUT_EFFECT:
             if getattr(self, name):
                 raise ValueError(f"{name} has no effect on joint reward training; leave it out.")

@@ -566,13 +566,13 @@ class JointRewardTrainer(RewardTrainer):
 def _costs(model: nn.Module, args: JointRewardConfig) -> TokenCosts | None:
     """What plans of packed batches need to know of the model; None where it cannot compute them.
 
-    On a GPU, FlexAttention computes them from here on.
+    With `flex_attention`, FlexAttention computes them from here on.
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     if not BackboneParts.known(base.backbone):
         return None
     parts = BackboneParts(base.backbone)
-    if args.device.type == "cuda" and parts.attention_implementation == "sdpa":
+    if args.flex_attention:
         parts.use_flex_attention()
     if not parts.takes_trees:
         logger.warning(

@@ -38,6 +38,11 @@ def test_bf16_is_on_where_the_device_has_it(tmp_path):
     assert JointRewardConfig(str(tmp_path), use_cpu=True, bf16=True).bf16 is True
 
 
+def test_flex_attention_needs_a_gpu(tmp_path):
+    with pytest.raises(ValueError, match="flex_attention needs a GPU"):
+        JointRewardConfig(str(tmp_path), flex_attention=True, use_cpu=True, report_to="none")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("alpha", -0.1), ("alpha", 1.1), ("alpha", float("nan")), ("objective", "other"), ("tie_threshold", -1.0)],
