@@ -12,6 +12,7 @@ from jrm_plugin.correction.editing import EditRequest
 from jrm_plugin.correction.shape_editor import draw_samples, edit_shapes
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
+from jrm_plugin.records.samples import DIMENSIONS
 from jrm_plugin.synthetic.preferences import FAILURE_SCORES, QUALITY_SCORES
 from jrm_plugin.synthetic.shape_edits import draw_edit
 from jrm_plugin.synthetic.shape_reader import judge_edit, oracle_score, read_scene
@@ -40,7 +41,7 @@ def test_a_true_critique_mends_everything_in_one_round(drawn):
 
 def test_only_what_the_critique_names_is_mended(drawn):
     for edit, candidate in drawn[:60]:
-        following, quality = ({name: candidate.critiques[name]} for name in candidate.critiques)
+        following, quality = ({name: candidate.critiques[name]} for name in DIMENSIONS)
         made = edit_shapes(request(edit, candidate.image, following))
         assert judge_edit(edit.source, edit.instruction, made) == ("none", candidate.quality)
         made = edit_shapes(request(edit, candidate.image, quality))
