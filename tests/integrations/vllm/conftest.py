@@ -7,8 +7,6 @@ folder is collected.
 import os
 from importlib.util import find_spec
 
-collect_ignore_glob = [] if find_spec("vllm") else ["*"]
-
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process, where it starts in seconds
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -23,6 +21,8 @@ from jrm_plugin.model.checkpoint import built_in_folder
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.scorer import RewardScorer
+
+collect_ignore_glob = [] if find_spec("vllm") else ["*"]
 
 # Of blocks of 32 tokens, as CPUs want multiples of it; the default, 128, shares nothing of a short prompt.
 OPTIONS = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": 2**26}
@@ -46,7 +46,7 @@ def tiny_llm(start) -> Any:
 
 
 class InVLLM:
-    """Samples scored by an engine, `RewardScorer`'s way; `cached` are the tokens of each prompt that were not computed."""
+    """Samples scored by an engine; `cached` are the tokens of each prompt that it had computed before."""
 
     def __init__(self, llm: Any, scorer: RewardScorer):
         self.llm, self.scorer, self.processor = llm, scorer, scorer.processor
@@ -61,10 +61,10 @@ class InVLLM:
             prompts, pooling_params(), pooling_task="classify", use_tqdm=False, tokenization_kwargs=options
         )
 
-    def score(self, samples: list[Sample]) -> list[RewardScore]:
+    def score(self, samples: list[Sample], **options: Any) -> list[RewardScore]:
         from jrm_plugin.scoring.vllm_requests import reward_score
 
-        outputs, each = self.encode(samples), self.processor.sequences_per_sample
+        outputs, each = self.encode(samples, **options), self.processor.sequences_per_sample
         self.cached = [output.num_cached_tokens for output in outputs]
         rule = self.scorer.model.config.overall_rule
         return [reward_score(self.processor, outputs[k : k + each], rule) for k in range(0, len(outputs), each)]

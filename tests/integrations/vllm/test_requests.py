@@ -124,9 +124,8 @@ def test_pictures_that_vllm_has_opened_are_read_from_their_files(engine, plain, 
     files = [encode(clear), encode(photo, "JPEG", exif=turned)]
     opened = [MediaWithBytes(Image.open(io.BytesIO(file)).convert("RGB"), file) for file in files]
     (expected,) = engine.scorer.score([Sample.edit(files[0], "make it blue", files[1])])
-    assert plain(prompt | {"multi_modal_data": {"image": opened}})[-1] == pytest.approx(
-        expected.mu["overall"], abs=1e-5
-    )
+    overall = plain(prompt | {"multi_modal_data": {"image": opened}})[-1]
+    assert overall == pytest.approx(expected.mu["overall"], abs=1e-5)
 
 
 def test_an_image_has_no_name_but_its_content(engine, plain, prompt):
@@ -181,15 +180,15 @@ def test_placeholders_and_images_must_be_as_many(plain, prompt, images):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prompts_are_not_cut_off(engine, side):
-    sample = Sample.text_response(None, "what is it? " * 9, "a cat")
-    if sample.task not in engine.processor.rubrics:
-        sample = Sample.generation("make it blue " * 9, png(1))
-    cut = {"truncate_prompt_tokens": len(engine.processor.encode(sample)[0].prompt) - 20, "truncation_side": side}
-    try:
-        outputs = engine.encode([sample], **cut)
-    except VLLMValidationError:
-        return  # the image's placeholder was cut off too
-    assert np.isnan(outputs[0].outputs.data).all()
+    cut = {"truncation_side": side, "truncate_prompt_tokens": 30}
+    text = Sample.text_response(None, "what is it? " * 9, "a cat"), JRMError, "cut the prompt off"
+    edit = Sample.edit(png(1), "make it blue", png(2)), VLLMValidationError, "image placeholders"
+    for sample, error, told in (text, edit):
+        with pytest.raises(error, match=told):
+            engine.score([sample], **cut)
+        data = {"data": {"samples": [sample_to_json(sample)]}}
+        with pytest.raises(VLLMValidationError, match=told):
+            engine.llm.encode(data, pooling_task="plugin", use_tqdm=False, tokenization_kwargs=cut)
 
 
 def test_images_are_scaled_by_the_server_s_settings(plain, prompt):
