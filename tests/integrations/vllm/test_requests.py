@@ -181,13 +181,14 @@ def test_placeholders_and_images_must_be_as_many(plain, prompt, images):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prompts_are_not_cut_off(engine, side):
     cut = {"truncation_side": side, "truncate_prompt_tokens": 30}
-    text = Sample.text_response(None, "what is it? " * 9, "a cat"), JRMError, "cut the prompt off"
-    edit = Sample.edit(png(1), "make it blue", png(2)), VLLMValidationError, "image placeholders"
-    for sample, error, told in (text, edit):
-        with pytest.raises(error, match=told):
+    for sample in (
+        Sample.text_response(None, "what is it? " * 9, "a cat"),
+        Sample.edit(png(1), "make it blue " * 9, png(2)),
+    ):
+        with pytest.raises((JRMError, VLLMValidationError), match="truncate_prompt_tokens"):
             engine.score([sample], **cut)
         data = {"data": {"samples": [sample_to_json(sample)]}}
-        with pytest.raises(VLLMValidationError, match=told):
+        with pytest.raises(VLLMValidationError, match="truncate_prompt_tokens"):
             engine.llm.encode(data, pooling_task="plugin", use_tqdm=False, tokenization_kwargs=cut)
 
 
