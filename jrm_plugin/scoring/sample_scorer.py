@@ -65,6 +65,16 @@ class SampleScorer:
         """The precision in which the backbone is computed."""
         raise NotImplementedError
 
+    @property
+    def positions(self) -> int:
+        """Tokens that a sequence may have."""
+        return self.config.get_text_config().max_position_embeddings
+
+    @property
+    def writes_critiques(self) -> bool:
+        """Whether it has a method `critique` for what the checkpoint learned to write."""
+        return bool(self.config.writes_critiques)
+
     def _mu_and_sigma(self, sequences: Sequence[EncodedSequence]) -> list[tuple[list[float], list[float]]]:
         """mu and sigma by dimension of each sample in one pass; what is not finite is its sample's own."""
         raise NotImplementedError
@@ -214,11 +224,10 @@ class SampleScorer:
         """What is encoded, or the error of a sample that has more tokens than the model has positions."""
         if isinstance(encoded, JRMError):
             return encoded
-        positions = self.config.get_text_config().max_position_embeddings
         longest = max(len(sequence.prompt) for sequence in encoded)
-        if longest <= positions:
+        if longest <= self.positions:
             return encoded
         return JRMError(
-            f"its sequence has {longest} tokens and the model positions for {positions}; "
+            f"its sequence has {longest} tokens and the model positions for {self.positions}; "
             "shorten its text, or give fewer or smaller images (max_pixels)."
         )

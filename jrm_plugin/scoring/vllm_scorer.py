@@ -100,6 +100,10 @@ class VLLMScorer(SampleScorer):
     def positions(self) -> int:
         return self.engine.positions
 
+    @property
+    def writes_critiques(self) -> bool:
+        return False
+
     @classmethod
     def from_pretrained(
         cls,
@@ -151,10 +155,19 @@ class VLLMScorer(SampleScorer):
         if memory_budget is not None and memory_budget < 1:
             raise JRMError(f"memory_budget is bytes, at least 1, got {memory_budget}.")
         if dtype is None:
-            dtype = torch.bfloat16 if here != "cpu" and torch.bfloat16 in current_platform.supported_dtypes else torch.float32
+            dtype = (
+                torch.bfloat16
+                if here != "cpu" and torch.bfloat16 in current_platform.supported_dtypes
+                else torch.float32
+            )
         config = load_config(folder, revision=revision)
         processor = JRMProcessor.from_pretrained(folder, revision=revision, max_pixels=max_pixels)
-        own = {"dtype": str(dtype).removeprefix("torch."), "revision": revision, "enforce_eager": True, "max_model_len": -1}
+        own = {
+            "dtype": str(dtype).removeprefix("torch."),
+            "revision": revision,
+            "enforce_eager": True,
+            "max_model_len": -1,
+        }
         if here == "cpu":
             memory_budget = CPU_CACHE_BYTES if memory_budget is None else memory_budget
             own["block_size"] = CPU_BLOCK
@@ -181,3 +194,7 @@ class VLLMScorer(SampleScorer):
 
     def _mu_and_sigma(self, sequences: Sequence[EncodedSequence]) -> list[tuple[list[float], list[float]]]:
         return self.engine.mu_and_sigma(sequences)
+
+    def critique(self, *_: Any, **__: Any) -> None:
+        """Raises a [`JRMError`]: vLLM reads the reward token and writes nothing."""
+        raise JRMError(f"{self.name} is computed by vLLM, which writes no critiques here; leave the engine out.")

@@ -147,7 +147,7 @@ class ScoringService:
             "digest": self.settings.digest,
             "dimensions": list(scorer.dimensions),
             "overall_rule": getattr(config, "overall_rule", "mean"),
-            "writes_critiques": bool(getattr(config, "writes_critiques", False)) and hasattr(scorer, "critique"),
+            "writes_critiques": bool(getattr(scorer, "writes_critiques", False)),
             "calibration": None if calibration is None else calibration.to_dict(),
             "limits": limits,
         }
