@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,6 +164,7 @@ class JRMProcessor:
         self._all_added_ids = set(tokenizer.get_added_vocab().values())
         self._plain = _without_added_tokens(tokenizer)
         self._templates: dict[str, list[list[int] | str]] = {}  # by kinds of segments
+        self._known_outlines: dict[int, list[tuple[list[int], list[int]]]] = {}  # by how many images
         if max_pixels is not None:
             self.max_pixels = max_pixels
 
@@ -269,11 +271,11 @@ class JRMProcessor:
         """The user turn's pieces, in the order of the layout; without dimensions there is no rubric."""
         texts = [Segment("text", sample.prompt_text, text) for text in self.templates(sample.task, dimensions)]
         answer = [Segment("text", sample.response_text, "\n" + SLOT)] if sample.response_text else []
-        before = [Segment("image", image) for image in sample.prompt_images]
-        after = [Segment("image", image) for image in sample.response_images]
-        if self.order == "images_first":
-            return before + after + texts + answer
-        return texts + before + after + answer
+        images = [Segment("image", image) for image in sample.prompt_images + sample.response_images]
+        return self._in_order(images, texts, answer)
+
+    def _in_order(self, images: list[Segment], texts: list[Segment], answer: list[Segment]) -> list[Segment]:
+        return images + texts + answer if self.order == "images_first" else texts + images + answer
 
     def templates(self, task: str, dimensions: Sequence[str]) -> list[str]:
         """The texts of a user turn, with the slot in which the instruction stands, in their order."""
@@ -391,7 +393,7 @@ class JRMProcessor:
         texts = iter([s for s in segments if s.kind == "text"])
         counts = iter(image_tokens)
         ids: list[int] = []
-        for piece in self._template("".join(s.kind[0] for s in segments)):
+        for piece in self._template(_kinds(segments)):
             if piece == "i":
                 ids += [self.image_token_id] * next(counts)
             elif piece == "t":
@@ -401,6 +403,54 @@ class JRMProcessor:
             else:
                 ids += piece
         return ids
+
+    # -- for inference engines, which place images themselves
+
+    def prompts(self, sample: Sample) -> list[list[int]]:
+        """Token ids of each sequence of a sample up to the reward token, with one placeholder for each image.
+
+        The images are those of the prompt, and then those of the response; none is opened.
+
+        Raises:
+            JRMError: the checkpoint has no rubric for the sample's task.
+        """
+        turns = [self.segments(sample, self.dimensions_of(k)) for k in range(self.sequences_per_sample)]
+        return [self._up_to_reward_token(segments) for segments in turns]
+
+    def is_prompt(self, ids: Sequence[int]) -> bool:
+        """Whether token ids are a whole prompt, as `prompts` makes it, each placeholder repeated as often as need be.
+
+        It begins and ends as the template does, and has the template's added tokens and no other: so none is a prompt
+        that was cut off, or in which a text from outside became such a token.
+        """
+        ids = list(ids)
+        marks = self._marks(ids)
+        outlines = self._outlines(marks.count(self.image_token_id))
+        return any(ids[: len(head)] == head and marks == expected for head, expected in outlines)
+
+    def _up_to_reward_token(self, segments: Sequence[Segment]) -> list[int]:
+        ids = self._prompt_ids(segments, [1] * sum(s.kind == "image" for s in segments))
+        return ids[: ids.index(self.reward_token_id) + 1]
+
+    def _marks(self, ids: Sequence[int]) -> list[int]:
+        """The added tokens of a prompt; placeholders that follow each other are one."""
+        image = self.image_token_id
+        return [b for a, b in pairwise([-1, *ids]) if b in self._all_added_ids and not a == b == image]
+
+    def _outlines(self, images: int) -> list[tuple[list[int], list[int]]]:
+        """How prompts with so many images begin, and their marks: by task, sequence, and whether a text answers."""
+        if images not in self._known_outlines:
+            outlines = []
+            for task, k in product(self.rubrics, range(self.sequences_per_sample)):
+                texts = [Segment("text", "", text) for text in self.templates(task, self.dimensions_of(k))]
+                for answer in ([], [Segment("text", "")]):
+                    segments = self._in_order([Segment("image", None)] * images, texts, answer)
+                    head = self._template(_kinds(segments))[0]
+                    outline = (head, self._marks(self._up_to_reward_token(segments)))
+                    if outline not in outlines:
+                        outlines.append(outline)
+            self._known_outlines[images] = outlines
+        return self._known_outlines[images]
 
     # -- the batch
 
@@ -510,6 +560,10 @@ class JRMProcessor:
         if any(sequence.dimension is not None for sequence in sequences):
             batch["dimension_ids"] = torch.tensor([sequence.dimension for sequence in sequences])
         return batch
+
+
+def _kinds(segments: Sequence[Segment]) -> str:
+    return "".join(segment.kind[0] for segment in segments)
 
 
 def _check_rubrics(rubrics: Any, dimensions: Sequence[str]) -> dict[str, dict[str, str]]:

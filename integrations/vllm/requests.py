@@ -1,0 +1,77 @@
+"""Samples as prompts of vLLM, and its answers as scores: for `LLM.encode` in this process, and for servers.
+
+processor = JRMProcessor.from_pretrained("my-jrm")
+llm = LLM("my-jrm", runner="pooling")
+outputs = llm.encode(engine_prompts(processor, sample), pooling_params(), pooling_task="classify")
+score = reward_score(processor, outputs)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+from vllm import PoolingParams, PoolingRequestOutput
+from vllm.inputs import TokensPrompt
+
+from jrm_plugin.errors import JRMError
+from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.records.images import load_image
+from jrm_plugin.records.samples import Sample, StoredImage
+from jrm_plugin.records.scores import OverallRule, RewardScore
+
+# In `extra_kwargs` of a request, that its sender reads of each sequence the dimension that it scores, and no other.
+READS_OWN_DIMENSION = "jrm_reads_own_dimension"
+
+
+def engine_prompts(
+    processor: JRMProcessor, sample: Sample, open_image: Callable[[StoredImage], Image.Image] = load_image
+) -> list[TokensPrompt]:
+    """What vLLM takes for each sequence of a sample: token ids, which no text can spell, and opened images.
+
+    Args:
+        processor: of the checkpoint that vLLM serves.
+        sample: what to score.
+        open_image: instead of `load_image`, for callers who open images ahead.
+
+    Raises:
+        JRMError: an image cannot be opened, or the checkpoint has no rubric for the sample's task.
+    """
+    prompts = processor.prompts(sample)
+    images = [open_image(image) for image in sample.prompt_images + sample.response_images]
+    data = {"multi_modal_data": {"image": images}} if images else {}
+    return [TokensPrompt(prompt_token_ids=prompt, **data) for prompt in prompts]
+
+
+def pooling_params() -> PoolingParams:
+    """With which each prompt is to be sent: what `reward_score` reads, from the prefix cache where that has it."""
+    return PoolingParams(task="classify", skip_reading_prefix_cache=False, extra_kwargs={READS_OWN_DIMENSION: True})
+
+
+def reward_score(
+    processor: JRMProcessor, outputs: Sequence[PoolingRequestOutput], overall_rule: OverallRule = "mean"
+) -> RewardScore:
+    """The score of one sample from the answers to its prompts, in their order.
+
+    Args:
+        processor: which made the prompts.
+        outputs: of `LLM.encode` or of the engine.
+        overall_rule: of the model's config.
+
+    Raises:
+        JRMError: a number is not finite, or vLLM was told to cut prompts off.
+    """
+    if not all(processor.is_prompt(output.prompt_token_ids) for output in outputs):
+        raise JRMError("vLLM was told to cut the prompt off; leave truncate_prompt_tokens out.")
+    mu, sigma = {}, {}
+    count = len(processor.dimensions)
+    for k, output in enumerate(outputs):
+        numbers = output.outputs.data.tolist()
+        for dimension in processor.dimensions_of(k):
+            at = processor.dimensions.index(dimension)
+            mu[dimension], sigma[dimension] = numbers[at], numbers[count + at]
+    if not all(map(math.isfinite, [*mu.values(), *sigma.values()])):
+        raise JRMError(
+            "its score is not a finite number: numbers overflow in the dtype that vLLM computes in, or those of the "
+            "model's weights are not finite; check both."
+        )
+    return RewardScore(mu=mu, sigma=sigma, overall_rule=overall_rule)
