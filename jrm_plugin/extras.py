@@ -52,6 +52,6 @@ def check_tried(package: str, purpose: str, *, install: str) -> None:
     if not bounds.contains(installed, prereleases=True):
         tried = ",".join(sorted(map(str, bounds), reverse=True))
         raise JRMError(
-            f"{purpose} was tried with {package} {tried}, and {installed} is installed, which could give other numbers: "
-            f"pip install '{install}'."
+            f"{purpose} was tried with {package} {tried} and not with the {installed} that is installed, which could "
+            f"give other numbers: pip install '{install}'."
         )

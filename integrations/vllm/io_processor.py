@@ -23,11 +23,11 @@ from vllm.pooling_params import PoolingParams
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.vllm.processing import processor_of, refused
-from jrm_plugin.integrations.vllm.requests import engine_prompts, pooling_params, reward_score
 from jrm_plugin.records.checks import check_keys, kind_of
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.wire import ranking_from_json, sample_from_json
+from jrm_plugin.scoring.vllm_requests import engine_prompts, pooling_params, reward_score
 
 OPENING_THREADS = 4
 

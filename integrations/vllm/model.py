@@ -24,13 +24,13 @@ from jrm_plugin.integrations.vllm.processing import (
     JRMProcessingInfo,
     processor_of,
 )
-from jrm_plugin.integrations.vllm.requests import READS_OWN_DIMENSION
 from jrm_plugin.model.checkpoint import check_names, load_config
 from jrm_plugin.model.configuration import JRMConfig
 from jrm_plugin.model.loading import check_belong_together
 from jrm_plugin.model.lora import is_lora_folder, load_lora
 from jrm_plugin.model.modeling import JRMForRewardModeling, RewardHead
 from jrm_plugin.scoring.surroundings import usual_process
+from jrm_plugin.scoring.vllm_requests import READS_OWN_DIMENSION
 
 # vLLM's names of the backbones, by `model_type`.
 BACKBONES = {

@@ -22,7 +22,7 @@ from vllm.multimodal.processing import (
 
 from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.model.backbone import pixels_per_token
-from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.processing import EncodedImage, JRMProcessor
 from jrm_plugin.records.images import digest, load_image
 from jrm_plugin.scoring.surroundings import usual_process
 
@@ -52,7 +52,8 @@ class _Images(ImageProcessorItems):
     """Files as their bytes and all else as RGB pictures; a file that vLLM's caches know is not opened again."""
 
     def get_item_for_hash(self, index: int) -> bytes:
-        return digest(self.data[index])
+        image = self.data[index]
+        return image.digest if isinstance(image, EncodedImage) else digest(image)
 
 
 class _ImageParser(MultiModalDataParser):
@@ -77,7 +78,7 @@ def refused() -> Iterator[None]:
 def _as_file_or_picture(image: Any) -> bytes | Image.Image | None:
     if isinstance(image, MediaWithBytes):  # vLLM has opened it, out of these
         return image.original_bytes
-    if image is None or isinstance(image, bytes):
+    if image is None or isinstance(image, (bytes, EncodedImage)):
         return image
     with refused():
         return load_image(image)
@@ -119,7 +120,10 @@ class JRMMultiModalProcessor(BaseMultiModalProcessor[JRMProcessingInfo]):
         if dict(hf_kwargs) not in ({}, _options(self.info.ctx.model_config)):
             raise VLLMValidationError("leave mm_processor_kwargs out: all images are scaled as vLLM was told.")
         with refused(), usual_process(), as_jrm_error("an image cannot be read"):
-            images = [self.info.processor.encode_image(image) for image in hf_data["images"]]
+            images = [
+                image if isinstance(image, EncodedImage) else self.info.processor.encode_image(image)
+                for image in hf_data["images"]
+            ]
         return BatchFeature(
             {
                 "pixel_values": torch.cat([image.pixel_values for image in images]),

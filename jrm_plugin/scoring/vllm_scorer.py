@@ -1,7 +1,7 @@
 """A JRM that vLLM computes, behind the face of every scorer; vLLM itself knows JRM by its entry point.
 
-vLLM keeps the keys and values of prompts and the images that it has seen, so that what several samples share is computed
-once, whoever asked. Its engine is a process of its own, which nothing that is set in this one reaches.
+vLLM keeps the keys and values of prompts and the images that it has seen, so that what samples share is computed
+once, whoever asks. Its engine is a process of its own, which nothing that is set in this one reaches.
 """
 
 import logging

@@ -14,7 +14,7 @@ from vllm import PoolingParams, PoolingRequestOutput
 from vllm.inputs import TokensPrompt
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.model.processing import JRMProcessor
+from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample, StoredImage
 from jrm_plugin.records.scores import OverallRule, RewardScore
@@ -42,6 +42,18 @@ def engine_prompts(
     return [TokensPrompt(prompt_token_ids=prompt, **data) for prompt in prompts]
 
 
+def encoded_prompt(processor: JRMProcessor, sequence: EncodedSequence) -> TokensPrompt:
+    """What vLLM takes for a sequence whose images are cut into patches already."""
+    images = iter(sequence.images)
+    ids: list[int] = []
+    position = 0
+    while not ids or ids[-1] != processor.reward_token_id:
+        ids.append(sequence.prompt[position])
+        position += next(images).tokens if ids[-1] == processor.image_token_id else 1
+    data = {"multi_modal_data": {"image": sequence.images}} if sequence.images else {}
+    return TokensPrompt(prompt_token_ids=ids, **data)
+
+
 def pooling_params() -> PoolingParams:
     """With which each prompt is to be sent: what `reward_score` reads, from the prefix cache where that has it."""
     return PoolingParams(task="classify", skip_reading_prefix_cache=False, extra_kwargs={READS_OWN_DIMENSION: True})
@@ -60,18 +72,26 @@ def reward_score(
     Raises:
         JRMError: a number is not finite, or vLLM was told to cut prompts off.
     """
-    if not all(processor.is_prompt(output.prompt_token_ids) for output in outputs):
-        raise JRMError("vLLM was told to cut the prompt off; leave truncate_prompt_tokens out.")
-    mu, sigma = {}, {}
-    count = len(processor.dimensions)
-    for k, output in enumerate(outputs):
-        numbers = output.outputs.data.tolist()
-        for dimension in processor.dimensions_of(k):
-            at = processor.dimensions.index(dimension)
-            mu[dimension], sigma[dimension] = numbers[at], numbers[count + at]
-    if not all(map(math.isfinite, [*mu.values(), *sigma.values()])):
+    mu_D, sigma_D = mu_and_sigma(processor, outputs)
+    if not all(map(math.isfinite, [*mu_D, *sigma_D])):
         raise JRMError(
             "its score is not a finite number: numbers overflow in the dtype that vLLM computes in, or those of the "
             "model's weights are not finite; check both."
         )
+    mu, sigma = (dict(zip(processor.dimensions, numbers, strict=True)) for numbers in (mu_D, sigma_D))
     return RewardScore(mu=mu, sigma=sigma, overall_rule=overall_rule)
+
+
+def mu_and_sigma(processor: JRMProcessor, outputs: Sequence[PoolingRequestOutput]) -> tuple[list[float], list[float]]:
+    """mu and sigma by dimension, finite or not, from the answers to one sample's prompts.
+
+    Raises:
+        JRMError: vLLM was told to cut prompts off.
+    """
+    if not all(processor.is_prompt(output.prompt_token_ids) for output in outputs):
+        raise JRMError("vLLM was told to cut the prompt off; leave truncate_prompt_tokens out.")
+    rows = [output.outputs.data.tolist() for output in outputs]
+    count = len(processor.dimensions)
+    if processor.sequences == "joint":
+        rows *= count
+    return [row[k] for k, row in enumerate(rows)], [row[count + k] for k, row in enumerate(rows)]
