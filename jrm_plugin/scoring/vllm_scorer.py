@@ -5,8 +5,8 @@ once, whoever asks. Its engine is a process of its own, which nothing that is se
 """
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ CPU_BLOCK = 32  # tokens that are shared at once, or not; vLLM's 128 on CPU shar
 
 
 class VLLMEngine:
-    """vLLM's engine with a checkpoint in it, asked by one thread at a time.
+    """vLLM's engine with a checkpoint in it.
+
+    One thread makes and asks it, whoever wants scores: on a CPU, an engine in this process (which vLLM has where
+    `VLLM_ENABLE_V1_MULTIPROCESSING` is 0) ends with an error when another thread asks.
 
     Attributes:
         llm: vLLM's own face of it.
@@ -41,8 +44,8 @@ class VLLMEngine:
     def __init__(self, folder: str | Path, processor: JRMProcessor, **options: Any):
         from vllm import LLM
 
-        self.processor, self._lock = processor, threading.Lock()
-        self.llm = LLM(str(folder), runner="pooling", **options)
+        self.processor, self._thread = processor, ThreadPoolExecutor(1)
+        self.llm = self._thread.submit(LLM, str(folder), runner="pooling", **options).result()
 
     def __repr__(self) -> str:
         return f"VLLMEngine(at most {self.positions} tokens)"
@@ -59,9 +62,12 @@ class VLLMEngine:
         """mu and sigma by dimension of each sample, from all of its sequences."""
         from jrm_plugin.scoring.vllm_requests import encoded_prompt, mu_and_sigma, pooling_params
 
+        def ask() -> list:
+            with usual_process():
+                return self.llm.encode(prompts, pooling_params(), pooling_task="classify", use_tqdm=False)
+
         prompts = [encoded_prompt(self.processor, sequence) for sequence in sequences]
-        with self._lock, usual_process():
-            outputs = self.llm.encode(prompts, pooling_params(), pooling_task="classify", use_tqdm=False)
+        outputs = self._thread.submit(ask).result()
         count = self.processor.sequences_per_sample
         return [mu_and_sigma(self.processor, outputs[k : k + count]) for k in range(0, len(outputs), count)]
 
