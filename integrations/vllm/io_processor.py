@@ -11,7 +11,6 @@ own error, of status 400, before vLLM has seen any of it.
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -23,13 +22,14 @@ from vllm.pooling_params import PoolingParams
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.integrations.vllm.processing import processor_of, refused
+from jrm_plugin.model.processing import EncodedSequence
 from jrm_plugin.records.checks import check_keys, kind_of
-from jrm_plugin.records.images import load_image
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.wire import ranking_from_json, sample_from_json
-from jrm_plugin.scoring.vllm_requests import engine_prompts, pooling_params, reward_score
+from jrm_plugin.scoring.prefetch import DecodingBudget, encode_ahead
+from jrm_plugin.scoring.vllm_requests import encoded_prompt, pooling_params, reward_score
 
-OPENING_THREADS = 4
+DECODING_BYTES = 2**30  # for images that are decoded at once
 
 
 class JRMIOProcessor(IOProcessor[list[Sample], dict[str, Any]]):
@@ -39,7 +39,8 @@ class JRMIOProcessor(IOProcessor[list[Sample], dict[str, Any]]):
         super().__init__(vllm_config, renderer)
         self._processor = processor_of(vllm_config.model_config)
         self._overall_rule = vllm_config.model_config.hf_config.overall_rule
-        self._threads = ThreadPoolExecutor(OPENING_THREADS)
+        self._positions = vllm_config.model_config.max_model_len
+        self._decoding = DecodingBudget(DECODING_BYTES)
 
     def parse_data(self, data: object) -> list[Sample]:
         with refused():
@@ -54,25 +55,32 @@ class JRMIOProcessor(IOProcessor[list[Sample], dict[str, Any]]):
                 if not isinstance(data["samples"], list) or not data["samples"]:
                     raise JRMError("samples must be a list with at least one sample.")
                 samples = [_parsed(record) for record in data["samples"]]
-            for position, sample in enumerate(samples):
-                if isinstance(sample, JRMError):
-                    raise JRMError(f"sample {position} cannot be scored: {sample}") from sample
-            return samples
+        for position, sample in enumerate(samples):
+            if isinstance(sample, JRMError):
+                raise VLLMValidationError(f"sample {position} cannot be scored: {sample}") from sample
+        return samples
 
     def merge_pooling_params(self, params: PoolingParams | None = None) -> PoolingParams:
         return pooling_params()
 
     def pre_process(self, prompt: list[Sample], request_id: str | None = None, **kwargs: Any) -> list[TokensPrompt]:
-        """All images are opened here: had vLLM taken some of a request's before one fails, its caches would differ."""
-        images = {image for sample in prompt for image in sample.prompt_images + sample.response_images}
-        opened = {image: self._threads.submit(load_image, image) for image in images}
+        """All samples are read here: had vLLM taken some before another fails, its two caches would differ."""
         prompts = []
-        for position, sample in enumerate(prompt):
-            try:
-                prompts += engine_prompts(self._processor, sample, lambda image: opened[image].result())
-            except JRMError as error:
-                raise VLLMValidationError(f"sample {position} cannot be scored: {error}") from error
+        for position, sequences in enumerate(encode_ahead(self._processor, prompt, self._decoding)):
+            with refused(f"sample {position} cannot be scored: "):
+                if isinstance(sequences, JRMError):
+                    raise sequences
+                self._check_length(sequences)
+                prompts += [encoded_prompt(self._processor, sequence) for sequence in sequences]
         return prompts
+
+    def _check_length(self, sequences: list[EncodedSequence]) -> None:
+        longest = max(len(sequence.prompt) for sequence in sequences)
+        if longest > self._positions:
+            raise JRMError(
+                f"its sequence has {longest} tokens and vLLM takes {self._positions}; shorten its text, give fewer or "
+                "smaller images, or start vLLM with a larger --max-model-len."
+            )
 
     def post_process(
         self, model_output: Sequence[PoolingRequestOutput], request_id: str | None = None, **kwargs: Any

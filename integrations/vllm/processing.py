@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from transformers import BatchFeature
 from vllm.config import ModelConfig
 from vllm.exceptions import VLLMValidationError
+from vllm.inputs import MultiModalHashes
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems, MultiModalDataParser
@@ -17,13 +19,13 @@ from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
     BaseProcessingInfo,
+    ProcessorInputs,
     PromptReplacement,
 )
 
 from jrm_plugin.errors import JRMError, as_jrm_error
 from jrm_plugin.model.backbone import pixels_per_token
 from jrm_plugin.model.processing import EncodedImage, JRMProcessor
-from jrm_plugin.records.images import digest, load_image
 from jrm_plugin.scoring.surroundings import usual_process
 
 
@@ -48,40 +50,41 @@ def _load_processor(folder: str, revision: str | None, max_pixels: int | None) -
     return JRMProcessor.from_pretrained(folder, revision=revision, max_pixels=max_pixels)
 
 
+@contextmanager
+def refused(beginning: str = "") -> Iterator[None]:
+    """What is wrong with a request, raised inside, becomes the error that vLLM answers with status 400."""
+    try:
+        yield
+    except JRMError as error:
+        raise VLLMValidationError(f"{beginning}{error}") from error
+
+
 class _Images(ImageProcessorItems):
-    """Files as their bytes and all else as RGB pictures; a file that vLLM's caches know is not opened again."""
+    """Images as `EncodedImage`s, whose digest is what vLLM's caches know them by."""
 
     def get_item_for_hash(self, index: int) -> bytes:
-        image = self.data[index]
-        return image.digest if isinstance(image, EncodedImage) else digest(image)
+        return self.data[index].digest
 
 
 class _ImageParser(MultiModalDataParser):
-    """Takes what `load_image` reads. vLLM would convert pictures in its own way, which gives other pixels of some."""
+    """Takes what `JRMProcessor.encode_image` takes; vLLM's own conversion gives other pixels of some files."""
+
+    def __init__(self, processor: JRMProcessor):
+        super().__init__()
+        self._processor = processor
 
     def _parse_image_data(self, data: Any) -> _Images | None:
         if data is None:
             return None
         images = data if isinstance(data, (list, tuple)) else [data]
-        return _Images([_as_file_or_picture(image) for image in images])
+        with refused(), usual_process(), as_jrm_error("an image cannot be read"):
+            return _Images([self._encoded(image) for image in images])
 
-
-@contextmanager
-def refused() -> Iterator[None]:
-    """What is wrong with a request, raised inside, becomes the error that vLLM answers with status 400."""
-    try:
-        yield
-    except JRMError as error:
-        raise VLLMValidationError(str(error)) from error
-
-
-def _as_file_or_picture(image: Any) -> bytes | Image.Image | None:
-    if isinstance(image, MediaWithBytes):  # vLLM has opened it, out of these
-        return image.original_bytes
-    if image is None or isinstance(image, (bytes, EncodedImage)):
-        return image
-    with refused():
-        return load_image(image)
+    def _encoded(self, image: Any) -> EncodedImage:
+        if isinstance(image, EncodedImage):
+            return image
+        opened = isinstance(image, MediaWithBytes)  # by vLLM, out of a file's bytes
+        return self._processor.encode_image(image.original_bytes if opened else image)
 
 
 class JRMProcessingInfo(BaseProcessingInfo):
@@ -99,7 +102,7 @@ class JRMProcessingInfo(BaseProcessingInfo):
         return {"image": self.processor.max_pixels // pixels_per_token(self.processor.image_processor)}
 
     def get_data_parser(self) -> MultiModalDataParser:
-        return _ImageParser()
+        return _ImageParser(self.processor)
 
 
 class JRMDummyInputs(BaseDummyInputsBuilder[JRMProcessingInfo]):
@@ -114,16 +117,16 @@ class JRMDummyInputs(BaseDummyInputsBuilder[JRMProcessingInfo]):
 
 
 class JRMMultiModalProcessor(BaseMultiModalProcessor[JRMProcessingInfo]):
-    """Patches by `JRMProcessor.encode_image`; one placeholder in the prompt becomes those of all its patches."""
+    """Hands on the patches of images; one placeholder in the prompt becomes those of all its image's tokens."""
+
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:
+        """By what the images are: a name that a client gives to one might be another image's too."""
+        return super()._get_mm_hashes(replace(inputs, mm_uuid_items=None))
 
     def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, object]) -> BatchFeature:
         if dict(hf_kwargs) not in ({}, _options(self.info.ctx.model_config)):
             raise VLLMValidationError("leave mm_processor_kwargs out: all images are scaled as vLLM was told.")
-        with refused(), usual_process(), as_jrm_error("an image cannot be read"):
-            images = [
-                image if isinstance(image, EncodedImage) else self.info.processor.encode_image(image)
-                for image in hf_data["images"]
-            ]
+        images = hf_data["images"]
         return BatchFeature(
             {
                 "pixel_values": torch.cat([image.pixel_values for image in images]),

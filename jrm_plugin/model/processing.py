@@ -406,19 +406,18 @@ class JRMProcessor:
 
     # -- for inference engines, which place images themselves
 
-    def prompts(self, sample: Sample) -> list[list[int]]:
-        """Token ids of each sequence of a sample up to the reward token, with one placeholder for each image.
-
-        The images are those of the prompt, and then those of the response; none is opened.
-
-        Raises:
-            JRMError: the checkpoint has no rubric for the sample's task.
-        """
-        turns = [self.segments(sample, self.dimensions_of(k)) for k in range(self.sequences_per_sample)]
-        return [self._up_to_reward_token(segments) for segments in turns]
+    def compact_prompt(self, sequence: EncodedSequence) -> list[int]:
+        """Token ids of a sequence up to the reward token, which is the last, with one placeholder for each image."""
+        images = iter(sequence.images)
+        ids: list[int] = []
+        position = 0
+        while not ids or ids[-1] != self.reward_token_id:
+            ids.append(sequence.prompt[position])
+            position += next(images).tokens if ids[-1] == self.image_token_id else 1
+        return ids
 
     def is_prompt(self, ids: Sequence[int]) -> bool:
-        """Whether token ids are a whole prompt, as `prompts` makes it, each placeholder repeated as often as need be.
+        """Whether token ids are a whole prompt up to the reward token, with any number of placeholders for each image.
 
         It begins and ends as the template does, and has the template's added tokens and no other: so none is a prompt
         that was cut off, or in which a text from outside became such a token.
@@ -427,10 +426,6 @@ class JRMProcessor:
         marks = self._marks(ids)
         outlines = self._outlines(marks.count(self.image_token_id))
         return any(ids[: len(head)] == head and marks == expected for head, expected in outlines)
-
-    def _up_to_reward_token(self, segments: Sequence[Segment]) -> list[int]:
-        ids = self._prompt_ids(segments, [1] * sum(s.kind == "image" for s in segments))
-        return ids[: ids.index(self.reward_token_id) + 1]
 
     def _marks(self, ids: Sequence[int]) -> list[int]:
         """The added tokens of a prompt; placeholders that follow each other are one."""
@@ -445,8 +440,9 @@ class JRMProcessor:
                 texts = [Segment("text", "", text) for text in self.templates(task, self.dimensions_of(k))]
                 for answer in ([], [Segment("text", "")]):
                     segments = self._in_order([Segment("image", None)] * images, texts, answer)
-                    head = self._template(_kinds(segments))[0]
-                    outline = (head, self._marks(self._up_to_reward_token(segments)))
+                    ids = self._prompt_ids(segments, [1] * images)
+                    marks = self._marks(ids[: ids.index(self.reward_token_id) + 1])
+                    outline = (self._template(_kinds(segments))[0], marks)
                     if outline not in outlines:
                         outlines.append(outline)
             self._known_outlines[images] = outlines

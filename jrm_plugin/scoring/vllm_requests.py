@@ -1,57 +1,28 @@
 """Samples as prompts of vLLM, and its answers as scores: for `LLM.encode` in this process, and for servers.
 
-processor = JRMProcessor.from_pretrained("my-jrm")
-llm = LLM("my-jrm", runner="pooling")
-outputs = llm.encode(engine_prompts(processor, sample), pooling_params(), pooling_task="classify")
+prompts = [encoded_prompt(processor, sequence) for sequence in processor.encode(sample)]
+outputs = llm.encode(prompts, pooling_params(), pooling_task="classify")
 score = reward_score(processor, outputs)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from PIL import Image
 from vllm import PoolingParams, PoolingRequestOutput
 from vllm.inputs import TokensPrompt
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
-from jrm_plugin.records.images import load_image
-from jrm_plugin.records.samples import Sample, StoredImage
 from jrm_plugin.records.scores import OverallRule, RewardScore
 
 # In `extra_kwargs` of a request, that its sender reads of each sequence the dimension that it scores, and no other.
 READS_OWN_DIMENSION = "jrm_reads_own_dimension"
 
 
-def engine_prompts(
-    processor: JRMProcessor, sample: Sample, open_image: Callable[[StoredImage], Image.Image] = load_image
-) -> list[TokensPrompt]:
-    """What vLLM takes for each sequence of a sample: token ids, which no text can spell, and opened images.
-
-    Args:
-        processor: of the checkpoint that vLLM serves.
-        sample: what to score.
-        open_image: instead of `load_image`, for callers who open images ahead.
-
-    Raises:
-        JRMError: an image cannot be opened, or the checkpoint has no rubric for the sample's task.
-    """
-    prompts = processor.prompts(sample)
-    images = [open_image(image) for image in sample.prompt_images + sample.response_images]
-    data = {"multi_modal_data": {"image": images}} if images else {}
-    return [TokensPrompt(prompt_token_ids=prompt, **data) for prompt in prompts]
-
-
 def encoded_prompt(processor: JRMProcessor, sequence: EncodedSequence) -> TokensPrompt:
-    """What vLLM takes for a sequence whose images are cut into patches already."""
-    images = iter(sequence.images)
-    ids: list[int] = []
-    position = 0
-    while not ids or ids[-1] != processor.reward_token_id:
-        ids.append(sequence.prompt[position])
-        position += next(images).tokens if ids[-1] == processor.image_token_id else 1
+    """What vLLM takes for a sequence: token ids, which no text can spell, and images that are cut into patches."""
     data = {"multi_modal_data": {"image": sequence.images}} if sequence.images else {}
-    return TokensPrompt(prompt_token_ids=ids, **data)
+    return TokensPrompt(prompt_token_ids=processor.compact_prompt(sequence), **data)
 
 
 def pooling_params() -> PoolingParams:
