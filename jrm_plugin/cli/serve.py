@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from jrm_plugin.cli.common import add_model_arguments, make_scorer
+from jrm_plugin.cli.common import PLACEMENT, add_model_arguments, make_scorer
 from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
 from jrm_plugin.files import read_text
@@ -17,7 +17,7 @@ from jrm_plugin.scoring.remote import TOKEN_VARIABLE
 
 PACKAGES = "fastapi uvicorn python_multipart prometheus_client"
 INSTALL = "jrm-plugin[server]"
-MODEL_OPTIONS = ("model", "device", "dtype", "memory", "max_pixels")
+MODEL_OPTIONS = ("model", *PLACEMENT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

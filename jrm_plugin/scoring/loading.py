@@ -56,7 +56,8 @@ def load_scorer(
             it is; None as `named_model` takes it.
         device: where the model goes; by default the GPU if there is one. A server's model is where the server put it.
         dtype: of the backbone, also by name; likewise.
-        options: further arguments of `RewardScorer.from_pretrained`, as far as the model has a use for them.
+        options: further arguments of `RewardScorer.from_pretrained`, as far as the model has a use for them. With
+            `engine="vllm"` vLLM computes, and they are those of `VLLMScorer.from_pretrained`.
 
     Raises:
         JRMError: there is no such model, its weights do not fit, or the device or the dtype cannot be used.
@@ -75,6 +76,10 @@ def load_scorer(
 
     if model_type(model, revision=options.get("revision")) == "clip":
         return PickScorer.from_pretrained(model, device=device, dtype=dtype, **options)
+    if options.get("engine") == "vllm":
+        from jrm_plugin.scoring.vllm_scorer import VLLMScorer
+
+        return VLLMScorer.from_pretrained(model, device=device, dtype=dtype, **options | {"engine": None})
     return RewardScorer.from_pretrained(model, device=device, dtype=dtype, **options)
 
 

@@ -139,7 +139,7 @@ class ScoringService:
     def describe(self) -> dict[str, Any]:
         """The model, as `GET /v1/models` gives it."""
         scorer = self.loaded_scorer
-        config = getattr(getattr(scorer, "model", None), "config", None)
+        config = getattr(scorer, "config", None)
         calibration = getattr(scorer, "calibration", None)
         limits = {"samples": self.settings.max_samples, "body_bytes": self.settings.max_body_bytes}
         return {
@@ -147,7 +147,7 @@ class ScoringService:
             "digest": self.settings.digest,
             "dimensions": list(scorer.dimensions),
             "overall_rule": getattr(config, "overall_rule", "mean"),
-            "writes_critiques": bool(getattr(config, "writes_critiques", False)),
+            "writes_critiques": bool(getattr(scorer, "writes_critiques", False)),
             "calibration": None if calibration is None else calibration.to_dict(),
             "limits": limits,
         }
