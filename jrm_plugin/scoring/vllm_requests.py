@@ -7,31 +7,37 @@ score = reward_score(processor, outputs)
 
 import math
 from collections.abc import Sequence
-
-from vllm import PoolingParams, PoolingRequestOutput
-from vllm.inputs import TokensPrompt
+from typing import TYPE_CHECKING
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.model.processing import EncodedSequence, JRMProcessor
 from jrm_plugin.records.scores import OverallRule, RewardScore
 
+if TYPE_CHECKING:
+    from vllm import PoolingParams, PoolingRequestOutput
+    from vllm.inputs import TokensPrompt
+
 # In `extra_kwargs` of a request, that its sender reads of each sequence the dimension that it scores, and no other.
 READS_OWN_DIMENSION = "jrm_reads_own_dimension"
 
 
-def encoded_prompt(processor: JRMProcessor, sequence: EncodedSequence) -> TokensPrompt:
+def encoded_prompt(processor: JRMProcessor, sequence: EncodedSequence) -> "TokensPrompt":
     """What vLLM takes for a sequence: token ids, which no text can spell, and images that are cut into patches."""
+    from vllm.inputs import TokensPrompt
+
     data = {"multi_modal_data": {"image": sequence.images}} if sequence.images else {}
     return TokensPrompt(prompt_token_ids=processor.compact_prompt(sequence), **data)
 
 
-def pooling_params() -> PoolingParams:
+def pooling_params() -> "PoolingParams":
     """With which each prompt is to be sent: what `reward_score` reads, from the prefix cache where that has it."""
+    from vllm import PoolingParams
+
     return PoolingParams(task="classify", skip_reading_prefix_cache=False, extra_kwargs={READS_OWN_DIMENSION: True})
 
 
 def reward_score(
-    processor: JRMProcessor, outputs: Sequence[PoolingRequestOutput], overall_rule: OverallRule = "mean"
+    processor: JRMProcessor, outputs: "Sequence[PoolingRequestOutput]", overall_rule: OverallRule = "mean"
 ) -> RewardScore:
     """The score of one sample from the answers to its prompts, in their order.
 
@@ -53,7 +59,7 @@ def reward_score(
     return RewardScore(mu=mu, sigma=sigma, overall_rule=overall_rule)
 
 
-def mu_and_sigma(processor: JRMProcessor, outputs: Sequence[PoolingRequestOutput]) -> tuple[list[float], list[float]]:
+def mu_and_sigma(processor: JRMProcessor, outputs: "Sequence[PoolingRequestOutput]") -> tuple[list[float], list[float]]:
     """mu and sigma by dimension, finite or not, from the answers to one sample's prompts.
 
     Raises:

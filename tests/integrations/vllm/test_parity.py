@@ -12,7 +12,7 @@ from jrm_plugin.model.lora import is_lora_folder, lora_config
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.scorer import RewardScorer
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm.version")
 
 
 class Model(NamedTuple):
@@ -120,3 +120,28 @@ def test_a_group_scores_the_same_again_and_one_by_one(engine, make_samples, requ
     caches = engine.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
     assert (min(engine.cached) > 0) == caches
     assert_equal(expected[::5], [engine.score([candidate])[0] for candidate in candidates[::5]])
+
+
+def test_scores_are_the_same_after_its_caches_were_dropped_and_its_weights_read_again(engine, make_samples):
+    """As vLLM does it after it slept, which it does on GPUs alone."""
+    samples = make_samples(6, seed=2)
+    expected = engine.score(samples)
+    engine.llm.reset_prefix_cache()
+    assert_equal(expected, engine.score(samples))
+    engine.llm.reset_prefix_cache()
+    engine.llm.reset_mm_cache()
+    engine.llm.collective_rpc("reload_weights")
+    assert_equal(expected, engine.score(samples))
+
+
+def test_a_prompt_of_one_dimension_has_no_score_of_all(engine, make_samples):
+    """Which dimension it scores, only those know who made it; they say so with it (`pooling_params`)."""
+    from jrm_plugin.scoring.vllm_requests import encoded_prompt
+
+    (sample,) = make_samples(1)
+    prompt = encoded_prompt(engine.processor, engine.processor.encode(sample)[0])
+    outputs = engine.llm.encode([prompt], pooling_task="classify", use_tqdm=False)
+    numbers = outputs[0].outputs.data
+    assert numbers.isnan().all() if engine.processor.sequences == "per_dimension" else numbers.isfinite().all()
+    if engine.processor.sequences == "joint":
+        assert float(numbers[-1]) == pytest.approx(engine.scorer.score(sample).mu["overall"], abs=1e-5)
