@@ -4,10 +4,10 @@
 
 Each row is one model, layout and dtype, over mixed samples: edits of one and of several images, generations and text
 answers, of many sizes, and in between groups that share their source. The models are the built-in one, and random ones
-of a million parameters of each backbone family with the full rubrics, whose heads are scaled so that scores of a
-dimension have a standard deviation of 1. `mu` and `log_sigma` are the largest differences over samples and dimensions.
-`scorer_…_noise` and `vllm_…_noise` are how far each engine is from `RewardScorer` in float32, root mean squares: what
-rounding to bfloat16 does to each. Rows go into `results/vllm-parity.csv`.
+of a million parameters of each backbone family with the full rubrics. `mu` and `log_sigma` are the largest differences
+over samples and dimensions, `mu_spread` how far apart the scores are of which that is the error. `scorer_…_noise` and
+`vllm_…_noise` are how far each engine is from `RewardScorer` in float32, root mean squares: what rounding to bfloat16
+does to each. Rows go into `results/vllm-parity.csv`.
 """
 
 import argparse
@@ -95,14 +95,8 @@ def write_checkpoint(folder: Path, setting: Setting) -> None:
     config = JRMConfig(
         backbone_config=backbone, reward_token_id=processor.reward_token_id, rope_positions=setting.rope_positions
     )
-    model = JRMForRewardModeling(config)
-    model.save_pretrained(folder)
+    JRMForRewardModeling(config).save_pretrained(folder)
     processor.save_pretrained(folder)
-    scores = numbers(load_scorer(folder, device="cpu", dtype="float32").score(make_samples(40, seed=1)))
-    with torch.no_grad():
-        for head, deviation in zip(model.reward_head.heads, scores[0].std(0), strict=True):
-            head[-1].weight /= float(deviation)
-    model.save_pretrained(folder)
 
 
 def make_samples(count: int, seed: int = 0) -> list[Sample]:
@@ -144,7 +138,7 @@ def measure(folder: str, setting: Setting, samples: list[Sample], device: str) -
     for dtype in ("float32", "bfloat16"):
         ours = measured(load_scorer(folder, device=device, dtype=dtype), samples)
         theirs = measured(load_scorer(folder, dtype=dtype, engine="vllm", memory_budget=2**28), samples)
-        row = setting._asdict() | {"dtype": dtype, "samples": len(samples), "mu_deviation": exact[0].std()}
+        row = setting._asdict() | {"dtype": dtype, "samples": len(samples), "mu_spread": np.ptp(exact[0], 0).max()}
         row |= dict(zip(("mu", "log_sigma"), np.abs(theirs - ours).max((1, 2)), strict=True))
         for name, engine in (("scorer", ours), ("vllm", theirs)):
             row |= {f"{name}_{kind}_noise": n for kind, n in zip(("mu", "log_sigma"), rms(engine - exact), strict=True)}
@@ -175,11 +169,19 @@ def main() -> None:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    table = Table("model", "layout", "dtype", "mu", "log sigma", "noise of mu: RewardScorer, vLLM")
+    table = Table("model", "layout", "dtype", "spread", "mu", "log sigma", "noise of mu: RewardScorer, vLLM")
     for row in rows:
         noise = f"{row['scorer_mu_noise']:.1e}, {row['vllm_mu_noise']:.1e}"
         layout = f"{row['order']}/{row['sequences']}/{row['rope_positions']}"
-        table.add_row(row["family"], layout, row["dtype"], f"{row['mu']:.1e}", f"{row['log_sigma']:.1e}", noise)
+        table.add_row(
+            row["family"],
+            layout,
+            row["dtype"],
+            f"{row['mu_spread']:.2g}",
+            f"{row['mu']:.1e}",
+            f"{row['log_sigma']:.1e}",
+            noise,
+        )
     Console().print(table)
 
 

@@ -130,6 +130,7 @@ def test_scores_are_the_same_after_its_caches_were_dropped_and_its_weights_read_
     assert_equal(expected, engine.score(samples))
     engine.llm.reset_prefix_cache()
     engine.llm.reset_mm_cache()
+    engine.llm.llm_engine.reset_encoder_cache()
     engine.llm.collective_rpc("reload_weights")
     assert_equal(expected, engine.score(samples))
 
