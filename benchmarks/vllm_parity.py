@@ -169,19 +169,11 @@ def main() -> None:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    table = Table("model", "layout", "dtype", "spread", "mu", "log sigma", "noise of mu: RewardScorer, vLLM")
+    table = Table("model", "layout", "dtype", "spread", "mu", "log sigma", "RewardScorer's noise", "vLLM's noise")
     for row in rows:
-        noise = f"{row['scorer_mu_noise']:.1e}, {row['vllm_mu_noise']:.1e}"
         layout = f"{row['order']}/{row['sequences']}/{row['rope_positions']}"
-        table.add_row(
-            row["family"],
-            layout,
-            row["dtype"],
-            f"{row['mu_spread']:.2g}",
-            f"{row['mu']:.1e}",
-            f"{row['log_sigma']:.1e}",
-            noise,
-        )
+        figures = [f"{row[key]:.1e}" for key in ("mu_spread", "mu", "log_sigma", "scorer_mu_noise", "vllm_mu_noise")]
+        table.add_row(row["family"], layout, row["dtype"], *figures)
     Console().print(table)
 
 
