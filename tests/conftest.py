@@ -128,13 +128,13 @@ def make_qwen_tokenizer() -> Qwen2Tokenizer:
 # --- backbones --------------------------------------------------------------------------------------------------------
 
 
-def write_qwen2_backbone(folder: Path, family: str, tokenizer, *, tied: bool, seed: int = 0) -> None:
+def write_qwen2_backbone(folder: Path, family: str, tokenizer, *, tied: bool, width: int = 32, seed: int = 0) -> None:
     """An untrained Qwen2-VL or Qwen2.5-VL whose vocabulary has no spare rows for the tokens that JRM adds."""
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     ids |= {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
+        "hidden_size": width,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -145,15 +145,19 @@ def write_qwen2_backbone(folder: Path, family: str, tokenizer, *, tied: bool, se
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
         "tie_word_embeddings": tied,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [width // 16, 3 * width // 32, 3 * width // 32],
+            "rope_theta": 10000.0,
+        },
     }
     vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "initializer_range": 0.1}
     if family == "qwen2_vl":
         config_class, model_class = Qwen2VLConfig, Qwen2VLForConditionalGeneration
-        vision |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+        vision |= {"embed_dim": 32, "hidden_size": width, "mlp_ratio": 2}
     else:
         config_class, model_class = Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "window_size": 56}
+        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": width, "window_size": 56}
         vision["fullatt_block_indexes"] = [1]
     config = config_class(
         text_config=text,
@@ -179,32 +183,38 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
 
 @pytest.fixture(scope="session")
 def backbone_folder(tmp_path_factory) -> Callable[[str], Path]:
-    """`backbone_folder(family)`: a folder as a hub model's; Qwen2.5-VL's embeddings are untied, the others' tied."""
+    """`backbone_folder(family)`: a folder as a hub model's; Qwen2.5-VL's embeddings are untied, the others' tied.
+
+    `width` is that of a Qwen2-VL's or Qwen2.5-VL's hidden states.
+    """
 
     @cache
-    def make(family: str) -> Path:
+    def make(family: str, width: int) -> Path:
         folder = tmp_path_factory.mktemp(family)
         if family == "qwen3_vl":
             write_tiny_backbone(folder, TEXTS, image_size=48)
         elif family == "qwen2_5_vl":
-            write_qwen2_backbone(folder, family, make_qwen_tokenizer(), tied=False)
+            write_qwen2_backbone(folder, family, make_qwen_tokenizer(), tied=False, width=width)
         else:
-            write_qwen2_backbone(folder, family, tiny_tokenizer(TEXTS), tied=True)
+            write_qwen2_backbone(folder, family, tiny_tokenizer(TEXTS), tied=True, width=width)
         return folder
 
-    return make
+    return lambda family, width=32: make(family, width)
 
 
 @pytest.fixture(scope="session")
 def make_scorer(backbone_folder) -> Callable[..., RewardScorer]:
     """`make_scorer(family, order, sequences)`: a new reward model and processor in evaluation mode."""
 
-    def make(family="qwen3_vl", order="images_first", sequences="joint", *, config=None, **layout) -> RewardScorer:
+    def make(
+        family="qwen3_vl", order="images_first", sequences="joint", *, config=None, width=32, **layout
+    ) -> RewardScorer:
         layout = {"rubrics": default_rubrics("short"), "max_pixels": 64 * 64} | layout
-        processor = JRMProcessor.from_backbone(backbone_folder(family), order=order, sequences=sequences, **layout)
+        folder = backbone_folder(family, width)
+        processor = JRMProcessor.from_backbone(folder, order=order, sequences=sequences, **layout)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = JRMForRewardModeling.from_backbone(backbone_folder(family), processor=processor, config=config)
+            model = JRMForRewardModeling.from_backbone(folder, processor=processor, config=config)
         return RewardScorer(model, processor)
 
     return make

@@ -156,18 +156,28 @@ class JRMForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE):
         return AutoWeightsLoader(self).load_weights(self._checked(weights))
 
     def _checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights as they come, if each is the model's by name and shape and none is missing; vLLM cuts larger ones."""
+        """Weights as they come, if each is the model's by name and shape, once, and none is missing.
+
+        vLLM itself cuts those that are too large. In files, backbones' names differ between versions of transformers.
+        """
         with torch.device("meta"):
             model = JRMForRewardModeling(self.config)
-        shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
-        missing = {name for name, _ in model.named_parameters()}  # tied ones have one name here, and two above
+        expected = {self._in_vllm(name): (name, list(weight.shape)) for name, weight in model.state_dict().items()}
+        missing = {self._in_vllm(name) for name, _ in model.named_parameters()}  # of tied ones, one
         wrong: dict[str, list[str]] = {"unexpected": [], "mismatched": []}
+        left = dict(expected)
         for name, weight in weights:
-            missing.discard(name)
-            if name not in shapes:
+            place = self._in_vllm(name)
+            missing.discard(place)
+            if place not in left:
                 wrong["unexpected"].append(name)
-            elif list(weight.shape) != shapes[name]:
-                wrong["mismatched"].append(f"{name} {list(weight.shape)}, not {shapes[name]}")
+            elif list(weight.shape) != (shape := left.pop(place)[1]):
+                wrong["mismatched"].append(f"{name} {list(weight.shape)}, not {shape}")
             else:
                 yield name, weight
-        check_names(self._folder, {"missing": sorted(missing), **wrong})
+        check_names(self._folder, {"missing": sorted(expected[place][0] for place in missing), **wrong})
+
+    def _in_vllm(self, name: str) -> str | None:
+        """What vLLM makes of a weight's name."""
+        part, _, rest = name.partition(".")
+        return f"{part}.{self.backbone.hf_to_vllm_mapper.map_name(rest)}" if part == "backbone" else name

@@ -425,7 +425,9 @@ class JRMProcessor:
         ids = list(ids)
         marks = self._marks(ids)
         outlines = self._outlines(marks.count(self.image_token_id))
-        return any(ids[: len(head)] == head and marks == expected for head, expected in outlines)
+        return ids[-1:] == [self.reward_token_id] and any(
+            ids[: len(head)] == head and marks == expected for head, expected in outlines
+        )
 
     def _marks(self, ids: Sequence[int]) -> list[int]:
         """The added tokens of a prompt; placeholders that follow each other are one."""
