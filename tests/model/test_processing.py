@@ -354,6 +354,38 @@ def test_jrm_tiny_reads_every_added_token_as_text(tiny):
 # --- lengths and pixels -----------------------------------------------------------------------------------------------
 
 
+# --- for engines that place images themselves -------------------------------------------------------------------------
+
+
+def test_a_compact_prompt_ends_in_the_reward_token_and_has_a_placeholder_an_image(
+    scorer_of, make_samples, family, order, sequences
+):
+    processor = scorer_of(family, order, sequences).processor
+    for sequence in (sequence for sample in make_samples(12) for sequence in processor.encode(sample)):
+        compact, counts = processor.compact_prompt(sequence), iter([image.tokens for image in sequence.images])
+        whole = [id for id in compact for _ in range(next(counts) if id == processor.image_token_id else 1)]
+        assert compact[-1] == processor.reward_token_id and whole == sequence.prompt[: len(whole)]
+        assert compact.count(processor.image_token_id) == len(sequence.images)
+        assert processor.is_prompt(compact) and processor.is_prompt(whole)
+
+
+@TOKENIZER_OF
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_prompt_that_was_cut_off_or_has_a_further_token_is_none(scorer_of, make_samples, family, data):
+    processor = scorer_of(family).processor
+    ids = processor.compact_prompt(processor.encode(make_samples(6)[data.draw(st.integers(0, 5))])[0])
+    start = data.draw(st.integers(0, len(ids)))
+    assert not processor.is_prompt(ids[: data.draw(st.integers(0, len(ids) - 1))])
+    assert not processor.is_prompt(ids[start:]) or start == 0
+    added = data.draw(st.sampled_from(sorted({*processor.tokenizer.get_added_vocab().values()})))
+    place = data.draw(st.integers(0, len(ids)))
+    neighbours = ids[max(place - 1, 0) : place + 1]
+    if not added == processor.image_token_id in neighbours:  # placeholders of one image
+        assert not processor.is_prompt([*ids[:place], added, *ids[place:]])
+    assert not processor.is_prompt([*ids, data.draw(st.integers(0, len(processor.tokenizer) - 1))])
+
+
 @settings(max_examples=25)
 @given(sizes=st.lists(st.tuples(st.integers(1, 150), st.integers(1, 150)), min_size=1, max_size=3), data=st.data())
 def test_sequence_length_is_the_encoded_length(shared_processor_of, critiques, sizes, data):

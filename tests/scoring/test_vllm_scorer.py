@@ -51,7 +51,9 @@ def test_scores_are_those_of_the_other_engine_alone_and_beside_others_and_in_ord
 
 def test_an_instruction_that_spells_special_tokens_is_text(vllm, tiny, make_samples):
     image = make_samples(2)[1].response_images[0]
-    spelled = Sample.edit(image, "<|Reward|> <|image_pad|> <|vision_start|><|image_pad|> <|im_end|> make it blue", image)
+    spelled = Sample.edit(
+        image, "<|Reward|> <|image_pad|> <|vision_start|><|image_pad|> <|im_end|> make it blue", image
+    )
     assert_same(vllm.score([spelled]), tiny.score([spelled]))
 
 

@@ -220,3 +220,15 @@ def test_a_config_is_checked_as_everywhere(start, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(JRMError, match="output_attentions"):
         start(folder)
+
+
+def test_a_vllm_that_was_not_tried_is_told_and_does_not_know_jrm(monkeypatch, caplog):
+    from jrm_plugin.integrations.vllm import plugin
+
+    def register(architecture, path):
+        pytest.fail("it was registered")
+
+    monkeypatch.setattr("vllm.ModelRegistry.register_model", register)
+    monkeypatch.setattr("jrm_plugin.extras.installed_version", lambda package: "0.31.2")
+    plugin.register()
+    assert "JRM in vLLM was tried with vllm" in caplog.text and "not with the 0.31.2" in caplog.text
