@@ -6,6 +6,7 @@ once, whoever asks. Its engine is a process of its own, which nothing that is se
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -47,6 +48,7 @@ class VLLMEngine:
     memory_budget = 2 * 2**30
 
     def __init__(self, folder: str | Path, processor: JRMProcessor, **options: Any):
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the one that was tried
         from vllm import LLM
 
         self.processor, self._thread = processor, ThreadPoolExecutor(1)
