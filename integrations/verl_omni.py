@@ -5,6 +5,7 @@ model that verl-omni holds, [`JRMNativeModel`]. Nothing of verl-omni is imported
 nothing that JRM needs to verl's own.
 """
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,26 +13,29 @@ from functools import cache, partial
 from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple
 
+import aiohttp
 import numpy as np
 import torch
 from verl import DataProto
 from verl.protocol import DataProtoItem
 from verl.utils.device import get_device_name
 
-from jrm_plugin.errors import JRMError
-from jrm_plugin.integrations.verl.pooled_reward import keyword_score
+from jrm_plugin.errors import JRMError, shortened
+from jrm_plugin.integrations.verl.pooled_reward import Scorers, keyword_score
 from jrm_plugin.integrations.verl.reward_manager import JRMRewardManager, name_of, row_of
 from jrm_plugin.integrations.verl.settings import RolloutSettings, settings_of
 from jrm_plugin.judged_rollouts import RolloutJudge
+from jrm_plugin.model.checkpoint import load_config
 from jrm_plugin.records.calibration import Calibration
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
+from jrm_plugin.records.wire import sample_to_json
 from jrm_plugin.rollouts import pictures_of
-from jrm_plugin.scoring.loading import load_scorer, model_digest
+from jrm_plugin.scoring.loading import load_scorer, model_calibration, model_digest
 from jrm_plugin.scoring.micro_batches import MicroBatches
 
 # What verl-omni hands to every scorer beside the keys of its config.
-_ITS_OWN = ("reward_router_address", "reward_model_tokenizer", "model_name", "sampling_params")
+_ITS_OWN = ("reward_model_tokenizer", "sampling_params")
 # verl-omni numbers the images of a prompt by such labels in its text.
 _LABEL = re.compile(r"^\s*Picture \d+:\s*", re.MULTILINE)
 
@@ -137,18 +141,50 @@ def _named_model(handle: Any) -> _NamedModel:
     return _NamedModel(handle)
 
 
+class _ServedModel:
+    """A JRM that verl-omni serves by vLLM with the plug-in `jrm`, as [`PooledReward`] asks its scorers."""
+
+    def __init__(self, address: str, model: str):
+        self._address, self._model = address, model
+
+    async def dimensions(self) -> list[str]:
+        return await asyncio.to_thread(lambda: load_config(self._model).dimensions)
+
+    async def calibration(self) -> Calibration | None:
+        return await asyncio.to_thread(model_calibration, self._model)
+
+    async def score(self, samples: Sequence[Sample]) -> list[RewardScore | JRMError]:
+        records = await asyncio.to_thread(lambda: [sample_to_json(sample) for sample in samples])
+        body = {"model": self._model, "data": {"samples": records}}
+        url, patience = f"http://{self._address}/pooling", aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(timeout=patience) as session, session.post(url, json=body) as response:
+            if response.status != 200:  # the router says no more of a request that vLLM refuses
+                text = shortened(await response.text())
+                return [JRMError(f"vLLM at {self._address} answers {response.status}: {text}.")] * len(samples)
+            answer = await response.json()
+        return [RewardScore.from_dict(score) for score in answer["data"]["scores"]]
+
+
+@cache
+def _served_model(address: str, model: str) -> _ServedModel:
+    return _ServedModel(address, model)
+
+
 async def compute_score_jrm(
     data_source: str,
     solution_image: torch.Tensor,
     ground_truth: str,
     extra_info: dict[str, Any],
     reward_model: Any = None,
+    reward_router_address: str | None = None,
+    model_name: str | None = None,
     **settings: Any,
 ) -> dict[str, float | str]:
     """One of several rewards in `reward.reward_functions`, whose further keys are those of `reward.jrm`.
 
-    Where its model is a [`JRMNativeModel`] of `reward.models`, that one scores and verl-omni holds it; the keys are
-    then those of [`RolloutSettings`]. Otherwise the run's pool of scorers does.
+    Where its model is one of `reward.models`, a [`JRMNativeModel`] or one that vLLM serves (`backend: engine`), that
+    one scores and verl-omni holds it; the keys are then those of [`RolloutSettings`]. With `model_path`, the run's pool
+    of scorers does.
 
     verl-omni does not hand the prompt's images to such a scorer: for edits, the source stands in `extra_info` as
     `source_image` (or `source_images`, or `source_img`), a path, bytes or an array. The instruction is
@@ -160,6 +196,7 @@ async def compute_score_jrm(
         ground_truth: the instruction, where `extra_info` has none.
         extra_info: of the row.
         reward_model: verl-omni's handle of the named model.
+        reward_router_address, model_name: of the engine, where the named model is one.
         settings: the keys of [`JRMSettings`], of which `model_path` is needed; or of [`RolloutSettings`].
 
     Returns:
@@ -177,7 +214,11 @@ async def compute_score_jrm(
             row.setdefault("source_image", row["source_img"])
         return "", row
 
-    scorers = None if reward_model is None else _named_model(reward_model)
+    scorers: Scorers | None = None
+    if reward_model is not None:
+        scorers = _named_model(reward_model)
+    elif reward_router_address and model_name and "model_path" not in settings:
+        scorers = _served_model(reward_router_address, model_name)
     return await keyword_score(rollout, name_of({"extra_info": extra_info}), settings, scorers)
 
 

@@ -39,6 +39,7 @@ FRAGMENTS = {
     "RewardClient(": "it asks a server; tests/scoring/test_remote.py has one",
     "score_functions = {": "lines of flow_grpo's rewards.py",
     "pandas.read_parquet(": "a file that a run of ten steps leaves; tests/integrations/trl/test_reward.py reads one",
+    'engine="vllm"': "it starts vLLM; tests/scoring/test_vllm_scorer.py does",
     "config.reward_fn": "a line of flow_grpo's config",
 }
 

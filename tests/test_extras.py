@@ -6,7 +6,8 @@ import pytest
 
 from jrm_plugin.cli import main
 from jrm_plugin.errors import JRMError
-from jrm_plugin.extras import require
+from jrm_plugin.extras import check_tried, require
+from jrm_plugin.scoring.loading import load_scorer
 
 
 def test_first_package_that_cannot_be_imported_is_named(monkeypatch):
@@ -16,6 +17,25 @@ def test_first_package_that_cannot_be_imported_is_named(monkeypatch):
         require("json yaml nowhere", "jrm test", install="jrm-plugin[test]")
     assert str(error.value).startswith("jrm test needs yaml, which cannot be used here (")
     assert str(error.value).endswith("): pip install 'jrm-plugin[test]'.")
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [
+        (None, "the engine vllm needs vllm, which is not installed: pip install 'jrm-plugin[vllm]'."),
+        ("0.31.9", "and not with the 0.31.9 that is installed"),
+        ("0.33.0rc1", "and not with the 0.33.0rc1 that is installed"),
+        ("0.32.1+cu129", None),
+    ],
+)
+def test_a_vllm_that_was_not_tried_is_one_sentence(monkeypatch, installed, told):
+    monkeypatch.setattr("jrm_plugin.extras.installed_version", lambda package: installed)
+    if told is None:
+        check_tried("vllm", "the engine vllm", install="jrm-plugin[vllm]")
+        return
+    with pytest.raises(JRMError) as error:
+        load_scorer("jrm-tiny", engine="vllm")
+    assert told in str(error.value) and str(error.value).endswith("pip install 'jrm-plugin[vllm]'.")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from jrm_plugin.integrations.trl.joint_reward_config import JointRewardConfig
 from jrm_plugin.integrations.trl.joint_reward_trainer import JointRewardTrainer
 from jrm_plugin.integrations.trl.reward import JRMReward, jrm_rewards
 from jrm_plugin.integrations.trl.text_reward import JRMForTextReward
-from jrm_plugin.integrations.trl.training import TrainArguments, train
+from jrm_plugin.integrations.trl.train_arguments import TrainArguments
+from jrm_plugin.integrations.trl.training import train
 from jrm_plugin.rollouts import InvalidAnswer
 
 __all__ = [

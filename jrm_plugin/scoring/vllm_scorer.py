@@ -6,6 +6,7 @@ once, whoever asks. Its engine is a process of its own, which nothing that is se
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,8 +28,7 @@ logger = logging.getLogger(__name__)
 INSTALL = "jrm-plugin[vllm]"
 CPU_CACHE_BYTES = 2 * 2**30  # of a CPU's memory, of which vLLM would take nine tenths
 CPU_BLOCK = 32  # tokens that are shared at once, or not; vLLM's 128 on CPU shares nothing of a short prompt
-
-
+# Arguments of `vllm.LLM` that are not a user's.
 OWN_OPTIONS = {"model", "runner", "worker_extension_cls", "dtype", "revision", "tokenizer", "hf_overrides"}
 EXTENSION = "jrm_plugin.scoring.vllm_scorer.ClearableWorker"
 
@@ -47,6 +47,7 @@ class VLLMEngine:
     memory_budget = 2 * 2**30
 
     def __init__(self, folder: str | Path, processor: JRMProcessor, **options: Any):
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the one that was tried
         from vllm import LLM
 
         self.processor, self._thread = processor, ThreadPoolExecutor(1)
@@ -224,6 +225,8 @@ class VLLMScorer(SampleScorer):
             own["mm_processor_kwargs"] = {"max_pixels": max_pixels}
         try:
             engine = VLLMEngine(folder, processor, **own | options)
+        except JRMError:  # of the checkpoint, where the engine is in this process
+            raise
         except Exception as error:
             raise JRMError(
                 f"vLLM does not start with {path_or_name} ({reason(error)}); what it printed before says why. A script "

@@ -48,6 +48,9 @@ NOT_RUN = {
     "jrm serve": "it serves until it is stopped; tests/cli/test_serve.py runs it",
     "curl": "a server; tests/server asks one",
     "  {": "the rest of what curl sends",
+    '  "': "the rest of what curl sends",
+    "jrm score --engine vllm": "vLLM; tests/scoring/test_vllm_scorer.py scores with it",
+    "jrm rank --engine vllm": "vLLM; tests/scoring/test_vllm_scorer.py ranks with it",
     "jrm push": "the hub; tests/cli/test_push.py pushes to a server of its own",
 }
 

@@ -17,6 +17,7 @@ READY = {
     "trl": "ready",
     "verl": "registered as the reward manager jrm of verl",
     "verl_omni": "not installed",
+    "vllm": "not installed: pip install jrm-plugin[vllm]",
 }
 
 

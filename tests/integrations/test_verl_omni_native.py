@@ -15,6 +15,10 @@ import torch
 
 pytest.importorskip("verl")
 
+from fastapi import FastAPI, Request  # noqa: E402
+from fastapi.responses import JSONResponse  # noqa: E402
+from scoring_server import serving_app  # noqa: E402
+
 from jrm_plugin import JRMError, Sample  # noqa: E402
 from jrm_plugin.integrations import verl_omni  # noqa: E402
 from jrm_plugin.integrations.verl_omni import JRMNativeModel, compute_score_jrm  # noqa: E402
@@ -22,6 +26,7 @@ from jrm_plugin.model.calibration_file import write_calibration  # noqa: E402
 from jrm_plugin.model.checkpoint import built_in_folder  # noqa: E402
 from jrm_plugin.records.calibration import Calibration  # noqa: E402
 from jrm_plugin.records.images import load_image  # noqa: E402
+from jrm_plugin.records.wire import sample_from_json  # noqa: E402
 
 
 class Executor:
@@ -156,3 +161,28 @@ def test_wrong_options_are_one_sentence():
         JRMNativeModel("jrm-tiny", "cpu", dtype="int8")
     with pytest.raises(JRMError, match="no/such/model"):
         JRMNativeModel("no/such/model", "cpu")
+
+
+def test_an_engine_of_verl_omni_is_asked_by_the_plug_ins_form(tiny, group_of):
+    """The router passes on to vLLM; here what answers is `RewardScorer`, in the form of the plug-in `jrm`."""
+    app = FastAPI()
+
+    @app.post("/pooling")
+    async def pooling(request: Request) -> JSONResponse:
+        body = await request.json()
+        assert body["model"] == "jrm-tiny"
+        scores = tiny.score([sample_from_json(record) for record in body["data"]["samples"]], on_error="return")
+        if any(isinstance(score, JRMError) for score in scores):
+            return JSONResponse({"error": "no"}, 500)
+        return JSONResponse({"data": {"scores": [score.to_dict() for score in scores]}})
+
+    samples = group_of(5, 3)
+    with serving_app(app) as url:
+        engine = {"reward_router_address": url.removeprefix("http://"), "model_name": "jrm-tiny"}
+        found = asyncio.run(rewards_of(None, samples, **engine))
+        assert [each["score"] for each in found] == pytest.approx(
+            [score.mu["overall"] for score in tiny.score(samples)], abs=1e-5
+        )
+        hopeless = Sample.edit(samples[0].prompt_images[0], "x" * 100_000, samples[0].response_images[0])
+        with pytest.raises(JRMError, match="answers 500"):
+            asyncio.run(rewards_of(None, [hopeless], **engine))
