@@ -65,7 +65,7 @@ class Scale:
 # Enough for instruction following to leave chance, and little enough for 24 runs in an hour.
 SCALES = {
     "shapes": Scale(warm=1.0, steps=480, eval_every=160, heldout=400, language=12_000),
-    "photos": Scale(warm=0.4, steps=160, eval_every=80, heldout=400, language=6_000),
+    "photos": Scale(warm=0.4, steps=480, eval_every=160, heldout=400, language=6_000),
 }
 
 
