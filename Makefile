@@ -81,7 +81,7 @@ bump-vllm:
 	rm -rf .venv-vllm
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM_PIP) $(TORCH)
-	$(VLLM_PIP) $(TORCH) $(VLLM) --editable '.[client,server]' hypothesis 'pytest>=8,<9.2' 'pytest-xdist>=3.6'
+	$(VLLM_PIP) $(TORCH) $(VLLM) --editable '.[client,server]' hypothesis peft 'pytest>=8,<9.2' 'pytest-xdist>=3.6'
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes $(NOT_NEEDED)
 	sed -i '/^#/!d' constraints-vllm.txt
 	echo "$(TORCH)" >> constraints-vllm.txt
