@@ -2,9 +2,10 @@
 
     python -m examples.image_editor --seed 0 1 2
 
-Rewards: `jrm-tiny`, the two models of `jrm demo --compare` (alpha = 0.7 and the alpha = 0 baseline, of one recipe) and an
-oracle as the ceiling. `--judge NAME=MODEL` names others: a folder, a hub name, the address of a reward server, or, as
-`NAME=`, whatever the variables `JRM_MODEL`, `JRM_MODE` and so on say. Stopped at any point, the same command goes on.
+Rewards: `jrm-tiny`, the two models of `jrm demo --compare` (alpha = 0.7 and the alpha = 0 baseline, of one recipe) and
+an oracle as the ceiling. `--judge NAME=MODEL` names others: a folder, a hub name, the address of a reward server, or,
+as `NAME=`, whatever the variables `JRM_MODEL`, `JRM_MODE` and so on say. Stopped at any point, the same command goes
+on.
 """
 
 import argparse

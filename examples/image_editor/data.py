@@ -36,6 +36,11 @@ class Triples:
     def __len__(self) -> int:
         return len(self.instructions)
 
+    def rows(self, chosen: np.ndarray) -> "Triples":
+        """Those of these numbers, in their order."""
+        texts = ([column[k] for k in chosen] for column in (self.instructions, self.kinds))
+        return Triples(self.source_NHWC[chosen], self.target_NHWC[chosen], *texts)
+
 
 def draw_triples(
     count: int,
@@ -66,8 +71,8 @@ def draw_triples(
 def _target(edit: Edit, failure: str, rng: np.random.Generator) -> np.ndarray:
     """The picture after the edit.
 
-    An object at a new place stands in the middle of its cell. ShapeEdits puts it up to a pixel beside that, which nobody
-    can foresee: an editor that learns from such pictures paints the mean of nine outlines.
+    An object at a new place stands in the middle of its cell. ShapeEdits puts it up to a pixel beside that, which
+    nobody can foresee: an editor that learns from such pictures paints the mean of nine outlines.
     """
     scene = read_scene(edit.source)
     result = carry_out(sorted(scene.items.values()), read_instruction(edit.instruction, scene), failure, rng)

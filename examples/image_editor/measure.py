@@ -32,7 +32,7 @@ def edit(velocities: Sequence[Velocity], prompts: Triples) -> np.ndarray:
 def measured(judge: RolloutJudge, prompts: Triples, pictures: np.ndarray) -> dict[str, Any]:
     """Lists by prompt, plain numbers: failure, scores of the oracle, success, and the judge's mu and sigma.
 
-    Success is an edit as asked and nothing else (instruction following 4) in a picture without a flaw (visual quality 4).
+    Success is an edit as asked and nothing else (instruction following 4) in a flawless picture (visual quality 4).
     """
     edits = zip(prompts.source_NHWC, prompts.instructions, pictures, strict=True)
     truth = [judge_generated(*edit) for edit in edits]

@@ -71,7 +71,7 @@ def write_results(folder: Path, arms: Sequence[Arm]) -> None:
             if what in row:
                 add(row["reward"], row["seeds"], what, row[what], arms[0].values("success").shape[1])
     for arm in arms:
-        for k, (seed, run) in enumerate(arm.runs.items()):
+        for seed, run in arm.runs.items():
             for when, end in enumerate(("start", "end")):
                 measured = run.measured[-when]
                 kind_N = np.array(measured["kind"])

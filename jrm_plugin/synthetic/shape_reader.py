@@ -190,10 +190,10 @@ class GeneratedEdit(NamedTuple):
 def judge_generated(source, instruction: str, image) -> GeneratedEdit:
     """The judge of pictures that a model painted, of which none equals what it shows pixel for pixel.
 
-    The failure is judged as in `judge_edit`, on the scene that is nearest to the picture. Visual quality is how near: with
-    the distance, the root mean square of the difference from the scene's flawless picture, or half of that of the worst
-    place where this is more, it is 4 below 10 levels of 255, 3 below 20, 2 below 35, else 1. Eight pixels of another
-    object's colour in one place are enough for 3.
+    The failure is judged as in `judge_edit`, on the scene that is nearest to the picture. Visual quality is how near:
+    with the distance, the root mean square of the difference from the scene's flawless picture, or half of that of the
+    worst place where this is more, it is 4 below 10 levels of 255, 3 below 20, 2 below 35, else 1. Eight pixels of
+    another object's colour in one place are enough for 3.
 
     Args:
         source, image: anything `load_image` reads.
@@ -206,9 +206,9 @@ def judge_generated(source, instruction: str, image) -> GeneratedEdit:
     failure = _failure(before, read_instruction(instruction, before), after)
     error = (np.asarray(load_image(image), dtype=np.float64) - draw_scene(after)) ** 2
     by_place = error.reshape(GRID, CELL, GRID, CELL, 3).mean((1, 3, 4))
-    distance = max(error.mean() ** 0.5, by_place.max() ** 0.5 / 2)
+    distance = float(max(error.mean() ** 0.5, by_place.max() ** 0.5 / 2))
     quality = 4 - sum(distance >= bound for bound in TOLERANCES)
-    return GeneratedEdit(failure, FAILURE_SCORES[failure], quality, float(distance))
+    return GeneratedEdit(failure, FAILURE_SCORES[failure], quality, distance)
 
 
 def _failure(before: Scene, request: Request, after: Scene) -> str:
