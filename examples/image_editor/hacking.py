@@ -24,11 +24,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measuring import versions, write_csv
 from examples.image_editor.data import Triples
 from examples.image_editor.editor import Editor
 from examples.image_editor.grpo import FlowGRPO, Run, train, velocities
-from examples.image_editor.measure import Mean, edit, heldout_prompts, mean_over_prompts, measured
+from examples.image_editor.measure import Mean, edit, heldout_prompts, mean_over_prompts, measured, share, write_rows
 from examples.image_editor.pretrain import Pretraining, pretrained
 from examples.image_editor.reward import load_judge
 from jrm_plugin import PreferencePair, RewardScorer, Sample
@@ -244,19 +243,19 @@ def write_rounds(folder: Path, rounds: dict[tuple[int, int], Round]) -> None:
             add(seed, number, "", f"the judge's accuracy on ShapeEdits, {name}", mean)
         for each in this.run.measured:
             failures, kinds, iteration = np.array(each["failure"]), np.array(each["kind"]), each["iteration"]
-            for name in ("reward", "sigma", "success", "instruction_following", "visual_quality"):
+            for name in ("reward", "sigma", "instruction_following", "visual_quality"):
                 add(seed, number, iteration, name, mean_over_prompts([each[name]]))
+            add(seed, number, iteration, "success", share(each["success"]))
             for kind in KINDS:
                 success_N = np.array(each["success"])[kinds == kind]
-                add(seed, number, iteration, f"success, {kind}", mean_over_prompts([success_N]))
+                add(seed, number, iteration, f"success, {kind}", share(success_N))
             for failure in FAILURE_SCORES:
-                add(seed, number, iteration, f"failure, {failure}", mean_over_prompts([failures == failure]))
+                add(seed, number, iteration, f"failure, {failure}", share(failures == failure))
         for iteration, line in enumerate(this.run.iterations, 1):
             kept = {name: f"{line[name]:.5g}" if name in line else None for name in ("reward", "kl", *GUARDS)}
             steps.append({"seed": seed, "round": number, "iteration": iteration} | kept)
-    made_by = versions()
-    write_csv(folder / "image-editor-rounds.csv", [row | made_by for row in rows])
-    write_csv(folder / "image-editor-rounds-steps.csv", steps)
+    write_rows(folder / "image-editor-rounds.csv", rows)
+    write_rows(folder / "image-editor-rounds-steps.csv", steps)
 
 
 def draw_rounds(rounds: dict[tuple[int, int], Round], path: Path) -> None:

@@ -3,7 +3,9 @@
 Every editor edits the same sources by the same instructions from the same noise, so that differences are paired.
 """
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,9 @@ import torch
 from examples.image_editor.data import Triples, draw_triples, to_pictures, to_tensor, word_ids
 from examples.image_editor.reward import judge_pictures
 from examples.image_editor.sampler import Velocity, sample, times
-from jrm_plugin.evaluation.metrics import Z95
+from jrm_plugin.cli.env import versions
+from jrm_plugin.evaluation.metrics import Z95, proportion
+from jrm_plugin.files import replacing
 from jrm_plugin.judged_rollouts import RolloutJudge
 from jrm_plugin.synthetic.shape_reader import judge_generated
 
@@ -66,3 +70,19 @@ def mean_over_prompts(values_SN: Sequence[Sequence[float]]) -> Mean:
     half = Z95 * by_prompt_N.std(ddof=1) / len(by_prompt_N) ** 0.5
     value = float(by_prompt_N.mean())
     return Mean(value, value - float(half), value + float(half))
+
+
+def share(true_N: Sequence[bool] | np.ndarray) -> Mean:
+    """How many of N prompts, with Wilson's interval."""
+    found = proportion(int(np.sum(true_N)), len(true_N))
+    return Mean(found["value"], found["low"], found["high"])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of one table as CSV, with the versions that decide what comes of a seed; None is an empty field."""
+    made_by = {name: versions()[name] for name in ("torch", "python")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as staging, staging.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=[*rows[0], *made_by], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dict(row) | made_by for row in rows)

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import versions, write_csv
 from examples.image_editor.data import Triples
 from examples.image_editor.grpo import Run
-from examples.image_editor.measure import Mean, mean_over_prompts
-from jrm_plugin.evaluation.metrics import proportion
+from examples.image_editor.measure import Mean, mean_over_prompts, share, write_rows
 from jrm_plugin.files import replacing, write_text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -77,15 +75,12 @@ def write_results(folder: Path, arms: Sequence[Arm]) -> None:
                 kind_N = np.array(measured["kind"])
                 for kind in ("", *kinds):
                     success_N = np.array(measured["success"])[(kind_N == kind) | (kind == "")]
-                    share = proportion(int(success_N.sum()), len(success_N))
-                    mean = Mean(share["value"], share["low"], share["high"])
-                    add(arm.name, seed, f"success {kind}".strip() + f", {end}", mean, len(success_N))
+                    add(arm.name, seed, f"success {kind}".strip() + f", {end}", share(success_N), len(success_N))
                 add(arm.name, seed, f"reward, {end}", mean_over_prompts([measured["reward"]]), len(kind_N))
             for failure in sorted({*arm.runs[seed].measured[-1]["failure"]}):
-                share_N = np.array([name == failure for name in run.measured[-1]["failure"]])
-                add(arm.name, seed, f"failure {failure}, end", mean_over_prompts([share_N]), len(share_N))
-    made_by = versions()
-    write_csv(folder / "image-editor.csv", [row | made_by for row in rows])
+                failed_N = np.array([name == failure for name in run.measured[-1]["failure"]])
+                add(arm.name, seed, f"failure {failure}, end", share(failed_N), len(failed_N))
+    write_rows(folder / "image-editor.csv", rows)
     steps = [
         {"reward": arm.name, "seed": seed, "iteration": number} | {name: f"{value:.5g}" for name, value in line.items()}
         for arm in arms
@@ -93,7 +88,7 @@ def write_results(folder: Path, arms: Sequence[Arm]) -> None:
         for number, line in enumerate(run.iterations, 1)
     ]
     names = list(dict.fromkeys(name for step in steps for name in step))
-    write_csv(folder / "image-editor-steps.csv", [{name: step.get(name) for name in names} for step in steps])
+    write_rows(folder / "image-editor-steps.csv", [{name: step.get(name) for name in names} for step in steps])
 
 
 def _rounded(mean: Mean) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""What share of an iteration is the judge: FLOPs and seconds of the editor and of the reward, with both engines.
+"""What share of an iteration of `examples/image_editor` is the judge, in FLOPs and in seconds, with both engines.
 
-    python -m examples.image_editor.cost
+    python -m benchmarks.editor_cost
 
 One iteration of the table's runs: 96 pictures sampled in 10 steps, judged, and 64 of them trained on in 4 steps each.
 FLOPs are torch's count, attention computed by matrix products, which is how they are counted. Seconds are the process's
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Pretraining.steps, help="of its pre-training")
     parser.add_argument("--model", default="jrm-tiny", help="the judge (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, help="where to write the rows (default: in the output folder)")
+    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "image-editor-cost.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -69,7 +69,7 @@ def main() -> None:
             row[f"share_of_{name}"] = round(row[name] / (editors[name] + row[name]), 4) if is_reward else None
         print({name: value for name, value in row.items() if value is not None}, flush=True)
     made_by = {"device": device_description()} | versions()
-    write_csv(options.csv or options.output / "image-editor-cost.csv", [row | made_by for row in rows])
+    write_csv(options.csv, [row | made_by for row in rows])
 
 
 def measured(prepare: Callable[[], Callable[[], object]], repeats: int) -> dict[str, float]:
