@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
                 run = run_round(folder, judge, base, prompts, settings, options.second_judge)
                 rounds[seed, number] = Round(run, accuracy)
                 rounds[seed, number].say(seed, number)
-        write_rounds(options.results or options.output, rounds)
-        draw_rounds(rounds, options.output / "hacking.png")
+                write_rounds(options.results or options.output, rounds)
+                draw_rounds(rounds, options.output / "hacking.png")
     print(f"hacking.png and the tables are in {options.output}.")
 
 
@@ -246,7 +246,7 @@ def write_rounds(folder: Path, rounds: dict[tuple[int, int], Round]) -> None:
             for name in ("reward", "sigma", "instruction_following", "visual_quality"):
                 add(seed, number, iteration, name, mean_over_prompts([each[name]]))
             add(seed, number, iteration, "success", share(each["success"]))
-            for kind in KINDS:
+            for kind in sorted({*each["kind"]}):
                 success_N = np.array(each["success"])[kinds == kind]
                 add(seed, number, iteration, f"success, {kind}", share(success_N))
             for failure in FAILURE_SCORES:

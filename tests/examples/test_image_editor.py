@@ -19,12 +19,14 @@ from examples.image_editor.__main__ import main
 from examples.image_editor.data import WORDS, draw_triples, to_pictures, to_tensor, word_ids
 from examples.image_editor.editor import Editor
 from examples.image_editor.grpo import FlowGRPO, Rollouts, Run, step_loss, train, velocities
+from examples.image_editor.hacking import Round, draw_rounds, labelled_pairs, write_rounds
 from examples.image_editor.measure import edit, heldout_prompts, mean_over_prompts, measured
 from examples.image_editor.page import Arm, write_page, write_results
 from examples.image_editor.pretrain import Pretraining, pretrained
 from examples.image_editor.reward import Oracle, judge_pictures, load_judge
 from examples.image_editor.sampler import divergence, log_probability, sample, step_of
 from jrm_plugin import Sample, Scorer
+from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.errors import JRMError
 from jrm_plugin.synthetic.shape_reader import judge_generated
 
@@ -71,7 +73,7 @@ def test_without_noise_a_step_is_the_odes(t, x, v):
         assert step.deviation == 0
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.floats(-1, 1), st.floats(0.2, 1.5), st.floats(0.1, 1.0))
 def test_the_sde_leaves_the_distribution_at_every_t_as_the_ode_has_it(mean, deviation, noise):
     """Data N(m, d²): x_t is N((1 - t) m, (1 - t)² d² + t²), and the velocity that is exact for it is linear in x.
@@ -79,7 +81,7 @@ def test_the_sde_leaves_the_distribution_at_every_t_as_the_ode_has_it(mean, devi
     So a step maps a mean and a variance to a mean and a variance, and no random number is needed. What is left is the
     error of steps of finite length.
     """
-    t = np.linspace(0.98, 0.02, 2001).tolist()
+    t = np.linspace(0.98, 0.02, 1001).tolist()
     m, variance = (1 - t[0]) * mean, (1 - t[0]) ** 2 * deviation**2 + t[0] ** 2
     for k in range(len(t) - 1):
         total = (1 - t[k]) ** 2 * deviation**2 + t[k] ** 2
@@ -240,11 +242,13 @@ def whole(folder: Path) -> Run:
 
 
 # Ends itself at the so-manieth forward pass of the transformer, as a machine that loses power.
-KILLED = """
+KILLED = f"""
 import os, signal, sys
 from pathlib import Path
 import torch
-from test_image_editor import whole
+from examples.image_editor.grpo import FlowGRPO, train
+from examples.image_editor.pretrain import Pretraining, pretrained
+from examples.image_editor.reward import load_judge
 passes = 0
 def hook(module, given, returned):
     global passes
@@ -254,7 +258,8 @@ def hook(module, given, returned):
             os.kill(os.getpid(), signal.SIGKILL)
 torch.set_num_threads(1)
 torch.nn.modules.module.register_module_forward_hook(hook)
-whole(Path(sys.argv[1]))
+folder = Path(sys.argv[1])
+train(pretrained(folder, {PRETRAINING!r}), load_judge("oracle"), folder / "run.pt", {RUN!r}, named="oracle")
 """
 
 
@@ -274,10 +279,9 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def test_after_a_kill_a_run_goes_on_to_the_same_weights(uninterrupted, tmp_path):
     passes = PRETRAINING.steps + 20  # in the second iteration: each takes 3 to sample and 2 · 2 · 2 to learn
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     finished = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), str(passes)],
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -326,20 +330,19 @@ def test_the_page_shows_every_reward_and_the_tables_say_what_was_measured(uninte
     prompts = heldout_prompts(4, RUN.kinds)
     before = edit([uninterrupted.base.velocity] * RUN.steps, prompts)
     judge = load_judge("oracle")
-    arms = []
-    for name in ("alpha-0", "oracle"):
-        run = train(
-            uninterrupted.base,
-            judge,
-            tmp_path / f"{name}.pt",
-            RUN,
-            named=name,
-            measure=lambda _, policy, base: measured(judge, prompts, edit(velocities(policy, base, RUN), prompts)),
-            measure_every=2,
-        )
-        assert [each["iteration"] for each in run.measured] == [0, 2, 3]
-        assert run.measured[0]["success"] == measured(judge, prompts, before)["success"]
-        arms.append(Arm(name, before, {0: run}, {0: edit(velocities(run.editor, run.base, RUN), prompts)}))
+    run = train(
+        uninterrupted.base,
+        judge,
+        tmp_path / "run.pt",
+        RUN,
+        named="oracle",
+        measure=lambda _, policy, base: measured(judge, prompts, edit(velocities(policy, base, RUN), prompts)),
+        measure_every=2,
+    )
+    assert [each["iteration"] for each in run.measured] == [0, 2, 3]
+    assert run.measured[0]["success"] == measured(judge, prompts, before)["success"]
+    after = edit(velocities(run.editor, run.base, RUN), prompts)
+    arms = [Arm(name, before, {0: run}, {0: after}) for name in ("alpha-0", "oracle")]  # one run under two names
     write_page(tmp_path, arms, prompts)
     write_results(tmp_path, arms)
     page = (tmp_path / "page.html").read_text()
@@ -351,7 +354,7 @@ def test_the_page_shows_every_reward_and_the_tables_say_what_was_measured(uninte
     assert success["none"] == np.mean(arms[0].runs[0].measured[0]["success"])
     assert success["oracle"] == np.mean(arms[1].runs[0].measured[-1]["success"])
     over = [row for row in rows if row["what"] == "over alpha-0"]
-    assert [(row["reward"], float(row["value"])) for row in over] == [("oracle", 0)]  # the same run under two names
+    assert [(row["reward"], float(row["value"])) for row in over] == [("oracle", 0)]
     with (tmp_path / "image-editor-steps.csv").open() as file:
         assert [row["iteration"] for row in csv.DictReader(file)] == ["1", "2", "3"] * 2
 
@@ -363,3 +366,54 @@ def test_a_reward_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
         main([])
     with pytest.raises(JRMError, match="--judge takes NAME=MODEL, not 'jrm-tiny'"):
         main(["--judge", "jrm-tiny"])
+
+
+def test_pictures_of_a_policy_become_pairs_that_the_oracle_tells_apart(tmp_path):
+    triples = draw_triples(3, 8, heldout=False, right=1.0, blurred=0.0)
+    half_right = np.concatenate([triples.target_NHWC, triples.source_NHWC])
+    rows = np.array([0, 3, 0, 1, 1, 1, 2, 5, 5])  # of the second prompt all are as asked: nothing to learn there
+    (tmp_path / "collected").mkdir()
+    np.savez(
+        tmp_path / "collected" / "0010.npz",
+        sources=triples.source_NHWC[rows % 3],
+        instructions=[triples.instructions[row % 3] for row in rows],
+        pictures=half_right[rows],
+    )
+    path = labelled_pairs(tmp_path)
+    pairs = read_edit_reward(path, progress=False).examples
+    assert [pair.chosen.prompt_text for pair in pairs] == [triples.instructions[k] for k in (0, 2)]
+    for pair in pairs:
+        judged = [
+            judge_generated(each.prompt_images[0], each.prompt_text, each.response_images[0]).instruction_following
+            for each in (pair.chosen, pair.rejected)
+        ]
+        assert judged == [4, 1] == [s["instruction_following"] for s in (pair.chosen_scores, pair.rejected_scores)]
+        assert pair.labels["overall"] == 1
+    before = path.stat().st_mtime_ns
+    assert labelled_pairs(tmp_path) == path and path.stat().st_mtime_ns == before  # what is done is not done again
+
+
+def test_the_tables_of_the_rounds_hold_what_was_measured(tmp_path):
+    measured_once = {
+        "iteration": 5,
+        "kind": ["add", "move"],
+        "failure": ["several_copies", "none"],
+        "instruction_following": [2, 4],
+        "visual_quality": [4, 4],
+        "success": [0, 1],
+        "reward": [5.0, 6.0],
+        "sigma": [1.0, 1.5],
+    }
+    line = {"reward": 5.5, "kl": 0.1, "unedited": 0.0}
+    rounds = {
+        (0, number): Round(Run(None, None, [line], [measured_once]), {"overall": {"value": 0.9, "low": 0.8, "high": 1}})
+        for number in (0, 1)
+    }
+    write_rounds(tmp_path, rounds)
+    draw_rounds(rounds, tmp_path / "rounds.png")
+    with (tmp_path / "image-editor-rounds.csv").open() as file:
+        rows = {(row["round"], row["what"]): row["value"] for row in csv.DictReader(file)}
+    for number in "01":
+        assert rows[number, "failure, several_copies"] == rows[number, "success"] == "0.5"
+        assert rows[number, "success, add"] == "0.0" and rows[number, "reward"] == "5.5"
+    assert (tmp_path / "rounds.png").stat().st_size > 5000
