@@ -6,8 +6,10 @@ CONSTRAINTS := constraints.txt
 WORKERS ?= 2
 # A test that ends its process ends the run: a process in its place would wait for ever (pytest-xdist with loadgroup).
 PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadgroup --max-worker-restart 0
-# Not compiled: Python compiles what is imported, and most of these packages never is.
+# uv takes a fifth of pip's time; but torch comes from pip, whose configuration may name a CPU build. Neither compiles:
+# Python compiles what is imported, and most of these packages never is.
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS)
+UV := $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint $(CONSTRAINTS)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Another environment beside .venv, with the newest versions; and the tests that touch other libraries.
@@ -43,7 +45,7 @@ editor: $(VENV)/.installed-editor
 	$(VENV)/bin/jrm demo --output demo-output --compare
 	$(VENV)/bin/python -m examples.image_editor --demo demo-output --seed $(or $(SEEDS),0)
 
-# With --jobs 2 both environments are made at once, as pip uses one core.
+# With --jobs 2 both environments are made at once.
 install: $(VENV)/.installed-dev install-newest
 
 install-newest:
@@ -89,8 +91,8 @@ jrm-tiny: $(VENV)/.installed-demo
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing jrm-plugin[$*] into $(VENV); this takes a minute or two."
-	$(PIP) $(TORCH)
-	$(PIP) --editable '.[$*]'
+	$(PIP) $(TORCH) uv
+	$(UV) --editable '.[$*]'
 	touch $@
 
 clean:

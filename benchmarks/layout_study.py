@@ -2,11 +2,11 @@
 
     python -m benchmarks.layout_study --output outputs/layout-study
 
-For each set of edits and order, a tiny backbone goes through the demo's language warm start, `--warm-scale` times its
-steps. From there each layout is trained on preferences and critiques by the demo's recipe, with a constant learning
-rate after its warm-up, and evaluated every `--eval-every` steps on held-out pairs. One run gives both readings: after
-equal steps, and where each layout has cost as many FLOPs as the cheapest one cost at its end, between two evaluations
-on the line that joins them. A seed is one of the pairs that are trained on, of those held out, and of dropout.
+For each set of edits and order, a tiny backbone goes through the demo's language warm start, or a part of it. From
+there each layout is trained on preferences and critiques by the demo's recipe, with a constant learning rate after its
+warm-up, and evaluated on held-out pairs a few times (`SCALES`). One run gives both readings: after equal steps, and
+where each layout has cost as many FLOPs as the cheapest one cost at its end, between two evaluations on the line that
+joins them. A seed is one of the pairs that are trained on, of those held out, and of dropout.
 
 FLOPs are torch's count with eager attention: forward and backward of training batches, with what their sequences share
 computed once, as `jrm train` does (an optimizer's are the same in all layouts), and of scoring a group of 12.
@@ -60,6 +60,13 @@ class Scale:
     eval_every: int
     heldout: int  # pairs
     language: int  # texts of the warm start
+
+
+# Enough for instruction following to leave chance, and little enough for 24 runs in an hour.
+SCALES = {
+    "shapes": Scale(warm=1.0, steps=480, eval_every=160, heldout=400, language=12_000),
+    "photos": Scale(warm=0.4, steps=160, eval_every=80, heldout=400, language=6_000),
+}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -212,19 +219,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/layout-study"), help="folder for data and models")
     parser.add_argument("--data", nargs="+", choices=RECIPES, default=[*RECIPES])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--warm-scale", type=float, default=0.4, help="times the demo's steps of the warm start")
-    parser.add_argument("--steps", type=int, default=160, help="of joint training, 8 pairs each")
-    parser.add_argument("--eval-every", type=int, default=80, help="steps")
-    parser.add_argument("--heldout", type=int, default=400, help="pairs")
-    parser.add_argument("--language", type=int, default=6000, help="texts of the warm start")
     parser.add_argument("--csv", type=Path, default=RESULTS / "layout-study.csv")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    scale = Scale(options.warm_scale, options.steps, options.eval_every, options.heldout, options.language)
     rows: list[dict] = []
-    made_by = {"warm_scale": scale.warm, "device": device_description()} | versions()
+    made_by = {"device": device_description()} | versions()
     for seed, data, layout in product(options.seed, options.data, LAYOUTS):
-        of_run = rows_of(RECIPES[data], layout, seed, options.output / data, scale)
+        of_run = rows_of(RECIPES[data], layout, seed, options.output / data, SCALES[data])
         rows += of_run
         print(f"{data}, {'/'.join(layout)}, seed {seed}: {of_run[-1][OVERALL]:.3f}", flush=True)
         write_csv(options.csv, [row | made_by for row in rows])
