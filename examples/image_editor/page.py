@@ -27,9 +27,10 @@ class Arm:
     runs: dict[int, Run] = field(default_factory=dict)
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def values(self, what: str, when: int = -1) -> np.ndarray:
+    def values(self, what: str, when: int = -1, seeds: Sequence[int] | None = None) -> np.ndarray:
         """`[S, N]`: of each run and prompt, at the end (`when` -1) or before the first iteration (0)."""
-        return np.array([_values(run.measured[when], what) for run in self.runs.values()], dtype=float)
+        runs = self.runs.values() if seeds is None else [self.runs[seed] for seed in seeds]
+        return np.array([_values(run.measured[when], what) for run in runs], dtype=float)
 
 
 def _values(measured: dict[str, Any], what: str) -> list[float]:
@@ -50,8 +51,10 @@ def table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"reward": arm.name, "seeds": " ".join(map(str, arm.runs))}
         row |= {what: mean_over_prompts(arm.values(what)) for what in MEASURES}
         row["gain"] = mean_over_prompts(arm.values("success") - arm.values("success", 0))
-        if baseline and arm is not baseline and baseline.runs.keys() == arm.runs.keys():
-            row["over alpha-0"] = mean_over_prompts(arm.values("success") - baseline.values("success"))
+        common = [seed for seed in arm.runs if baseline and seed in baseline.runs]
+        if common and arm is not baseline:
+            ends = (each.values("success", seeds=common) for each in (arm, baseline))
+            row["over alpha-0"] = mean_over_prompts(np.subtract(*ends))
         rows.append(row)
     return rows
 
