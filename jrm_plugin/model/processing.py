@@ -133,7 +133,7 @@ class JRMProcessor:
         *,
         image_token: str,
         dimensions: Sequence[str] = DIMENSIONS,
-        order: str = "images_first",
+        order: str = "rubric_first",
         sequences: str = "joint",
         rubrics: Mapping[str, Mapping[str, str]] | None = None,
         max_pixels: int | None = None,

@@ -33,7 +33,7 @@ def test_it_says_what_the_model_is_and_what_it_learned_from(run_folder):
     card = (run_folder / "README.md").read_text()
     for row in (
         "| backbone | qwen3_vl |",
-        "| layout | images_first, joint |",
+        "| layout | rubric_first, joint |",
         "| training | 4 examples of train.json |",
         "| shapes | 6 examples of heldout.json |",
         "| steps | 2 of 2, 2 examples each |",
