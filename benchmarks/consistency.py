@@ -61,7 +61,7 @@ def train_arm(arm: str, seed: int, model: Path, folder: Path, steps: int) -> Pat
         SHAPE_EDITS.write(data, train=8 * steps, heldout=0, language=0, seed=seed, dimensions=ARMS[arm])
     demo = files("jrm_plugin") / "resources" / "demo"
     head = yaml.safe_load((demo / "shapes_warm_start.yaml").read_text(encoding="utf-8"))
-    given = {name: head[name] for name in (*CHOSEN_FIELDS, "rubrics") if name in head}
+    given = {name: head[name] for name in (*CHOSEN_FIELDS, "order", "rubrics") if name in head}
     given |= {"model": backbone_of(model, folder / "backbone"), "train_data": data / "train.json", "seed": seed}
     given |= {"output_dir": output, "dimensions": ARMS[arm], "max_steps": steps, "eval_strategy": "no"}
     given |= {"lr_scheduler_type": "constant_with_warmup", "save_steps": 50, "disable_tqdm": True}

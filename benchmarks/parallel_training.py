@@ -38,6 +38,7 @@ RESUMED = [(ONE, "DDP"), ("DDP", ONE), ("ZeRO-2", "ZeRO-2"), ("ZeRO-3", "ZeRO-3"
 RESUMED += [("DDP", "ZeRO-2"), ("ZeRO-2", "ZeRO-3"), ("ZeRO-3", "FSDP2"), ("FSDP2", "DDP"), ("DDP", "DDP")]
 TEXTS = ["make the red circle blue remove add square move triangle left right of noise edit was done as asked"] * 3
 SETTINGS = {
+    "order": "images_first",
     "rubrics": "short",
     "reward_head_widths": [32],
     "reward_head_dropout": 0.0,  # its random numbers are each process's own

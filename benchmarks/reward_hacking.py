@@ -72,7 +72,7 @@ def weak_model(folder: Path, scale: float) -> Path:
         if not (backbone / "config.json").exists():
             write_tiny_backbone(backbone, training_texts(data), image_size=SHAPES.image_size, seed=0)
         head = ["--reward_head_widths", "64", "--reward_head_activation", "silu", "--log_sigma_bound", "-0.5", "1.0"]
-        options = ["--alpha", "0", "--rubrics", "short", *head, "--eval_strategy", "no"]
+        options = ["--alpha", "0", "--order", "images_first", "--rubrics", "short", *head, "--eval_strategy", "no"]
         train_stage(SHAPES, "joint", backbone, data / "train.json", model, scale, 0, options)
         pairs = read_edit_reward(data / "heldout.json", progress=False).examples
         results = evaluate_pairs(RewardScorer.from_pretrained(model, device="cpu"), pairs)
