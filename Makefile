@@ -1,5 +1,5 @@
-# Commands: `make demo`, `make test`, `make test-newest`, `make test-vllm` and `make docs`. Each makes what it needs, in
-# .venv, .venv-newest or .venv-vllm.
+# Commands: `make demo`, `make editor`, `make test`, `make test-newest`, `make test-vllm` and `make docs`. Each makes what
+# it needs, in .venv, .venv-newest or .venv-vllm.
 PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
@@ -43,10 +43,16 @@ TINY := jrm_plugin/resources/jrm-tiny
 TINY_FILES := config.json model.safetensors tokenizer.json tokenizer_config.json chat_template.jinja \
               preprocessor_config.json jrm_processor.json summary.json
 
-.PHONY: demo install install-newest install-vllm test test-newest test-vllm bump-newest bump-vllm lint docs jrm-tiny clean
+.PHONY: demo editor install install-newest install-vllm test test-newest test-vllm bump-newest bump-vllm lint docs \
+        jrm-tiny clean
 
 demo: $(VENV)/.installed-$(DEMO_EXTRA)
 	$(VENV)/bin/jrm demo $(DEMO_FLAGS)
+
+# An image editor that learns from JRMs, those of the demo among them; SEEDS="0 1 2" for three runs of each.
+editor: $(VENV)/.installed-editor
+	$(VENV)/bin/jrm demo --output demo-output --compare
+	$(VENV)/bin/python -m examples.image_editor --demo demo-output --seed $(or $(SEEDS),0)
 
 # With --jobs 3 all environments are made at once.
 install: $(VENV)/.installed-dev install-newest install-vllm

@@ -41,6 +41,7 @@ def edit_shapes(request: EditRequest) -> Image.Image:
     1. What was not asked for is undone:
        `the X is now C`, `the X is removed`: X is drawn at home, as the source has it;
        `the X is now at the P`: P is cleared and X drawn at home;
+       `a X is at the P and the P too`: each P is cleared;
        `the background changed`: the source's background is put back.
     2. Then what was asked for is done, at the instruction's place and in its colour:
        `the X is still C`, `the X is now C instead`, `only half of the X is now C`: X is drawn at home in the colour;
@@ -105,6 +106,8 @@ def _follow(critique: str, source: Scene, wish: Request, picture: Scene) -> Scen
 
 def _undo(sentence: str, source: Scene, wish: Request, items: dict[int, Item]) -> dict[int, Item | None]:
     """What a sentence orders to undo: the objects to draw by place, None to clear it."""
+    if match := re.fullmatch(f"a {OBJECT} is at the ({PLACE}(?: and the {PLACE})+) too", sentence):
+        return {PLACES.index(place): None for place in match[2].split(" and the ")}
     match = re.fullmatch(f"the {OBJECT} is (?:removed|now {COLOUR}|now at the {PLACE})", sentence)
     home = match and _home(match[1], source)
     if not home:

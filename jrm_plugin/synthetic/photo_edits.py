@@ -230,7 +230,9 @@ def _carry_out(request: Step, failure: str, rng: np.random.Generator) -> Result:
             return Result([step], f"{step.sentence} instead")
         step = _another_step(request, rng)
         return Result([step], request.denial, step.sentence, _unasked(step))
-    # wrong_value: the opposite effect, or a thing in another colour or place
+    if failure != "wrong_value":
+        raise JRMError(f"edits of photographs have no failure {failure!r}.")
+    # The opposite effect, or a thing in another colour or place.
     if not request.is_thing:
         step = Step(WRONG_VALUE[request.what])
         return Result([step], f"{step.sentence} instead")

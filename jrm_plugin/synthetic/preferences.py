@@ -29,7 +29,15 @@ from jrm_plugin.records.images import ImageLike
 from jrm_plugin.records.preferences import CritiqueExample, PreferencePair
 from jrm_plugin.records.samples import DIMENSIONS, KNOWN_DIMENSIONS, OVERALL, Sample
 
-FAILURE_SCORES = {"none": 4, "partial": 3, "over_edit": 3, "wrong_value": 2, "wrong_object": 2, "ignored": 1}
+FAILURE_SCORES = {
+    "none": 4,
+    "partial": 3,
+    "over_edit": 3,
+    "wrong_value": 2,
+    "wrong_object": 2,
+    "several_copies": 2,  # of ShapeEdits alone, and drawn where `outcomes` names it alone: policies do it
+    "ignored": 1,
+}
 QUALITY_SCORES = {"clean": 4, "mild_noise": 3, "blur": 2, "seam": 2, "heavy_noise": 1}
 KEPT, PLACE_CHANGED, ALL_CHANGED = 4, 2, 1  # scores of consistency
 FAILURE_WEIGHTS = {

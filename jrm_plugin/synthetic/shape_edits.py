@@ -174,12 +174,14 @@ def as_asked(items: list[Item], request: Request) -> Result:
 
 
 def carry_out(items: list[Item], request: Request, failure: str, rng: np.random.Generator) -> Result:
-    """The scene after an edit that went wrong in one of the ways of `failure_weights`, or in none."""
+    """The scene after an edit that went wrong in one of the ways of `FAILURE_SCORES`, or in none."""
     kind, target, name = request.kind, request.target, request.target.name
     done = as_asked(items, request)
     others = [item for item in items if item != target]
     if failure == "none":
         return done
+    if failure == "several_copies":
+        return _with_copies(items, done, request, rng)
     if failure == "over_edit":
         if rng.random() < 0.5:
             unasked = Unasked("background", WHOLE)
@@ -232,6 +234,21 @@ def carry_out(items: list[Item], request: Request, failure: str, rng: np.random.
         return Result([*items, wrong], f"a {wrong.name} is added instead")
     wrong = target._replace(place=pick(rng, free))
     return Result([*items, wrong], f"a {name} is added at the {_at(wrong)} instead")
+
+
+def _with_copies(items: list[Item], done: Result, request: Request, rng: np.random.Generator) -> Result:
+    """What was asked for, and its object two times or more at places that were empty and not asked about."""
+    taken = {item.place for item in (*items, *done.items)}
+    empty = [place for place in range(len(PLACES)) if place not in taken]
+    count = int(rng.integers(2, len(empty) + 1))
+    places = sorted(rng.permutation(empty)[:count].tolist())
+    copies = [request.target._replace(colour=request.colour, place=place) for place in places]
+    at = " and the ".join(_at(copy) for copy in copies)
+    return done._replace(
+        items=[*done.items, *copies],
+        rest=f"a {copies[0].name} is at the {at} too",
+        unasked=_unasked(copies[0]),
+    )
 
 
 def _unasked(victim: Item) -> Unasked:
@@ -292,9 +309,10 @@ def _changes_by_object(before: list[Item], result: Result) -> str:
         new = after.get(old.place)
         elsewhere = [item for item in appeared if item.name == old.name]
         if new is None:
-            words.append(f"{old.name} now {_at(elsewhere[0])}" if elsewhere else f"{old.name} removed")
+            places = " copy ".join(_at(item) for item in elsewhere)
+            words.append(f"{old.name} now {places}" if elsewhere else f"{old.name} removed")
         elif new == old:
-            words.append(f"{old.name} same" + (f" copy {_at(elsewhere[0])}" if elsewhere else ""))
+            words.append(" copy ".join([f"{old.name} same", *(_at(item) for item in elsewhere)]))
         else:
             words.append(f"{old.name} half" if new.left else f"{old.name} now {new.colour}")
     known = {item.name for item in before}

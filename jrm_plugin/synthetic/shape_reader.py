@@ -13,7 +13,7 @@ import numpy as np
 
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import load_image
-from jrm_plugin.synthetic.preferences import GRID, PLACES, overall_score, spoil
+from jrm_plugin.synthetic.preferences import FAILURE_SCORES, GRID, PLACES, overall_score, spoil
 from jrm_plugin.synthetic.shape_edits import (
     BACKGROUNDS,
     CELL,
@@ -109,7 +109,7 @@ def _read_on(background: str, distance: Mapping[str, np.ndarray]) -> tuple[float
     remaining, items, shifts, names = 0.0, {}, {}, list(COLOURS)
     # How much nearer the picture gets when a half of an outline is painted in a colour: [place, outline, half, colour]
     gains = np.stack(
-        [np.einsum("ohp,cp->coh", _HALVES, distance[background] - distance[name]) for name in names], axis=-1
+        [np.tensordot(distance[background] - distance[name], _HALVES, axes=(1, 2)) for name in names], axis=-1
     )
     for place, gain in enumerate(gains):
         remaining += distance[background][place].sum()
@@ -151,11 +151,15 @@ def read_quality(image, scene: Scene) -> str:
 # --- the judge --------------------------------------------------------------------------------------------------------
 
 
+TOLERANCES = (10, 20, 35)  # of generated pictures: distances from which visual quality is 3, 2, 1, in levels of 255
+
+
 def judge_edit(source, instruction: str, image) -> tuple[str, str]:
     """What went wrong in an edit, as a (failure, quality) of `preferences`: the oracle behind ShapeEdits' scores.
 
-    Two failures in one picture count as one: `over_edit` where what was asked for is done but the rest is not as it
-    was, `wrong_object` where it is not done either.
+    Two failures in one picture count as one: `several_copies` where the object that was asked for stands at two places
+    or more of which nobody spoke; `over_edit` where what was asked for is done but the rest is not as it was;
+    `wrong_object` where it is not done either.
 
     Args:
         source, image: anything `load_image` reads.
@@ -174,15 +178,52 @@ def oracle_score(source, instruction: str, image) -> int:
     return overall_score(*judge_edit(source, instruction, image))
 
 
+class GeneratedEdit(NamedTuple):
+    """What the judge says of a picture that a model painted; `distance` is in levels of 255."""
+
+    failure: str
+    instruction_following: int
+    visual_quality: int
+    distance: float
+
+
+def judge_generated(source, instruction: str, image) -> GeneratedEdit:
+    """The judge of pictures that a model painted, of which none equals what it shows pixel for pixel.
+
+    The failure is judged as in `judge_edit`, on the scene that is nearest to the picture. Visual quality is how near:
+    with the distance, the root mean square of the difference from the scene's flawless picture, or half of that of the
+    worst place where this is more, it is 4 below 10 levels of 255, 3 below 20, 2 below 35, else 1. Eight pixels of
+    another object's colour in one place are enough for 3.
+
+    Args:
+        source, image: anything `load_image` reads.
+        instruction: one of ShapeEdits.
+
+    Raises:
+        JRMError: a picture has another size than ShapeEdits', or the instruction is none about this source.
+    """
+    before, after = read_scene(source), read_scene(image)
+    failure = _failure(before, read_instruction(instruction, before), after)
+    error = (np.asarray(load_image(image), dtype=np.float64) - draw_scene(after)) ** 2
+    by_place = error.reshape(GRID, CELL, GRID, CELL, 3).mean((1, 3, 4))
+    distance = float(max(error.mean() ** 0.5, by_place.max() ** 0.5 / 2))
+    quality = 4 - sum(distance >= bound for bound in TOLERANCES)
+    return GeneratedEdit(failure, FAILURE_SCORES[failure], quality, distance)
+
+
 def _failure(before: Scene, request: Request, after: Scene) -> str:
     old, new = before.items, after.items
     asked = _as_asked(before, request)
     same_background = before.background == after.background
+    places = {request.target.place, request.place}  # what the instruction is about
+    copied = f"{request.colour} {request.target.shape}"
+    copies = [p for p, item in new.items() if p not in places and item.name == copied and item != old.get(p)]
+    if len(copies) > 1:
+        return "several_copies"
     if same_background and new == asked:
         return "none"
     if same_background and new == old:
         return "ignored"
-    places = {request.target.place, request.place}  # what the instruction is about
     if all(new.get(place) == asked.get(place) for place in places):
         return "over_edit"
     shown = {place: new[place] for place in places if place in new}
@@ -191,8 +232,8 @@ def _failure(before: Scene, request: Request, after: Scene) -> str:
         # Nothing but the right object where it should not be, and nothing where it should.
         misplaced = same_background and not shown and new.get(changed[0]) == request.target._replace(place=changed[0])
         return "wrong_value" if misplaced and len(changed) == 1 else "wrong_object"
-    copied = request.kind == "move" and new.get(request.place) == asked[request.place]
-    if copied or any(item.left for item in shown.values()):
+    left_behind = request.kind == "move" and new.get(request.place) == asked[request.place]
+    if left_behind or any(item.left for item in shown.values()):
         return "partial"
     if request.kind == "add" and shown and new[request.place].shape != request.target.shape:
         return "wrong_object"

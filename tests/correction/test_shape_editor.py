@@ -13,7 +13,7 @@ from jrm_plugin.correction.shape_editor import draw_samples, edit_shapes
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.critiques import Critique, UnparsedCritique
 from jrm_plugin.records.samples import DIMENSIONS
-from jrm_plugin.synthetic.preferences import FAILURE_SCORES, QUALITY_SCORES
+from jrm_plugin.synthetic.preferences import FAILURE_WEIGHTS, QUALITY_SCORES
 from jrm_plugin.synthetic.shape_edits import draw_edit
 from jrm_plugin.synthetic.shape_reader import judge_edit, oracle_score, read_scene
 
@@ -95,7 +95,7 @@ def test_without_a_critique_the_edit_is_drawn_anew_by_the_usual_weights(drawn):
     # Standard errors are 0.040 and less.
     assert found["none"] / 150 == pytest.approx(0.36, abs=0.12)
     assert found["clean"] / 150 == pytest.approx(0.60, abs=0.12)
-    assert all(found[name] > 2 for name in (*FAILURE_SCORES, *QUALITY_SCORES))
+    assert all(found[name] > 2 for name in (*FAILURE_WEIGHTS, *QUALITY_SCORES))
     again = edit_shapes(request(edit, edit.source, {}, 149))  # whatever the image to be mended shows
     assert (np.asarray(again) == np.asarray(made)).all()
 

@@ -18,6 +18,7 @@ from jrm_plugin.synthetic import photo_edits, shape_edits
 from jrm_plugin.synthetic.photo_edits import PHOTO_EDITS
 from jrm_plugin.synthetic.preferences import (
     FAILURE_SCORES,
+    FAILURE_WEIGHTS,
     GROUPS,
     QUALITY_SCORES,
     QUALITY_WORDS,
@@ -149,7 +150,7 @@ def test_over_edits_differ_in_nothing_else_from_what_was_asked(kind):
 def test_every_kind_of_edit_and_failure_occurs_in_both_splits(made):
     for split in ("train", "heldout"):
         pairs = read_edit_reward(made[0] / f"{split}.json").examples
-        assert {pair.info[f"failure{k}"] for pair in pairs for k in (1, 2)} == set(FAILURE_SCORES)
+        assert {pair.info[f"failure{k}"] for pair in pairs for k in (1, 2)} == set(FAILURE_WEIGHTS)
         assert {pair.info[f"quality{k}"] for pair in pairs for k in (1, 2)} == set(QUALITY_SCORES)
         kinds = shape_edits.KINDS if "shape" in pairs[0].info["model1"] else photo_edits.KINDS
         assert {pair.info["edit"] for pair in pairs} == set(kinds)
