@@ -7,10 +7,11 @@ answers, of many sizes, and in between groups that share their source. The model
 of a million parameters of each backbone family with the full rubrics. `mu` and `log_sigma` are the largest differences
 over samples and dimensions, `mu_spread` how far apart the scores are of which that is the error. `scorer_…_noise` and
 `vllm_…_noise` are how far each engine is from `RewardScorer` in float32, root mean squares: what rounding to bfloat16
-does to each. Rows go into `results/vllm-parity.csv`.
+does to each. Rows go into `results/vllm-parity.csv`; stopped at any point, the same command goes on.
 """
 
 import argparse
+import csv
 import os
 import tempfile
 from pathlib import Path
@@ -147,6 +148,14 @@ def measure(folder: str, setting: Setting, samples: list[Sample], device: str) -
     return rows
 
 
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run, whose models are not measured again; remove the file to measure all."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [*csv.DictReader(file)]
+
+
 def rms(difference: np.ndarray) -> np.ndarray:
     """Root mean squares of mu and of log sigma."""
     return np.sqrt((difference**2).mean((1, 2)))
@@ -158,8 +167,11 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device, samples, rows = default_device(), make_samples(options.samples), []
+    device, samples, rows = default_device(), make_samples(options.samples), rows_in(options.csv)
+    known = {tuple(row[name] for name in (*Setting._fields, "samples")) for row in rows}
     for setting in SETTINGS:
+        if (*setting, str(len(samples))) in known:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             if setting.order:
                 write_checkpoint(Path(folder), setting)
