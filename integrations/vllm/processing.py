@@ -162,6 +162,6 @@ class JRMMultiModalProcessor(BaseMultiModalProcessor[JRMProcessingInfo]):
         if places != images:
             raise VLLMValidationError(
                 f"the prompt has {places} image placeholders and {images} images; give one placeholder for each image, "
-                "and no text that spells one."
+                "no text that spells one, and no truncate_prompt_tokens."
             )
         return super()._apply_prompt_updates(token_ids, mm_prompt_updates)
