@@ -156,12 +156,16 @@ class JRMMultiModalProcessor(BaseMultiModalProcessor[JRMProcessingInfo]):
 
         return [PromptReplacement(modality="image", target=[token], replacement=placeholders)]
 
-    def _apply_prompt_updates(self, token_ids: list[int], mm_prompt_updates: Any) -> Any:
-        """Refuses where vLLM would decode the ids and tokenize again: plain text would become special tokens."""
-        places, images = token_ids.count(self.info.processor.image_token_id), len(mm_prompt_updates.get("image", ()))
+    def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
+        """Refuses, before a cache knows of the images, where vLLM would decode the ids and tokenize again.
+
+        Plain text would then become special tokens.
+        """
+        places = inputs.prompt.count(self.info.processor.image_token_id)
+        images = inputs.mm_data_items.get_all_counts().get("image", 0)
         if places != images:
             raise VLLMValidationError(
                 f"the prompt has {places} image placeholders and {images} images; give one placeholder for each image, "
-                "and no text that spells one."
+                "no text that spells one, and no truncate_prompt_tokens."
             )
-        return super()._apply_prompt_updates(token_ids, mm_prompt_updates)
+        return super().apply(inputs, timing_ctx)
