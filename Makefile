@@ -1,6 +1,8 @@
 # Commands: `make demo`, `make editor`, `make test`, `make test-newest`, `make test-vllm` and `make docs`. Each makes what
 # it needs, in .venv, .venv-newest or .venv-vllm.
 PYTHON ?= python3
+# Python keeps what it compiles, whatever the shell says: tests start dozens of processes, each of which imports torch.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 CONSTRAINTS := constraints.txt
 WORKERS ?= 2
