@@ -18,6 +18,7 @@ one round. Rows are written size by size, and the same command goes on after a s
 
 import argparse
 import csv
+import gc
 import os
 import tempfile
 import time
@@ -144,6 +145,8 @@ def main() -> None:
         settings = [setting for group in options.group if (setting := Setting(*layout.split("/"), group)) not in done]
         if not settings:
             continue
+        scorers: dict[str, Any] = {}
+        gc.collect()  # what the engine before leaves must not be taken from the next one in this process
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), options, *layout.split("/"))
             scorers = {
