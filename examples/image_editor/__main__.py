@@ -41,8 +41,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder for the tables as CSV (default: the output folder)")
     options = parser.parse_args(arguments)
     require("diffusers matplotlib", "The image editor", install="jrm-plugin[editor]")
-    torch.set_num_threads(1)  # so that figures do not depend on the number of cores
-    torch.set_flush_denormal(True)
     judges = _judges(options)
     check_writable(options.output)
     with locked(options.output / LOCK_FILE):
@@ -105,6 +103,8 @@ def _judges(options: argparse.Namespace) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # so that figures do not depend on the number of cores
+    torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
     try:
         main()
     except JRMError as error:

@@ -66,8 +66,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder for the tables as CSV (default: the output folder)")
     options = parser.parse_args(arguments)
     require("diffusers trl datasets matplotlib", "The rounds", install="jrm-plugin[editor]")
-    torch.set_num_threads(1)  # so that figures do not depend on the number of cores
-    torch.set_flush_denormal(True)
     check_writable(options.output)
     with locked(options.output / LOCK_FILE):
         base = pretrained(options.output, Pretraining(steps=options.steps))
@@ -289,6 +287,8 @@ def draw_rounds(rounds: dict[tuple[int, int], Round], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # so that figures do not depend on the number of cores
+    torch.set_flush_denormal(True)  # tiny optimizer states slow a CPU down several times
     try:
         main()
     except JRMError as error:

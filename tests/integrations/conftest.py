@@ -15,8 +15,9 @@ from jrm_plugin.records.images import load_image
 from jrm_plugin.scoring.protocol import ranked
 from jrm_plugin.synthetic.shape_edits import draw_edit
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))  # for `rendering`
+# For `rendering`. Not the folder above it, whose folders have the names of packages.
+RENDERING = str(Path(__file__).parent / "rendering")
+sys.path.append(RENDERING)
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["PYTHONPATH"] = str(HERE)  # of the workers
+    os.environ["PYTHONPATH"] = RENDERING  # of the workers
     ray.init(num_cpus=16, include_dashboard=False, configure_logging=False, log_to_driver=False)
     yield
     ray.shutdown()

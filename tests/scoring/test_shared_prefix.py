@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.samples import DIMENSIONS, Sample
 from jrm_plugin.records.scores import RewardScore
-from jrm_plugin.scoring import prefetch, shared_prefix
-from jrm_plugin.scoring import scorer as scorer_module
+from jrm_plugin.scoring import prefetch, sample_scorer, shared_prefix
 from jrm_plugin.scoring.plain import PlainEngine
 from jrm_plugin.scoring.scorer import RewardScorer
 from jrm_plugin.scoring.shared_prefix import FeatureCache
@@ -182,7 +181,7 @@ def test_few_samples_are_held_at_once_and_a_broken_image_is_told_by_its_index(
     make_scorer, images, tmp_path, monkeypatch
 ):
     """Those of a pass and those that threads read ahead, however many there are to score."""
-    monkeypatch.setattr(scorer_module, "SAMPLES_AT_ONCE", 24)
+    monkeypatch.setattr(sample_scorer, "SAMPLES_AT_ONCE", 24)
     monkeypatch.setattr(prefetch, "SAMPLES_AHEAD", 8)
     scorer = make_scorer("qwen2_vl")
     encode, lock, held = scorer.processor.encode, threading.Lock(), Counter()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytest.importorskip("vllm.version", reason="vLLM is not installed here; `make test-vllm` has an environment with it")
+pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm` has an environment with it")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # its engine in this process, which starts faster
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -16,7 +16,7 @@ from jrm_plugin.model.checkpoint import built_in_folder
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.wire import sample_to_json
 
-pytest.importorskip("vllm.version")
+pytest.importorskip("vllm")
 
 from vllm.exceptions import VLLMValidationError
 
