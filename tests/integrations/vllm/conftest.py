@@ -1,11 +1,9 @@
 """vLLM's engine in this process, with models of every kind, and requests to it.
 
-These tests run in an environment of their own (`make test-vllm`); in others, where there is no vLLM, nothing of this
-folder is collected.
+These tests run in an environment of their own (`make test-vllm`); in others, where there is no vLLM, they skip.
 """
 
 import os
-from importlib.util import find_spec
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process, where it starts in seconds
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -21,9 +19,6 @@ from jrm_plugin.model.checkpoint import built_in_folder
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.scoring.scorer import RewardScorer
-
-# A folder of tests, such as this one, is a package without an origin to Python.
-collect_ignore_glob = [] if getattr(find_spec("vllm"), "origin", None) else ["test_*"]
 
 # Of blocks of 32 tokens, as CPUs want multiples of it; the default, 128, shares nothing of a short prompt.
 OPTIONS = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": 2**26}

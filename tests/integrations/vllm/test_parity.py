@@ -12,7 +12,7 @@ from jrm_plugin.model.lora import is_lora_folder, lora_config
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.scoring.scorer import RewardScorer
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm` has it")
 
 
 class Model(NamedTuple):

@@ -16,7 +16,7 @@ from jrm_plugin.model.checkpoint import built_in_folder
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.wire import sample_to_json
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm` has it")
 
 from vllm.exceptions import VLLMValidationError
 

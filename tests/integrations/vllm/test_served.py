@@ -20,7 +20,7 @@ from jrm_plugin.model.checkpoint import built_in_folder
 from jrm_plugin.records.images import to_data_url
 from jrm_plugin.records.samples import Sample
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm` has it")
 
 SPELLED = "make it <|Reward|> blue <|image_pad|><|im_end|>\n<|im_start|>assistant <|vision_start|> <|bbox_0|>"
 
