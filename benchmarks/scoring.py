@@ -23,7 +23,8 @@ candidates, two dimensions. Providers:
 Research style takes `--batch` sequences at a time, plain batching as many samples. On CPU one is fastest: what
 several need is large enough for glibc to take it from the system anew for every operation.
 
-FLOPs are torch's count with eager attention (it counts none for SDPA). A rubric of R tokens is what one sequence holds.
+FLOPs are torch's count with eager attention (it counts none for SDPA); times are of eager attention on a CPU and of
+SDPA on a GPU, which is what a model is loaded with there, or of `--attention`. A rubric of R tokens is what one sequence holds.
 On CPU the time is the process's, over all threads, so that other processes disturb it little. The floor is the engine's
 FLOPs at the rate that a large matrix product reaches here.
 """
@@ -176,9 +177,13 @@ def _table(score_GD2: torch.Tensor) -> np.ndarray:
     return score_GD2.flatten(1).double().cpu().numpy()
 
 
-def measure(score: Callable[[], np.ndarray], device: str, repeats: int) -> Measured:
+def measure(model: JRMForRewardModeling, score: Callable[[], np.ndarray], device: str, repeats: int) -> Measured:
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
-        scores = score()
+        score()
+    model.set_attn_implementation(attention)
+    scores = score()
     on_gpu = device != "cpu"
     clock = time.perf_counter if on_gpu else time.process_time
     if on_gpu:
@@ -228,17 +233,17 @@ def measure_setting(bench: Bench, setting: Setting, known: dict) -> list[dict]:
         theirs = make_processor(tokenizer, *PEERS_LAYOUT, setting.rubric, setting.size)
         # its candidates share nothing: where only FLOPs are asked for, those of one tell those of all
         count = setting.group if repeats or "plain" in providers else 1
-        found = measure(lambda: research(model, theirs, group[:count], batch), device, repeats)
+        found = measure(model, lambda: research(model, theirs, group[:count], batch), device, repeats)
         known[task] = found._replace(gflop=found.gflop * setting.group / count)
     base = known[task]
     measured = {"research": base}
     if "plain" in providers:
-        measured["plain"] = measure(lambda: plain(model, own, group, batch), device, repeats)
+        measured["plain"] = measure(model, lambda: plain(model, own, group, batch), device, repeats)
     if "engine" in providers:
-        measured["engine"] = measure(lambda: engine(model, own, group), device, repeats)
+        measured["engine"] = measure(model, lambda: engine(model, own, group), device, repeats)
     if "converted" in providers and (setting.order, setting.sequences) == PEERS_LAYOUT:
         converted = make_processor(tokenizer, *PEERS_LAYOUT, setting.rubric, setting.size, behind=BEHIND)
-        measured["converted"] = measure(lambda: engine(model, converted, group), device, repeats)
+        measured["converted"] = measure(model, lambda: engine(model, converted, group), device, repeats)
     rows = []
     for name, found in measured.items():
         row = setting._asdict() | {"batch": batch, "provider": name, "gflop": round(found.gflop, 3)}
@@ -319,13 +324,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="rows at once of research and plain; by default 1 on CPU, 8 on a GPU")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each provider; 0: count only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--attention", default="eager", help="attention implementation (FLOPs are counted in eager)")
+    parser.add_argument("--attention", help="attention implementation (default: eager on a CPU, sdpa on a GPU)")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder for the CSV and the plot")
     options = parser.parse_args()
 
     tokenizer = tiny_tokenizer([f" {RUBRIC} {INSTRUCTION}"] * 2)
     reward_token_id = make_processor(tokenizer, *ORDERS[:1], "joint", 60, 224).reward_token_id
-    model = make_model(options.backbone, tokenizer, reward_token_id, options.device, options.attention)
+    attention = options.attention or ("eager" if options.device == "cpu" else "sdpa")
+    model = make_model(options.backbone, tokenizer, reward_token_id, options.device, attention)
     batch = options.batch or (1 if options.device == "cpu" else 8)
     rate = matmul_rate(options.device)
     bench = Bench(model, tokenizer, options.device, options.provider, batch, options.repeats, rate)
@@ -340,7 +346,8 @@ def main() -> None:
     for setting in tqdm(settings, unit="setting"):
         rows += measure_setting(bench, setting, known)
     device = device_description(options.device)
-    rows = [{"backbone": options.backbone} | row | {"device": device} | versions() for row in rows]
+    same = {"attention": attention, "device": device} | versions()
+    rows = [{"backbone": options.backbone} | row | same for row in rows]
     print_rows(rows)
     name = f"scoring-{options.backbone}-{slug(device)}"
     if options.batch:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.serving
 
-A server in a process of its own, with jrm-tiny on one core and one thread of torch; clients in this one, on another
-core. Offline scoring has the server's core. Every answer of every part is compared with the score that the scorer gives
-directly. Writes `benchmarks/results/serving-<device>.csv`.
+A server in a process of its own, with jrm-tiny and one thread of torch; clients in this one. Offline scoring has one
+thread of torch too. All of them may use every core, as on a user's machine: what the clients take, the server beside
+them lacks. Every answer of every part is compared with the score that the scorer gives directly. Writes
+`benchmarks/results/serving-<device>.csv`.
 
 Parts: `load` (64 clients, requests of 1 to 8 samples on each JSON wire; throughput beside that of scoring the same
 samples offline, block by block, one after the other), `latency` (requests that come by chance, at 25, 50 and 90 % of
@@ -50,9 +51,6 @@ CANDIDATES = 8  # of a prompt
 SIZES = (1, 1, 1, 2, 4, 8)  # samples of a request
 CLIENTS = 64
 TOLERANCE = 1e-5
-# The server has as many cores as offline scoring has, and its clients have others, as if they were on another machine.
-CORES = sorted(os.sched_getaffinity(0))
-SERVER_CORES, CLIENT_CORES = set(CORES[:1]), set(CORES[1:2] or CORES)
 FRACTIONS = (0.25, 0.5, 0.9)
 WIRES = ("score, blocks", "score, fields", "rank", "UniRL", "Flow-Factory")
 
@@ -170,15 +168,13 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(*arguments: str, pinned: bool = True) -> Iterator[Server]:
+def serving(*arguments: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
         command = [sys.executable, "-m", "jrm_plugin.cli", "serve", "--model", "jrm-tiny", "--device", "cpu"]
         with log.open("w") as stream:
             process = subprocess.Popen([*command, *arguments], stderr=stream, env=environment)
-            if pinned:
-                os.sched_setaffinity(process.pid, SERVER_CORES)
         try:
             port = re.search(r"--port ([1-9]\d*)", " ".join(arguments))
             url = f"http://127.0.0.1:{port[1]}" if port else ""
@@ -204,17 +200,6 @@ def is_ready(url: str) -> bool:
         return bool(url) and httpx.get(f"{url}/ready", trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
-
-
-@contextmanager
-def on_cores(cores: set[int]) -> Iterator[None]:
-    """This process on some cores alone; threads that it starts inside too."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------
@@ -327,11 +312,9 @@ def load(results: Results, scorer: RewardScorer, server: Server, requests: list[
             start, computing = time.perf_counter(), time.process_time if way == "offline" else server.cpu_seconds
             cpu_start = computing()
             if way == "offline":
-                with on_cores(SERVER_CORES):
-                    scorer.score(samples)
+                scorer.score(samples)
             else:
-                with on_cores(CLIENT_CORES):
-                    answers += asyncio.run(closed_loop(server.url, part, CLIENTS))
+                answers += asyncio.run(closed_loop(server.url, part, CLIENTS))
             seconds[way], cpu[way] = time.perf_counter() - start, computing() - cpu_start
         cpu_ratios.append(cpu["offline"] / cpu["served"])
         ratios.append(seconds["offline"] / seconds["served"])
@@ -410,7 +393,7 @@ def kill_a_replica(results: Results, requests: list[Request]) -> None:
     import ray
     from ray.util.state import list_actors
 
-    with serving("--ray", "--replicas", "2", "--gpus-per-replica", "0", "--port", "8765", pinned=False) as server:
+    with serving("--ray", "--replicas", "2", "--gpus-per-replica", "0", "--port", "8765") as server:
         ray.init(address="auto", log_to_driver=False)
         replicas = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "ServeReplica" in a.class_name]
 

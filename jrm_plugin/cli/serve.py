@@ -1,6 +1,7 @@
 """`jrm serve`: a model behind HTTP, for training jobs that keep their judge on other machines."""
 
 import argparse
+import gc
 import hashlib
 import logging
 import os
@@ -13,6 +14,7 @@ from jrm_plugin.errors import JRMError
 from jrm_plugin.extras import require
 from jrm_plugin.files import read_text
 from jrm_plugin.scoring.loading import model_digest, named_model
+from jrm_plugin.scoring.protocol import Scorer
 from jrm_plugin.scoring.remote import TOKEN_VARIABLE
 
 PACKAGES = "fastapi uvicorn python_multipart prometheus_client"
@@ -90,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         log_requests=options.log_requests,
         **{name: value for name, value in given.items() if value is not None},
     )
-    load = partial(make_scorer, argparse.Namespace(**{name: getattr(options, name) for name in MODEL_OPTIONS}))
+    load = partial(_load, argparse.Namespace(**{name: getattr(options, name) for name in MODEL_OPTIONS}))
     if options.ray:
         from jrm_plugin.server.ray_serve import run as run_on_ray
 
@@ -102,6 +104,15 @@ def run(options: argparse.Namespace) -> int:
 
     run_here(create_app(settings, load), options.host, options.port)
     return 0
+
+
+def _load(options: argparse.Namespace) -> Scorer:
+    """The scorer, in a process that keeps it to its end."""
+    scorer = make_scorer(options)
+    # Python would search all that is loaded for garbage while it serves, again and again: a twentieth of its time.
+    gc.collect()
+    gc.freeze()
+    return scorer
 
 
 def _digest(options: argparse.Namespace) -> str:

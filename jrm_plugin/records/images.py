@@ -61,6 +61,12 @@ _UPRIGHT = {
 _LAZY_DECODING = threading.Lock()
 
 
+class MeasuredFile(bytes):
+    """The bytes of an image file, which keep their `image_size` once somebody has asked for it."""
+
+    size: tuple[int, int] | None = None
+
+
 def load_image(image: ImageLike, *, name: str | None = None) -> Image.Image:
     """Turn an image into upright 8-bit RGB.
 
@@ -111,6 +117,8 @@ def image_size(image: ImageLike, *, name: str | None = None) -> tuple[int, int]:
         size = _array_size(image, label)
     elif (file := _file_as_it_is(image)) is not None:
         size = _size_of_file(label, *file)
+    elif isinstance(image, MeasuredFile):
+        size = image.size = image.size or _upright_size(image, label)
     else:
         size = _upright_size(image, label)
     _check_size(size, label)

@@ -13,10 +13,17 @@ from torch import nn
 from jrm_plugin.switches import WARNINGS_AS_ERRORS, Switch
 
 _DEFAULT_DTYPE = Switch(torch.get_default_dtype, torch.set_default_dtype)
-# Whether float32 matrices may be multiplied in fewer bits.
-_MATMUL_PRECISIONS = [
+# Whether float32 may be multiplied in fewer bits. A GPU's convolutions are, unless somebody says no: so an image would
+# have other scores there than on a CPU.
+_FLOAT32_PRECISIONS = [
     Switch(lambda backend=backend: backend.fp32_precision, partial(setattr, backend, "fp32_precision"))
-    for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    for backend in (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,
+        torch.backends.cudnn.rnn,  # with it, since torch's own older switch speaks of both
+        torch.backends.mkldnn.matmul,
+        torch.backends.mkldnn.conv,
+    )
 ]
 
 # One pass over a model at a time, whoever scores with it: its mode, an engine's cache and the memory are for one.
@@ -29,7 +36,7 @@ def usual_process() -> Iterator[None]:
     """The process as it is where nobody has touched it: switches of torch, numpy and warnings; then as it was."""
     with ExitStack() as stack:
         stack.enter_context(_DEFAULT_DTYPE.held(torch.float32))
-        for switch in _MATMUL_PRECISIONS:
+        for switch in _FLOAT32_PRECISIONS:
             stack.enter_context(switch.held("ieee"))
         stack.enter_context(WARNINGS_AS_ERRORS.held(None))
         stack.enter_context(np.errstate(all="ignore"))

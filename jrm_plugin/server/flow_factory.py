@@ -25,7 +25,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
         """Flow-Factory's form: a reward for each prompt and image."""
 
         async def respond(body: Body) -> Any:
-            samples = await service.read(lambda: _samples(body, service.opener(body)))
+            _, samples = await service.read(lambda: (None, _samples(body, service.opener(body))))
             rewards = []
             for position, score in enumerate(await service.score(samples)):
                 if isinstance(score, JRMError):

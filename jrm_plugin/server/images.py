@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.records.images import MeasuredFile
 from jrm_plugin.records.wire import image_from_wire
 from jrm_plugin.server.settings import ServerSettings
 
@@ -18,7 +19,7 @@ REDIRECTS = 3
 
 
 class ImageOpener:
-    """Gives the bytes of an image for the text that stands for it in one request; each is opened once.
+    """Gives the bytes of an image for the text that stands for it in one request; each is opened and measured once.
 
     Args:
         settings: what is allowed.
@@ -27,11 +28,11 @@ class ImageOpener:
 
     def __init__(self, settings: ServerSettings, parts: Mapping[str, bytes]):
         self._settings, self._parts = settings, parts
-        self._opened: dict[str, bytes] = {}
+        self._opened: dict[str, MeasuredFile] = {}
 
-    def __call__(self, image: str) -> bytes:
+    def __call__(self, image: str) -> MeasuredFile:
         if image not in self._opened:
-            self._opened[image] = self._open(image)
+            self._opened[image] = MeasuredFile(self._open(image))
         return self._opened[image]
 
     def _open(self, image: str) -> bytes:

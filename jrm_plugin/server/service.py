@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from jrm_plugin.errors import JRMError, reason
-from jrm_plugin.records.images import image_size
+from jrm_plugin.records.images import ImageLike, image_size
 from jrm_plugin.records.samples import OVERALL, Sample
 from jrm_plugin.records.wire import BAD_SAMPLE, REQUEST_KEY, TIMEOUT
 from jrm_plugin.scoring.micro_batches import MicroBatches, QueueFullError
@@ -47,6 +47,14 @@ class Body(NamedTuple):
 
     content: bytes
     parts: Mapping[str, bytes]
+
+
+class Asked(NamedTuple):
+    """A sample that is to be scored, and what decides with which others."""
+
+    sample: Sample
+    prefix: str  # the digest of its prompt
+    tokens: int  # about
 
 
 class ScoringService:
@@ -161,14 +169,76 @@ class ScoringService:
 
     # -- samples
 
-    async def score(self, samples: Sequence[Sample | JRMError]) -> list[Any]:
+    async def read(
+        self, function: Callable[[], tuple[T, Sequence[Sample | JRMError]]]
+    ) -> tuple[T, list[Asked | JRMError]]:
+        """What a function finds in a request, and its samples or what is wrong with them, each with its size.
+
+        It takes its time in a thread, without the event loop waiting for it.
+
+        Raises:
+            RequestError: there are too many samples.
+        """
+
+        def read_and_measure() -> tuple[T, list[Asked | JRMError]]:
+            found, samples = function()
+            if len(samples) > self.settings.max_samples:
+                raise RequestError(
+                    "invalid",
+                    f"a request may have {self.settings.max_samples} samples, not {len(samples)}; send several.",
+                )
+            return found, self._measured(samples)
+
+        self._reading += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read_and_measure)
+        finally:
+            self._reading -= 1
+
+    def _measured(self, samples: Sequence[Sample | JRMError]) -> list[Asked | JRMError]:
+        """What is to be asked for each sample, or why it is not taken."""
+        tokens_of: dict[int, int] = {}  # of an image, which candidates of one source share, by its identity
+
+        def measured(sample: Sample) -> Asked:
+            settings = self.settings
+            images, texts = sample.prompt_images + sample.response_images, sample.prompt_text + sample.response_text
+            if len(images) > settings.max_images or len(texts) > settings.max_text:
+                raise JRMError(
+                    f"it has {len(images)} images and {len(texts)} characters; this server takes "
+                    f"{settings.max_images} and {settings.max_text}."
+                )
+            for image in images:
+                if id(image) not in tokens_of:
+                    tokens_of[id(image)] = self._image_tokens(image)
+            tokens = len(texts) // CHARACTERS_PER_TOKEN + sum(tokens_of[id(image)] for image in images)
+            return Asked(sample, sample.prompt_key(), max(tokens, 1))
+
+        answers: list[Asked | JRMError] = []
+        for sample in samples:
+            try:
+                answers.append(sample if isinstance(sample, JRMError) else measured(sample))
+            except JRMError as error:
+                answers.append(error)
+        return answers
+
+    def _image_tokens(self, image: ImageLike) -> int:
+        width, height = image_size(image)
+        if width * height > self.settings.max_image_pixels:
+            raise JRMError(
+                f"an image of {width}x{height} has more pixels than the {self.settings.max_image_pixels} that this "
+                "server takes; make it smaller."
+            )
+        processor = getattr(self.scorer, "processor", None)
+        return processor.image_tokens(width, height) if processor is not None else width * height // 28**2
+
+    async def score(self, samples: Sequence[Asked | JRMError]) -> list[Any]:
         """The score of each sample, or what is wrong with it."""
         return await self.ask("score", samples)
 
     async def ask(
         self,
         method: str,
-        samples: Sequence[Sample | JRMError],
+        samples: Sequence[Asked | JRMError],
         *,
         options: Mapping[str, Any] | None = None,
         tokens_each: int = 0,
@@ -178,7 +248,7 @@ class ScoringService:
 
         Args:
             method: `score` or `critique`.
-            samples: an error stays in its place.
+            samples: of `read`; an error stays in its place.
             options: the method's own.
             tokens_each: how many are written for each sample.
             alone: whether the samples are a batch of their own, with no other request's.
@@ -187,15 +257,7 @@ class ScoringService:
             RequestError: too many samples wait.
         """
         assert self._batches is not None
-        batches, asked = self._batches, [sample for sample in samples if isinstance(sample, Sample)]
-        if len(samples) > self.settings.max_samples:
-            raise RequestError(
-                "invalid", f"a request may have {self.settings.max_samples} samples, not {len(samples)}; send several."
-            )
-        measured = await self.read(lambda: [self._measure(sample) for sample in asked])
-        errors = [part for part in measured if isinstance(part, JRMError)]
-        self.metrics.errors.labels(BAD_SAMPLE).inc(len(errors) + len(samples) - len(asked))
-        fine = [(sample, *part) for sample, part in zip(asked, measured, strict=True) if not isinstance(part, JRMError)]
+        batches, fine = self._batches, [asked for asked in samples if isinstance(asked, Asked)]
         try:
             batches.check_room(len(fine))
             if alone:
@@ -210,44 +272,12 @@ class ScoringService:
                 answers = [answer for (answer,) in await _all(calls)]
         except QueueFullError as error:
             raise self.overloaded(str(error)) from None
-        failed = sum(isinstance(answer, JRMError) for answer in answers)
+        in_order = iter(answers)
+        results = [asked if isinstance(asked, JRMError) else next(in_order) for asked in samples]
+        failed = sum(isinstance(result, JRMError) for result in results)
         self.metrics.errors.labels(BAD_SAMPLE).inc(failed)
-        self.metrics.samples.inc(len(answers) - failed)
-        of_fine = iter(answers)
-        of_asked = iter([part if isinstance(part, JRMError) else next(of_fine) for part in measured])
-        return [sample if isinstance(sample, JRMError) else next(of_asked) for sample in samples]
-
-    def _measure(self, sample: Sample) -> tuple[str, int] | JRMError:
-        """The digest of a sample's prompt and about how many tokens it has; or why it is not taken."""
-        settings = self.settings
-        images, texts = sample.prompt_images + sample.response_images, sample.prompt_text + sample.response_text
-        processor = getattr(self.scorer, "processor", None)
-        try:
-            if len(images) > settings.max_images or len(texts) > settings.max_text:
-                raise JRMError(
-                    f"it has {len(images)} images and {len(texts)} characters; this server takes "
-                    f"{settings.max_images} and {settings.max_text}."
-                )
-            tokens = len(texts) // CHARACTERS_PER_TOKEN
-            for image in images:
-                width, height = image_size(image)
-                if width * height > settings.max_image_pixels:
-                    raise JRMError(
-                        f"an image of {width}x{height} has more pixels than the {settings.max_image_pixels} that this "
-                        "server takes; make it smaller."
-                    )
-                tokens += processor.image_tokens(width, height) if processor is not None else width * height // 28**2
-            return sample.prompt_key(), max(tokens, 1)
-        except JRMError as error:
-            return error
-
-    async def read(self, function: Callable[[], T]) -> T:
-        """What a function gives that takes its time, without the event loop waiting for it."""
-        self._reading += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, function)
-        finally:
-            self._reading -= 1
+        self.metrics.samples.inc(len(results) - failed)
+        return results
 
     def opener(self, body: Body) -> ImageOpener:
         """Opens the images that a request names."""
@@ -272,15 +302,18 @@ class ScoringService:
         """
         route, start = request.url.path, time.monotonic()
         self._taken += 1
-        working: asyncio.Task | None = None
         try:
             self.check_token(request)
             timeout = min(_wanted_timeout(request), timeout or math.inf, self.settings.timeout)
-            working = asyncio.ensure_future(self._respond(request, respond))
-            done, _ = await asyncio.wait({working}, timeout=timeout)
-            if not done:
-                raise RequestError("late", f"there is no answer within {timeout:g} seconds; ask again, or for less.")
-            return working.result()
+            try:
+                async with asyncio.timeout(timeout) as deadline:
+                    return await self._respond(request, respond)
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
+                raise RequestError(
+                    "late", f"there is no answer within {timeout:g} seconds; ask again, or for less."
+                ) from None
         except RequestError as error:
             self.metrics.errors.labels(error.code).inc()
             return error.response()
@@ -293,8 +326,6 @@ class ScoringService:
             logger.error("%s failed: %s", route, self._in_full(error))
             return RequestError("internal", "the server failed at this request; its log says how.").response()
         finally:
-            if working is not None:
-                working.cancel()
             self._answered += 1
             self.metrics.requests.labels(route).observe(time.monotonic() - start)
 

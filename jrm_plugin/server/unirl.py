@@ -34,31 +34,33 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
         """UniRL's form: for each request, numbers by reward, and errors by reward."""
 
         async def respond(body: Body) -> Any:
-            items = await service.read(lambda: _items(body, service.opener(body)))
-            scores = await service.score([sample for sample, _ in items])
+            asked_for, samples = await service.read(lambda: _requests(body, service.opener(body)))
+            scores = await service.score(samples)
             names = rewards(service.loaded_scorer.dimensions)
-            answers = [_answer(score, wanted, names) for score, (_, wanted) in zip(scores, items, strict=True)]
+            answers = [_answer(score, wanted, names) for score, wanted in zip(scores, asked_for, strict=True)]
             return {"results": [result for result, _ in answers], "errors": [errors for _, errors in answers]}
 
         return await service.answer(request, respond, timeout=SECONDS)
 
 
-def _items(body: Body, open_image: ImageOpener) -> list[tuple[Sample | JRMError, list[str]]]:
-    """The sample of each request, or what is wrong with it, and the rewards that it wants."""
+def _requests(body: Body, open_image: ImageOpener) -> tuple[list[list[str]], list[Sample | JRMError]]:
+    """The rewards that each request wants, and its sample or what is wrong with it."""
     record = parsed_json(body.content)
     requests = record.get("requests") if isinstance(record, dict) else None
     if not isinstance(requests, list):
         raise RequestError("invalid", 'UniRL\'s form is {"requests": [{"history", "required_rewards"}]}.')
-    items: list[tuple[Sample | JRMError, list[str]]] = []
+    asked_for: list[list[str]] = []
+    samples: list[Sample | JRMError] = []
     for item in requests:
         wanted = item.get("required_rewards") if isinstance(item, dict) else None
         if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
             raise RequestError("invalid", "each request must have required_rewards, a list of names.")
+        asked_for.append(wanted)
         try:
-            items.append((_sample(item.get("history"), open_image), wanted))
+            samples.append(_sample(item.get("history"), open_image))
         except JRMError as error:
-            items.append((error, wanted))
-    return items
+            samples.append(error)
+    return asked_for, samples
 
 
 def _sample(history: Any, open_image: ImageOpener) -> Sample:

@@ -43,7 +43,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
         """The score of each sample, in order; one that cannot be scored has its error in its place."""
 
         async def respond(body: Body) -> Any:
-            asked, samples = await service.read(lambda: _samples(schemas.ScoreRequest, body, service.opener(body)))
+            _, samples = await service.read(lambda: _samples(schemas.ScoreRequest, body, service.opener(body)))
             scores = await service.score(samples)
             return {"model": name, "results": [score_to_json(score) for score in scores]}
 
@@ -88,7 +88,7 @@ def add_routes(app: FastAPI, service: ScoringService) -> None:
         """The candidates of one prompt, best first; those that cannot be scored stand apart with their errors."""
 
         async def respond(body: Body) -> Any:
-            samples, dimension = await service.read(lambda: _ranking(body, service.opener(body)))
+            dimension, samples = await service.read(lambda: _ranking(body, service.opener(body)))
             service.check_dimension(dimension, or_overall=True)
             scores = await service.score(samples)
             good = [position for position, score in enumerate(scores) if isinstance(score, RewardScore)]
@@ -126,11 +126,12 @@ def _samples(model: type[M], body: Body, open_image: ImageOpener) -> tuple[M, li
     return asked, [_or_error(lambda record=record: sample_from_json(record, open_image)) for record in asked.samples]
 
 
-def _ranking(body: Body, open_image: ImageOpener) -> tuple[list[Sample | JRMError], str]:
+def _ranking(body: Body, open_image: ImageOpener) -> tuple[str, list[Sample | JRMError]]:
     try:
-        return ranking_from_json(parsed_json(body.content), open_image)
+        samples, dimension = ranking_from_json(parsed_json(body.content), open_image)
     except JRMError as error:
         raise RequestError("invalid", str(error)) from None
+    return dimension, samples
 
 
 def _or_error(read: Callable[[], Sample]) -> Sample | JRMError:

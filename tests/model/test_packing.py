@@ -47,7 +47,7 @@ def losses_and_gradients(model, batch, **options):
     model.zero_grad()
     output = model(**batch, **options)
     output.check()
-    weight = torch.linspace(-1, 1, output.mu_SD.numel()).view_as(output.mu_SD)
+    weight = torch.linspace(-1, 1, output.mu_SD.numel(), device=model.device).view_as(output.mu_SD)
     loss = (weight * (output.mu_SD + 0.5 * output.log_sigma_SD)).sum() / len(weight)
     loss = loss + output.critique_loss_T.sum() / max(1, len(output.critique_loss_T))
     loss.backward()

@@ -70,6 +70,35 @@ def test_jrm_tiny_scores_by_default_and_by_hand():
     assert (scorer.processor.order, scorer.processor.sequences) == ("images_first", "joint")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_scores_of_a_cpu(make_scorer, make_samples, family, order, sequences):
+    scorer, samples = make_scorer(family, order, sequences), make_samples(13)
+    expected = table(scorer.score(samples))
+    on_gpu = RewardScorer(scorer.model.cuda(), scorer.processor)
+    assert np.abs(table(on_gpu.score(samples)) - expected).max() < 1e-4  # another device adds in another order
+    assert np.abs(table([on_gpu.score([sample])[0] for sample in samples]) - expected).max() < 1e-4
+    rounded = RewardScorer(scorer.model.bfloat16(), scorer.processor)
+    assert np.abs(table(rounded.score(samples)) - expected).max() < 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_chosen_and_its_memory_kept_to_the_budget(make_samples):
+    samples, budget = make_samples(64), 64 * 2**20
+    scorer = RewardScorer.from_pretrained("jrm-tiny", dtype=torch.float32, memory_budget=budget)
+    assert scorer.model.device.type == "cuda"
+    assert RewardScorer.from_pretrained("jrm-tiny").model.dtype == torch.bfloat16
+    scorer.score(samples[:1])
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    scores = table(scorer.score(samples))
+    assert torch.cuda.max_memory_allocated() - held < budget
+    on_cpu = RewardScorer.from_pretrained("jrm-tiny", device="cpu")
+    assert np.abs(scores - table(on_cpu.score(samples))).max() < 1e-3
+    assert scorer.critique(samples[:4]) == on_cpu.critique(samples[:4])
+
+
 def test_scores_are_what_the_model_says(scorer_of, make_samples, sequences):
     scorer = scorer_of("qwen2_vl", sequences=sequences)
     samples = make_samples(5)

@@ -177,6 +177,26 @@ def test_out_of_memory_halves_the_budget_says_so_and_goes_on(make_scorer, images
     ]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_is_full_halves_the_budget_and_gives_the_same_scores(caplog):
+    random = np.random.default_rng(0)
+    source, *edited = random.integers(0, 256, (257, 112, 112, 3), dtype=np.uint8)
+    samples = [Sample.edit(source, "make it blue", image) for image in edited]
+    expected = scores_of(RewardScorer.from_pretrained("jrm-tiny", device="cpu"), samples)
+    scorer = RewardScorer.from_pretrained("jrm-tiny", dtype=torch.float32, cache_bytes=0, memory_budget=2**33)
+    scorer.score(samples[:1])
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + 24 * 2**20
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        scores = scores_of(scorer, samples)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert scorer.engine.memory_budget < 2**33 and "ran out of memory" in caplog.text
+    assert np.abs(scores - expected).max() < 1e-3
+
+
 def test_few_samples_are_held_at_once_and_a_broken_image_is_told_by_its_index(
     make_scorer, images, tmp_path, monkeypatch
 ):

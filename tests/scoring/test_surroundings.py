@@ -66,6 +66,8 @@ SETTINGS = {
     "matmul precision": lambda model: set_to(
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
     ),
+    "convolution precision": lambda model: attribute(torch.backends.mkldnn.conv, "fp32_precision", "bf16"),
+    "convolution precision of a GPU": lambda model: attribute(torch.backends.cudnn.conv, "fp32_precision", "tf32"),
     "truncated files": lambda model: attribute(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
     "pixel limit": lambda model: attribute(Image, "MAX_IMAGE_PIXELS", 10),
     "no pixel limit": lambda model: attribute(Image, "MAX_IMAGE_PIXELS", None),
