@@ -24,9 +24,9 @@ Research style takes `--batch` sequences at a time, plain batching as many sampl
 several need is large enough for glibc to take it from the system anew for every operation.
 
 FLOPs are torch's count with eager attention (it counts none for SDPA); times are of eager attention on a CPU and of
-SDPA on a GPU, which is what a model is loaded with there, or of `--attention`. A rubric of R tokens is what one sequence holds.
-On CPU the time is the process's, over all threads, so that other processes disturb it little. The floor is the engine's
-FLOPs at the rate that a large matrix product reaches here.
+SDPA on a GPU, or of `--attention`. A rubric of R tokens is what one sequence holds. On CPU the time is the process's,
+over all threads, so that other processes disturb it little. The floor is the engine's FLOPs at the rate that a large
+matrix product reaches here.
 """
 
 import argparse

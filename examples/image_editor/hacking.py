@@ -10,6 +10,9 @@ pays for. A round does what a user would do:
 3. `jrm train` goes on from the judge on pairs of these pictures, beside pairs of ShapeEdits so that nothing is
    forgotten: the judge of the next round.
 
+The last round, "taught", is for one who knows the hole and can draw it: its judge goes on from `jrm-tiny` on ShapeEdits
+in which candidates fail by `several_copies` too.
+
 Stopped at any point, the same command goes on.
 """
 
@@ -41,13 +44,15 @@ from jrm_plugin.model.calibration_file import write_calibration
 from jrm_plugin.model.checkpoint import CALIBRATION_FILE, built_in_folder
 from jrm_plugin.records.samples import DIMENSIONS
 from jrm_plugin.runs import LOCK_FILE, locked
-from jrm_plugin.synthetic.preferences import FAILURE_SCORES
+from jrm_plugin.synthetic.preferences import FAILURE_SCORES, FAILURE_WEIGHTS
 from jrm_plugin.synthetic.shape_edits import KINDS, SHAPE_EDITS
 from jrm_plugin.synthetic.shape_reader import judge_generated
 
 CONFIG = Path(__file__).with_name("mend.yaml")
 COLLECTED = 10  # the last iterations, whose pictures are labelled
 PAIRS = 4  # of each group, at most
+TAUGHT = "taught"  # the last round
+COPIES = FAILURE_WEIGHTS | {"several_copies": 0.36}  # as often as no failure
 GUARDS = ("unedited", "overall/undecided_groups", "overall/sigma", "overall/sigma_above")
 GUARDS += ("second_judge/mu", "second_judge/first_mu")
 
@@ -70,15 +75,24 @@ def main(arguments: list[str] | None = None) -> None:
     with locked(options.output / LOCK_FILE):
         base = pretrained(options.output, Pretraining(steps=options.steps))
         prompts = heldout_prompts(options.heldout, KINDS)
-        shapes = options.output / "shape-edits"
+        shapes, copies = (options.output / name for name in ("shape-edits", "shape-edits-with-copies"))
         if not (shapes / "meta.json").exists():
             SHAPE_EDITS.write(shapes, train=1500, heldout=400, language=0, seed=7)
-        rounds: dict[tuple[int, int], Round] = {}
+        if not (copies / "meta.json").exists():
+            SHAPE_EDITS.write(copies, train=3000, heldout=0, language=0, seed=8, failures=COPIES)
+        rounds: dict[tuple[int, str], Round] = {}
         for seed in options.seed:
+            seeds_folder = options.output / f"hacking-seed-{seed}"
             judge = None
-            for number in range(options.rounds + 1):
-                folder = options.output / f"hacking-seed-{seed}" / f"round-{number}"
-                judge = judge_of_round(folder, judge, shapes, options.mending_steps)
+            for number in [*map(str, range(options.rounds + 1)), TAUGHT]:
+                folder = seeds_folder / f"round-{number}"
+                if judge is None:
+                    before, sets = None, []
+                elif number == TAUGHT:
+                    before, sets = seeds_folder / "round-0" / "judge", [copies / "train.json"]
+                else:
+                    before, sets = judge, [labelled_pairs(judge.parent), shapes / "train.json"]
+                judge = judge_of_round(folder, before, sets, shapes / "heldout.json", options.mending_steps)
                 accuracy = read_json(folder / "accuracy.json")
                 settings = FlowGRPO(
                     kinds=KINDS, beta=options.beta, frozen_late=False, iterations=options.iterations, seed=seed
@@ -101,7 +115,7 @@ class Round:
     run: Run
     accuracy: dict[str, Any]
 
-    def say(self, seed: int, number: int) -> None:
+    def say(self, seed: int, number: str) -> None:
         for each in self.run.measured:
             means = ", ".join(f"{name} {np.mean(each[name]):.3f}" for name in ("reward", "sigma", "success"))
             where = f"seed {seed}, round {number}, iteration {each['iteration']}"
@@ -190,8 +204,8 @@ def _pairs_of(
 # --- 3. the judge learns what it did not know -------------------------------------------------------------------------
 
 
-def judge_of_round(folder: Path, before: Path | None, shapes: Path, steps: int) -> Path:
-    """The round's judge, calibrated: `jrm-tiny`, or the one before trained on what the editor made of it."""
+def judge_of_round(folder: Path, before: Path | None, sets: list[Path], heldout: Path, steps: int) -> Path:
+    """The round's judge, calibrated: `jrm-tiny`, or the judge `before` trained on equal parts of some sets."""
     judge = folder / "judge"
     if (judge / CALIBRATION_FILE).exists():
         return judge
@@ -199,8 +213,8 @@ def judge_of_round(folder: Path, before: Path | None, shapes: Path, steps: int) 
     if before is None:
         shutil.copytree(built_in_folder("jrm-tiny"), judge, dirs_exist_ok=True)
     elif not (judge / "trainer_state.json").exists():
-        _go_on_training(before, labelled_pairs(before.parent), shapes, judge, steps)
-    pairs = read_edit_reward(shapes / "heldout.json", progress=False).examples
+        _go_on_training(before, sets, judge, steps)
+    pairs = read_edit_reward(heldout, progress=False).examples
     results = evaluate_pairs(RewardScorer.from_pretrained(judge, device="cpu"), pairs)
     scored = [
         ScoredPair(pair.chosen.prompt_key(), pair.labels, result.chosen, result.rejected)
@@ -213,12 +227,12 @@ def judge_of_round(folder: Path, before: Path | None, shapes: Path, steps: int) 
     return judge
 
 
-def _go_on_training(model: Path, pairs: Path, shapes: Path, output: Path, steps: int) -> None:
+def _go_on_training(model: Path, sets: list[Path], output: Path, steps: int) -> None:
     from jrm_plugin.integrations.trl.training import parse
     from jrm_plugin.integrations.trl.training import train as jrm_train
 
     config = output.parent / "train.yaml"
-    data = f"train_data:\n  {pairs.resolve()}: 1\n  {(shapes / 'train.json').resolve()}: 1\n"
+    data = "train_data:\n" + "".join(f"  {path.resolve()}: 1\n" for path in sets)
     config.write_text(CONFIG.read_text() + f"model: {model}\noutput_dir: {output}\n" + data)
     if jrm_train(*parse(config, ["--max_steps", str(steps)])) is None:
         raise KeyboardInterrupt
@@ -227,11 +241,11 @@ def _go_on_training(model: Path, pairs: Path, shapes: Path, output: Path, steps:
 # --- what came of it --------------------------------------------------------------------------------------------------
 
 
-def write_rounds(folder: Path, rounds: dict[tuple[int, int], Round]) -> None:
+def write_rounds(folder: Path, rounds: dict[tuple[int, str], Round]) -> None:
     """`image-editor-rounds.csv`: held-out prompts; `image-editor-rounds-steps.csv`: every iteration and its guards."""
     rows, steps = [], []
 
-    def add(seed: int, number: int, iteration: int | str, what: str, mean: Mean) -> None:
+    def add(seed: int, number: str, iteration: int | str, what: str, mean: Mean) -> None:
         values = {name: round(value, 4) for name, value in mean._asdict().items()}
         rows.append({"seed": seed, "round": number, "iteration": iteration, "what": what} | values)
 
@@ -256,11 +270,11 @@ def write_rounds(folder: Path, rounds: dict[tuple[int, int], Round]) -> None:
     write_rows(folder / "image-editor-rounds-steps.csv", steps)
 
 
-def draw_rounds(rounds: dict[tuple[int, int], Round], path: Path) -> None:
+def draw_rounds(rounds: dict[tuple[int, str], Round], path: Path) -> None:
     """Reward, oracle and sigma by round, one round beside the other; a line a seed."""
     from matplotlib.figure import Figure
 
-    numbers = sorted({number for _, number in rounds})
+    numbers = sorted({number for _, number in rounds}, key=lambda number: (number == TAUGHT, len(number), number))
     names = {
         "reward": ("reward of the round's judge", "#0072B2"),
         "success": ("success by the oracle", "#D55E00"),
@@ -276,10 +290,11 @@ def draw_rounds(rounds: dict[tuple[int, int], Round], path: Path) -> None:
             values = [m[name] if name in m else np.array(m["failure"]) == name for m in this.run.measured]
             panel.plot(at, [np.mean(value) for value in values], marker="o", markersize=3, color=colour)
             panel.grid(alpha=0.3)
-            if number == 0:
+            if panel is line[0]:
                 panel.set_ylabel(title, fontsize=8)
     for panel, number in zip(axes[0], numbers, strict=True):
-        panel.set_title("jrm-tiny" if number == 0 else f"after mending {number}", fontsize=10)
+        titles = {"0": "jrm-tiny", TAUGHT: "jrm-tiny, taught copies"}
+        panel.set_title(titles.get(number, f"after mending {number}"), fontsize=10)
     for panel in axes[-1]:
         panel.set_xlabel("iteration")
     with replacing(path) as staging:

@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from PIL import Image
 
 from jrm_plugin.errors import JRMError
+from jrm_plugin.records.images import MeasuredFile
 from jrm_plugin.records.samples import Sample
 from jrm_plugin.records.scores import RewardScore
 from jrm_plugin.server.errors import RequestError
@@ -89,7 +90,7 @@ def image(value: Any, name: str) -> Any:
     """
     if not isinstance(value, (bytes, Image.Image, np.ndarray)):
         raise JRMError(f"each of {name} must be the bytes of an image, a PIL image or an array, not a {type(value)}.")
-    return value
+    return MeasuredFile(value) if isinstance(value, bytes) else value
 
 
 def sources(value: Any, name: str) -> list[Any]:

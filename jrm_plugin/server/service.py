@@ -187,7 +187,7 @@ class ScoringService:
                     "invalid",
                     f"a request may have {self.settings.max_samples} samples, not {len(samples)}; send several.",
                 )
-            return found, self._measured(samples)
+            return found, [self._measured(sample) for sample in samples]
 
         self._reading += 1
         try:
@@ -195,31 +195,22 @@ class ScoringService:
         finally:
             self._reading -= 1
 
-    def _measured(self, samples: Sequence[Sample | JRMError]) -> list[Asked | JRMError]:
-        """What is to be asked for each sample, or why it is not taken."""
-        tokens_of: dict[int, int] = {}  # of an image, which candidates of one source share, by its identity
-
-        def measured(sample: Sample) -> Asked:
-            settings = self.settings
-            images, texts = sample.prompt_images + sample.response_images, sample.prompt_text + sample.response_text
+    def _measured(self, sample: Sample | JRMError) -> Asked | JRMError:
+        """A sample as it is to be asked for, or why it is not taken."""
+        if isinstance(sample, JRMError):
+            return sample
+        settings = self.settings
+        images, texts = sample.prompt_images + sample.response_images, sample.prompt_text + sample.response_text
+        try:
             if len(images) > settings.max_images or len(texts) > settings.max_text:
                 raise JRMError(
                     f"it has {len(images)} images and {len(texts)} characters; this server takes "
                     f"{settings.max_images} and {settings.max_text}."
                 )
-            for image in images:
-                if id(image) not in tokens_of:
-                    tokens_of[id(image)] = self._image_tokens(image)
-            tokens = len(texts) // CHARACTERS_PER_TOKEN + sum(tokens_of[id(image)] for image in images)
+            tokens = len(texts) // CHARACTERS_PER_TOKEN + sum(map(self._image_tokens, images))
             return Asked(sample, sample.prompt_key(), max(tokens, 1))
-
-        answers: list[Asked | JRMError] = []
-        for sample in samples:
-            try:
-                answers.append(sample if isinstance(sample, JRMError) else measured(sample))
-            except JRMError as error:
-                answers.append(error)
-        return answers
+        except JRMError as error:
+            return error
 
     def _image_tokens(self, image: ImageLike) -> int:
         width, height = image_size(image)

@@ -9,7 +9,7 @@ the colour of each of a crop's nine places. 1,000 pairs take about 55 MB.
 """
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 from jrm_plugin.errors import JRMError
 from jrm_plugin.records.images import load_image
 from jrm_plugin.synthetic.preferences import (
+    FAILURE_WEIGHTS,
     GRID,
     PLACES,
     QUALITY_WEIGHTS,
@@ -116,9 +117,14 @@ class Step(NamedTuple):
 
 
 def draw_edit(
-    rng: np.random.Generator, *, heldout: bool, tie: bool = False, outcomes: Sequence[Outcome] | None = None
+    rng: np.random.Generator,
+    *,
+    heldout: bool,
+    tie: bool = False,
+    outcomes: Sequence[Outcome] | None = None,
+    failures: Mapping[str, float] = FAILURE_WEIGHTS,
 ) -> Edit:
-    """Draw a crop of a photograph of the wanted split, an instruction and two candidates.
+    """Draw a crop of a photograph of the wanted split, an instruction and two candidates, wrong as `failures` has it.
 
     With `outcomes`, a sequence of (failure, quality), there is one candidate for each instead: a group to rank.
     """
@@ -134,7 +140,7 @@ def draw_edit(
     if kind == "blurred_background":  # in a picture that is all blurred, nobody could see whether it was done
         qualities.pop("blur")
     candidates = []
-    for failure, quality in outcomes or draw_outcomes(rng, tie=tie, qualities=qualities):
+    for failure, quality in outcomes or draw_outcomes(rng, tie=tie, failures=failures, qualities=qualities):
         steps, finding, rest, unasked = _carry_out(request, failure, rng)
         image = spoil(_apply(source, steps), quality, rng)
         critiques = make_critiques(request.subject, box, finding, rest, quality, unasked)

@@ -9,9 +9,10 @@ also loses a point in instruction following; visual quality (C.2) is about flaws
 """
 
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ FAILURE_SCORES = {
     "over_edit": 3,
     "wrong_value": 2,
     "wrong_object": 2,
-    "several_copies": 2,  # of ShapeEdits alone, and drawn where `outcomes` names it alone: policies do it
+    "several_copies": 2,  # of ShapeEdits alone, and drawn where somebody names it alone: policies do it
     "ignored": 1,
 }
 QUALITY_SCORES = {"clean": 4, "mild_noise": 3, "blur": 2, "seam": 2, "heavy_noise": 1}
@@ -138,7 +139,7 @@ def draw_outcomes(
     rng: np.random.Generator,
     *,
     tie: bool,
-    failures: dict[str, float] = FAILURE_WEIGHTS,
+    failures: Mapping[str, float] = FAILURE_WEIGHTS,
     qualities: dict[str, float] = QUALITY_WEIGHTS,
 ) -> tuple[Outcome, Outcome]:
     """Two different (failure, quality): equal in overall score for a tie, else the better one first."""
@@ -202,12 +203,13 @@ class EditSet:
 
     Attributes:
         name: stands in `meta.json`, and as the model's name in every pair.
-        draw: `draw(rng, *, heldout, tie=False, outcomes=None)` makes an `Edit` of the wanted split. It has two
-            candidates, whose overall scores are equal if `tie`; or, with `outcomes`, a sequence of (failure, quality),
-            one candidate for each: a group to rank.
+        draw: `draw(rng, *, heldout, tie=False, outcomes=None, failures=…)` makes an `Edit` of the wanted split. It has
+            two candidates, whose overall scores are equal if `tie` and whose failures come by the weights `failures`;
+            or, with `outcomes`, a sequence of (failure, quality), one candidate for each: a group to rank.
         caption_prompt: asks for the caption of a source image.
         train, heldout, language: how much `write` makes by default.
         check: raises a `JRMError` where something that `draw` needs is missing.
+        failures: those that it can draw.
     """
 
     name: str
@@ -217,6 +219,7 @@ class EditSet:
     heldout: int
     language: int
     check: Callable[[], None] | None = None
+    failures: tuple[str, ...] = tuple(FAILURE_WEIGHTS)
 
     def write(
         self,
@@ -229,6 +232,7 @@ class EditSet:
         tie_rate: float = 0.0,
         label_noise: float = 0.0,
         dimensions: Sequence[str] = DIMENSIONS,
+        failures: Mapping[str, float] = FAILURE_WEIGHTS,
         progress: bool = True,
     ) -> Path:
         """Make the set and write it to `folder` in EditReward's training format, over an earlier set there.
@@ -253,6 +257,7 @@ class EditSet:
             dimensions: in which the pairs have scores and critiques, of `KNOWN_DIMENSIONS`; the overall score is the
                 sum of these. The images are the same whichever they are; pairs that tie overall only in these
                 dimensions come beside those of `tie_rate`.
+            failures: how often a candidate goes wrong in which way, as weights by failure; `none` is one.
             progress: show bars on a terminal.
 
         Returns:
@@ -268,6 +273,10 @@ class EditSet:
             "seed": seed,
         }
         _check_options(numbers, {"tie_rate": tie_rate, "label_noise": label_noise}, dimensions)
+        if unknown := sorted(failures.keys() - {*self.failures}):
+            raise JRMError(f"{self.name} has no failure {unknown[0]!r}; it draws {', '.join(self.failures)}.")
+        if not all(0 <= weight < math.inf for weight in failures.values()) or not sum(failures.values()) > 0:
+            raise JRMError(f"failures must have weights of 0 or more, and one above it, not {dict(failures)}.")
         if self.check:
             self.check()
         folder = Path(os.path.abspath(folder))
@@ -283,7 +292,7 @@ class EditSet:
             rng = np.random.default_rng([seed, stream])
             pairs = []
             for index in _bar(range(numbers[split]), f"{self.name}: {split}", progress):
-                edit = self.draw(rng, heldout=split == "heldout", tie=rng.random() < tie_rate)
+                edit = self.draw(rng, heldout=split == "heldout", tie=rng.random() < tie_rate, failures=failures)
                 source, *edited = _save_images(edit, folder / "images", f"{split}_{index:06d}")
                 if split == "train":
                     texts.append(_Texts(source, edited, edit.caption, [c.changes for c in edit.candidates]))
@@ -297,6 +306,8 @@ class EditSet:
         meta = {"name": self.name, **numbers, "tie_rate": tie_rate, "label_noise": label_noise, "versions": versions}
         if tuple(dimensions) != DIMENSIONS:
             meta["dimensions"] = [*dimensions]
+        if failures != FAILURE_WEIGHTS:
+            meta["failures"] = dict(failures)
         write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
         return folder
 

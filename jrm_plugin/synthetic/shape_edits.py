@@ -9,7 +9,7 @@ training edit into the held-out split. Every colour, shape, place and kind of ed
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -93,9 +93,14 @@ class Result(NamedTuple):
 
 
 def draw_edit(
-    rng: np.random.Generator, *, heldout: bool, tie: bool = False, outcomes: Sequence[Outcome] | None = None
+    rng: np.random.Generator,
+    *,
+    heldout: bool,
+    tie: bool = False,
+    outcomes: Sequence[Outcome] | None = None,
+    failures: Mapping[str, float] = FAILURE_WEIGHTS,
 ) -> Edit:
-    """Draw a scene, an instruction of the wanted split and two candidates.
+    """Draw a scene, an instruction of the wanted split and two candidates, which go wrong as `failures` weighs it.
 
     With `outcomes`, a sequence of (failure, quality), there is one candidate for each instead: a group to rank.
     """
@@ -104,10 +109,10 @@ def draw_edit(
         scene = f"{background} {_caption(items)}"
         if is_held_out(scene, request.instruction) == heldout:
             break
-    failures = failure_weights(request.kind)
+    weights = failure_weights(request.kind, failures)
     shifts = rng.integers(-1, 2, (GRID * GRID, 2)).tolist()  # objects sit up to a pixel off the middle of their cell
     candidates = []
-    for failure, quality in outcomes or draw_outcomes(rng, tie=tie, failures=failures):
+    for failure, quality in outcomes or draw_outcomes(rng, tie=tie, failures=weights):
         result = carry_out(items, request, failure, rng)
         behind = pick(rng, [b for b in BACKGROUNDS if b != background]) if result.new_background else background
         image = spoil(render(result.items, behind, shifts), quality, rng)
@@ -121,16 +126,22 @@ def draw_edit(
 
 
 SHAPE_EDITS = EditSet(
-    "shape-edits", draw_edit, caption_prompt="list objects", train=12_000, heldout=1_000, language=12_000
+    "shape-edits",
+    draw_edit,
+    caption_prompt="list objects",
+    train=12_000,
+    heldout=1_000,
+    language=12_000,
+    failures=(*FAILURE_WEIGHTS, "several_copies"),
 )
 
 
-def failure_weights(kind: str) -> dict[str, float]:
+def failure_weights(kind: str, failures: Mapping[str, float] = FAILURE_WEIGHTS) -> dict[str, float]:
     """How often an edit of a kind goes wrong, and in which way."""
-    failures = dict(FAILURE_WEIGHTS)
-    if kind == "remove":  # there is no value to get wrong
-        failures["wrong_object"] += failures.pop("wrong_value")
-    return failures
+    weights = dict(failures)
+    if kind == "remove" and "wrong_value" in weights:  # there is no value to get wrong
+        weights["wrong_object"] = weights.get("wrong_object", 0.0) + weights.pop("wrong_value")
+    return weights
 
 
 def is_held_out(scene: str, instruction: str) -> bool:

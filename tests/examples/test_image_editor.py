@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from examples.image_editor.__main__ import main
 from examples.image_editor.data import WORDS, draw_triples, to_pictures, to_tensor, word_ids
-from examples.image_editor.editor import Editor
 from examples.image_editor.grpo import FlowGRPO, Rollouts, Run, step_loss, train, velocities
-from examples.image_editor.hacking import Round, draw_rounds, labelled_pairs, write_rounds
+from examples.image_editor.hacking import TAUGHT, Round, draw_rounds, labelled_pairs, write_rounds
 from examples.image_editor.measure import edit, heldout_prompts, mean_over_prompts, measured
 from examples.image_editor.page import Arm, write_page, write_results
 from examples.image_editor.pretrain import Pretraining, pretrained
@@ -277,8 +276,10 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_after_a_kill_a_run_goes_on_to_the_same_weights(uninterrupted, tmp_path):
-    passes = PRETRAINING.steps + 20  # in the second iteration: each takes 3 to sample and 2 · 2 · 2 to learn
+# The forward pass at which it ends: the fourth step of pre-training, when two are saved; and in the second iteration of
+# RL, each of which takes 3 passes to sample and 2 · 2 · 2 to learn.
+@pytest.mark.parametrize("passes", [4, PRETRAINING.steps + 20], ids=["pre-training", "RL"])
+def test_after_a_kill_a_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, passes):
     finished = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), str(passes)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -287,32 +288,17 @@ def test_after_a_kill_a_run_goes_on_to_the_same_weights(uninterrupted, tmp_path)
         text=True,
     )
     assert finished.returncode == -signal.SIGKILL, finished.stderr
-    assert len(torch.load(tmp_path / "run.pt")["iterations"]) == 1
+    if passes == 4:
+        assert torch.load(tmp_path / "pretraining.pt")["step"] == 2
+    else:
+        assert len(torch.load(tmp_path / "run.pt")["iterations"]) == 1
     run = whole(tmp_path)
+    assert same_weights(run.base, uninterrupted.base)
     assert same_weights(run.editor, uninterrupted.editor) and not same_weights(run.editor, run.base)
     told = [
         [{k: v for k, v in line.items() if "seconds" not in k} for line in r.iterations] for r in (run, uninterrupted)
     ]
     assert told[0] == told[1] and len(told[0]) == 3
-
-
-def test_pretraining_that_was_stopped_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch):
-    class Stop(Exception):
-        pass
-
-    clean, calls = Editor.clean, []
-
-    def stopping(self, *given):
-        calls.append(1)
-        if len(calls) == 4:
-            raise Stop
-        return clean(self, *given)
-
-    monkeypatch.setattr(Editor, "clean", stopping)
-    with pytest.raises(Stop):
-        pretrained(tmp_path, PRETRAINING)
-    assert torch.load(tmp_path / "pretraining.pt")["step"] == 2
-    assert same_weights(pretrained(tmp_path, PRETRAINING), uninterrupted.base)
 
 
 def test_another_run_or_a_damaged_state_in_the_folder_is_refused(uninterrupted, tmp_path):
@@ -407,13 +393,13 @@ def test_the_tables_of_the_rounds_hold_what_was_measured(tmp_path):
     line = {"reward": 5.5, "kl": 0.1, "unedited": 0.0}
     rounds = {
         (0, number): Round(Run(None, None, [line], [measured_once]), {"overall": {"value": 0.9, "low": 0.8, "high": 1}})
-        for number in (0, 1)
+        for number in ("0", "1", TAUGHT)
     }
     write_rounds(tmp_path, rounds)
     draw_rounds(rounds, tmp_path / "rounds.png")
     with (tmp_path / "image-editor-rounds.csv").open() as file:
         rows = {(row["round"], row["what"]): row["value"] for row in csv.DictReader(file)}
-    for number in "01":
+    for number in ("0", "1", TAUGHT):
         assert rows[number, "failure, several_copies"] == rows[number, "success"] == "0.5"
         assert rows[number, "success, add"] == "0.0" and rows[number, "reward"] == "5.5"
     assert (tmp_path / "rounds.png").stat().st_size > 5000

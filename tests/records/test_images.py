@@ -14,7 +14,7 @@ from pictures import encode
 from PIL import Image, ImageFile
 
 from jrm_plugin.errors import JRMError
-from jrm_plugin.records.images import check_image, digest, image_size, load_image, to_data_url
+from jrm_plugin.records.images import MeasuredFile, check_image, digest, image_size, load_image, to_data_url
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)  # 17 wide, 11 high: no dimension can be mistaken
@@ -66,6 +66,16 @@ def test_a_phone_photograph_with_two_pictures_gives_the_first():
     content = encode(first, "MPO", save_all=True, append_images=[second])
     assert Image.open(io.BytesIO(content)).format == "MPO"
     assert pixels(content)[0, 0, 0] > 200
+
+
+def test_a_measured_file_is_opened_for_its_size_once():
+    content = encode(Image.fromarray(PIXELS), "PNG")
+    file = MeasuredFile(content)
+    assert file == content and digest(file) == digest(content) and np.array_equal(pixels(file), PIXELS)
+    with patch("PIL.Image.open", side_effect=AssertionError("it is opened again")):
+        assert image_size(file) == (17, 11)
+    with pytest.raises(JRMError, match=r"image bytes \(7 bytes\) is not an image"):
+        image_size(MeasuredFile(b"nothing"))
 
 
 def test_the_result_shares_nothing_with_the_input():

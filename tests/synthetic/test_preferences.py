@@ -216,6 +216,31 @@ def test_tie_rate_and_label_noise(kind, tmp_path):
     assert not any(pair.info["flipped"] for pair in read_edit_reward(folder / "heldout.json").examples)
 
 
+@pytest.mark.parametrize("kind", SETS)
+def test_failures_come_by_their_weights(kind, tmp_path):
+    weights = {"none": 1.0, "partial": 1.0, "ignored": 0.0}
+    folder = SETS[kind].write(tmp_path, train=30, heldout=0, language=0, failures=weights, progress=False)
+    records = json.loads((folder / "train.json").read_text())
+    assert {record[key] for record in records for key in ("failure1", "failure2")} == {"none", "partial"}
+    assert json.loads((folder / "meta.json").read_text())["failures"] == weights
+
+
+def test_several_copies_are_drawn_where_they_are_asked_for(tmp_path):
+    with pytest.raises(JRMError, match="photo-edits has no failure 'several_copies'; it draws none, "):
+        PHOTO_EDITS.write(tmp_path / "photos", failures={"none": 1, "several_copies": 1})
+    weights = FAILURE_WEIGHTS | {"several_copies": 1.0}
+    folder = SHAPE_EDITS.write(tmp_path, train=40, heldout=0, language=0, failures=weights, progress=False)
+    records = json.loads((folder / "train.json").read_text())
+    drawn = {(record["edit"], record[key]) for record in records for key in ("failure1", "failure2")}
+    assert {(edit, "several_copies") for edit in ("add", "move", "remove", "recolour")} < drawn
+
+
+@pytest.mark.parametrize("weights", [{}, {"none": 0.0}, {"none": -1.0, "ignored": 2.0}, {"none": float("nan")}])
+def test_weights_of_failures_that_are_none(weights, tmp_path):
+    with pytest.raises(JRMError, match="failures must have weights of 0 or more, and one above it"):
+        SHAPE_EDITS.write(tmp_path, failures=weights)
+
+
 def test_outcomes_of_a_tie_differ():
     rng = np.random.default_rng(0)
     for _ in range(200):
