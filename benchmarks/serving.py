@@ -415,7 +415,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--prompts", type=int, default=400, help="of which samples are drawn")
-    parser.add_argument("--blocks", type=int, default=10, help="in which requests and offline scoring take turns")
+    parser.add_argument("--blocks", type=int, default=5, help="in which requests and offline scoring take turns")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each rate")
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second that fill a server, without `load`")
     parser.add_argument("--serve", nargs="*", default=[], help="further arguments of jrm serve, without their dashes")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from examples.image_editor.editor import Editor
-from examples.image_editor.grpo import FlowGRPO, train, velocities
+from examples.image_editor.grpo import Base, FlowGRPO, train, velocities
 from examples.image_editor.measure import edit, heldout_prompts, measured
 from examples.image_editor.page import Arm, write_page, write_results
 from examples.image_editor.pretrain import Pretraining, pretrained
@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--second-judge", help="a model that watches one of eight pictures and earns nothing")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="of the runs (default: 0)")
     parser.add_argument("--kinds", nargs="+", default=["recolour", "remove"], help="of edits (default: %(default)s)")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="train LoRA factors of this rank, not all weights")
+    parser.add_argument("--learning-rate", type=float, default=FlowGRPO.learning_rate, help="(default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=FlowGRPO.iterations, help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=Pretraining.steps, help="of pre-training (default: %(default)s)")
     parser.add_argument("--heldout", type=int, default=200, help="held-out prompts (default: %(default)s)")
@@ -50,7 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
         arms = {name: Arm(name, before) for name in judges}
         for seed in options.seed:
             for name, model in judges.items():
-                settings = FlowGRPO(kinds=options.kinds, iterations=options.iterations, seed=seed)
+                settings = FlowGRPO(
+                    kinds=options.kinds,
+                    iterations=options.iterations,
+                    learning_rate=options.learning_rate,
+                    lora=options.lora,
+                    seed=seed,
+                )
                 run_arm(arms[name], model, base, settings, options, prompts)
                 write_page(options.output, [*arms.values()], prompts)
         write_results(options.results or options.output, [*arms.values()])
@@ -68,7 +76,7 @@ def run_arm(
         judging["second_judge"] = options.second_judge
     judge = load_judge(model, **judging)
 
-    def measure(iteration: int, policy: Editor, base: Editor) -> dict[str, Any]:
+    def measure(iteration: int, policy: Editor, base: Base) -> dict[str, Any]:
         return measured(judge, prompts, edit(velocities(policy, base, settings), prompts))
 
     file = options.output / f"{arm.name}-seed-{settings.seed}.pt"

@@ -61,3 +61,29 @@ class Editor(nn.Module):
     ) -> torch.Tensor:
         """dx/dt = (x - x0) / t, `[B, 3, 48, 48]`."""
         return (x_BCHW - self.clean(x_BCHW, source_BCHW, ids_BT, t_B)) / t_B[:, None, None, None]
+
+    def add_lora(self, rank: int) -> None:
+        """Freezes the weights, and adds to each matrix of the blocks the product of two factors, which learn."""
+        from peft import LoraConfig
+
+        self.requires_grad_(False)
+        blocks = self.transformer.transformer_blocks.named_modules(prefix="transformer_blocks")
+        matrices = [name for name, module in blocks if isinstance(module, nn.Linear)]
+        self.transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=matrices))
+
+
+class WithoutLoRA:
+    """The editor as it was before its LoRA factors, with the same weights."""
+
+    def __init__(self, editor: Editor):
+        self._editor = editor
+
+    def velocity(
+        self, x_BCHW: torch.Tensor, source_BCHW: torch.Tensor, ids_BT: torch.Tensor, t_B: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Editor.velocity`."""
+        self._editor.transformer.disable_adapters()
+        try:
+            return self._editor.velocity(x_BCHW, source_BCHW, ids_BT, t_B)
+        finally:
+            self._editor.transformer.enable_adapters()

@@ -9,8 +9,8 @@ advantage A_i = (r_i - mean r) / std r, and the ratio ρ = exp(log π_θ(x'|x) -
 with ε_low = 1e-4 and ε_high = 5e-4 as in the paper (section 4.5, appendix B.2). Log-probability and KL are means over
 the 6912 numbers of a picture, so ρ stays near 1, and β = 0.3 asks for little: a nat of the picture costs 0.3 / 6912.
 
-All weights learn, and KL is to a frozen copy of the base. (The paper trains LoRA factors of rank 32 and has the base by
-leaving them out; of matrices of 96 columns those would be no less to learn, and a copy of so small a model is cheap.)
+All weights learn, and KL is to a frozen copy of the base. With `lora`, LoRA factors of that rank learn instead, as in
+the paper, and the base is the editor with its factors left out, so that no second copy stands in memory.
 The steps that are not trained on, those of the ODE, are the base's: weights are shared over the steps, so that they
 would drift, and no reward sees the speckle that comes of it.
 
@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from examples.image_editor.data import Triples, draw_triples, to_pictures, to_tensor, word_ids
-from examples.image_editor.editor import Editor
+from examples.image_editor.editor import Editor, WithoutLoRA
 from examples.image_editor.reward import judge_pictures
 from examples.image_editor.sampler import Samples, Step, Velocity, divergence, log_probability, sample, step_of, times
 from examples.image_editor.states import read_state, write_state
@@ -53,6 +53,7 @@ class FlowGRPO:
     stochastic: int = 4  # of the steps, the first ones; these are trained on
     noise: float = 0.7  # a of the SDE
     learning_rate: float = 3e-4
+    lora: int | None = None  # rank of the factors that learn; None: all weights learn
     clip_low: float = 1e-4
     clip_high: float = 5e-4
     beta: float = 0.3  # of the KL to the base
@@ -62,8 +63,9 @@ class FlowGRPO:
     seed: int = 0
 
 
+Base = Editor | WithoutLoRA
 # Called with the number of iterations done, the editor, and the base: what it returns is kept in the run's history.
-Measure = Callable[[int, Editor, Editor], dict[str, Any]]
+Measure = Callable[[int, Editor, Base], dict[str, Any]]
 # Called with the number of iterations done before, the prompts, and the pictures `[B, 48, 48, 3]` of the iteration.
 Collect = Callable[[int, Triples, np.ndarray], None]
 
@@ -81,7 +83,7 @@ class Run:
     """
 
     editor: Editor
-    base: Editor
+    base: Base
     iterations: list[dict[str, float]]
     measured: list[dict[str, Any]]
 
@@ -109,11 +111,18 @@ def train(
     """
     if settings.prompts % settings.updates:
         raise JRMError(f"{settings.prompts} prompts do not divide into {settings.updates} updates of equal size.")
-    base = copy.deepcopy(editor).requires_grad_(False).eval()
     policy = copy.deepcopy(editor).requires_grad_(True).eval()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+    if settings.lora is None:
+        base: Base = copy.deepcopy(editor).requires_grad_(False).eval()
+    else:
+        torch.manual_seed(settings.seed)
+        policy.add_lora(settings.lora)
+        base = WithoutLoRA(policy)
+    learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
     identity = asdict(settings) | {"kinds": list(settings.kinds), "judge": named}
-    identity = {name: identity[name] for name in identity if name not in ("iterations", "save_every")}
+    left_out = {"iterations", "save_every"} | ({"lora"} if settings.lora is None else set())
+    identity = {name: identity[name] for name in identity if name not in left_out}
     run = Run(policy, base, [], [])
     state = read_state(file, identity)
     if state:
@@ -145,7 +154,7 @@ def train(
 def _iterate(
     iteration: int,
     policy: Editor,
-    base: Editor,
+    base: Base,
     optimizer: torch.optim.Optimizer,
     judge: RolloutJudge,
     pool: Triples,
@@ -182,7 +191,7 @@ class Rollouts(NamedTuple):
 
 
 def sample_groups(
-    iteration: int, policy: Editor, base: Editor, pool: Triples, t: Sequence[float], settings: FlowGRPO
+    iteration: int, policy: Editor, base: Base, pool: Triples, t: Sequence[float], settings: FlowGRPO
 ) -> Rollouts:
     """G pictures for each of P prompts, each from noise of its own."""
     # Numbers of an iteration's own: a run that goes on draws what it would have drawn.
@@ -213,7 +222,7 @@ def advantages(rewards: Mapping[str, Sequence[float | None]], group: int) -> tor
 
 def update(
     policy: Editor,
-    base: Editor,
+    base: Base,
     optimizer: torch.optim.Optimizer,
     rollouts: Rollouts,
     advantages_PG: torch.Tensor,
@@ -237,7 +246,7 @@ def update(
     return logged
 
 
-def velocities(policy: Editor, base: Editor, settings: FlowGRPO) -> list[Velocity]:
+def velocities(policy: Editor, base: Base, settings: FlowGRPO) -> list[Velocity]:
     """Of each step: the policy's where it is trained, the base's in the others (`frozen_late`)."""
     late = base if settings.frozen_late else policy
     others = settings.steps - settings.stochastic
@@ -246,7 +255,7 @@ def velocities(policy: Editor, base: Editor, settings: FlowGRPO) -> list[Velocit
 
 def step_loss(
     policy: Editor,
-    base: Editor,
+    base: Base,
     rollouts: Rollouts,
     advantages_B: torch.Tensor,
     rows: torch.Tensor,

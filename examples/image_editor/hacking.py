@@ -29,7 +29,7 @@ from PIL import Image
 
 from examples.image_editor.data import Triples
 from examples.image_editor.editor import Editor
-from examples.image_editor.grpo import FlowGRPO, Run, train, velocities
+from examples.image_editor.grpo import Base, FlowGRPO, Run, train, velocities
 from examples.image_editor.measure import Mean, edit, heldout_prompts, mean_over_prompts, measured, share, write_rows
 from examples.image_editor.pretrain import Pretraining, pretrained
 from examples.image_editor.reward import load_judge
@@ -126,7 +126,7 @@ def run_round(folder: Path, model: Path, base: Editor, prompts: Triples, setting
     judging = {"second_judge": second, "second_judge_every": 4} if second else {}
     judge = load_judge(str(model), device="cpu", **judging)
 
-    def measure(iteration: int, policy: Editor, base: Editor) -> dict[str, Any]:
+    def measure(iteration: int, policy: Editor, base: Base) -> dict[str, Any]:
         return measured(judge, prompts, edit(velocities(policy, base, settings), prompts))
 
     def collect(iteration: int, prompts: Triples, pictures: np.ndarray) -> None:

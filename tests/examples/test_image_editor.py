@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from examples.image_editor.sampler import divergence, log_probability, sample, s
 from jrm_plugin import Sample, Scorer
 from jrm_plugin.data.editreward import read_edit_reward
 from jrm_plugin.errors import JRMError
+from jrm_plugin.judged_rollouts import RolloutJudge
 from jrm_plugin.synthetic.shape_reader import judge_generated
 
 ROOT = Path(__file__).parents[2]
@@ -235,9 +237,14 @@ PRETRAINING = Pretraining(width=16, layers=1, triples=12, steps=4, batch=4, save
 RUN = FlowGRPO(iterations=3, prompts=2, group=4, kept=2, steps=3, stochastic=2, pool=6, save_every=1)
 
 
+@cache
+def judge() -> RolloutJudge:
+    return load_judge("jrm-tiny", device="cpu")
+
+
 def whole(folder: Path) -> Run:
     """Both stages of a tiny editor."""
-    return train(pretrained(folder, PRETRAINING), load_judge("oracle"), folder / "run.pt", RUN, named="oracle")
+    return train(pretrained(folder, PRETRAINING), judge(), folder / "run.pt", RUN, named="jrm-tiny")
 
 
 # Ends itself at the so-manieth forward pass of the transformer, as a machine that loses power.
@@ -257,8 +264,8 @@ def hook(module, given, returned):
             os.kill(os.getpid(), signal.SIGKILL)
 torch.set_num_threads(1)
 torch.nn.modules.module.register_module_forward_hook(hook)
-folder = Path(sys.argv[1])
-train(pretrained(folder, {PRETRAINING!r}), load_judge("oracle"), folder / "run.pt", {RUN!r}, named="oracle")
+folder, judge = Path(sys.argv[1]), load_judge("jrm-tiny", device="cpu")
+train(pretrained(folder, {PRETRAINING!r}), judge, folder / "run.pt", {RUN!r}, named="jrm-tiny")
 """
 
 
@@ -301,32 +308,66 @@ def test_after_a_kill_a_run_goes_on_to_the_same_weights(uninterrupted, tmp_path,
     assert told[0] == told[1] and len(told[0]) == 3
 
 
+def test_with_lora_the_factors_learn_and_the_base_is_the_editor_without_them(uninterrupted, tmp_path):
+    base, settings = uninterrupted.base, replace(RUN, lora=2, iterations=2, learning_rate=0.01)
+    run = train(base, judge(), tmp_path / "run.pt", settings, named="jrm-tiny")
+    state = {name.replace("base_layer.", ""): weight for name, weight in run.editor.state_dict().items()}
+    assert all(torch.equal(state[name], weight) for name, weight in base.state_dict().items())
+    factors = {name: weight for name, weight in state.items() if name not in base.state_dict()}
+    assert all(weight.abs().max() > 0 for name, weight in factors.items() if ".to_" in name)  # half of them began at 0
+    given = torch.randn(2, 3, 48, 48), torch.rand(2, 3, 48, 48), torch.ones(2, 7, dtype=torch.int64), torch.ones(2)
+    with torch.no_grad():
+        assert torch.equal(run.base.velocity(*given), base.velocity(*given))
+        assert not torch.equal(run.editor.velocity(*given), base.velocity(*given))
+    again = train(
+        base,
+        judge(),
+        tmp_path / "run.pt",
+        replace(settings, iterations=3),
+        named="jrm-tiny",
+    )
+    whole = train(
+        base,
+        judge(),
+        tmp_path / "whole.pt",
+        replace(settings, iterations=3),
+        named="jrm-tiny",
+    )
+    assert same_weights(again.editor, whole.editor)
+
+
 def test_another_run_or_a_damaged_state_in_the_folder_is_refused(uninterrupted, tmp_path):
     whole(tmp_path)
     with pytest.raises(JRMError, match="pretraining.pt is of a run with another seed"):
         pretrained(tmp_path, replace(PRETRAINING, seed=1))
     with pytest.raises(JRMError, match="run.pt is of a run with another beta, judge"):
-        train(uninterrupted.base, load_judge("oracle"), tmp_path / "run.pt", replace(RUN, beta=0.1), named="another")
+        train(
+            uninterrupted.base,
+            judge(),
+            tmp_path / "run.pt",
+            replace(RUN, beta=0.1),
+            named="another",
+        )
     (tmp_path / "run.pt").write_bytes(b"no state")
     with pytest.raises(JRMError, match="run.pt is no state of this example; remove it"):
-        train(uninterrupted.base, load_judge("oracle"), tmp_path / "run.pt", RUN, named="oracle")
+        train(uninterrupted.base, judge(), tmp_path / "run.pt", RUN, named="jrm-tiny")
 
 
 def test_the_page_shows_every_reward_and_the_tables_say_what_was_measured(uninterrupted, tmp_path):
     prompts = heldout_prompts(4, RUN.kinds)
     before = edit([uninterrupted.base.velocity] * RUN.steps, prompts)
-    judge = load_judge("oracle")
+    oracle = load_judge("oracle")
     run = train(
         uninterrupted.base,
-        judge,
+        oracle,
         tmp_path / "run.pt",
         RUN,
         named="oracle",
-        measure=lambda _, policy, base: measured(judge, prompts, edit(velocities(policy, base, RUN), prompts)),
+        measure=lambda _, policy, base: measured(oracle, prompts, edit(velocities(policy, base, RUN), prompts)),
         measure_every=2,
     )
     assert [each["iteration"] for each in run.measured] == [0, 2, 3]
-    assert run.measured[0]["success"] == measured(judge, prompts, before)["success"]
+    assert run.measured[0]["success"] == measured(oracle, prompts, before)["success"]
     after = edit(velocities(run.editor, run.base, RUN), prompts)
     arms = [Arm(name, before, {0: run}, {0: after}) for name in ("alpha-0", "oracle")]  # one run under two names
     write_page(tmp_path, arms, prompts)
