@@ -242,13 +242,28 @@ def _go_on_training(model: Path, sets: list[Path], output: Path, steps: int) -> 
 
 
 def write_rounds(folder: Path, rounds: dict[tuple[int, str], Round]) -> None:
-    """`image-editor-rounds.csv`: held-out prompts; `image-editor-rounds-steps.csv`: every iteration and its guards."""
+    """`image-editor-rounds.csv`: held-out prompts; `image-editor-rounds-steps.csv`: every iteration and its guards.
+
+    The first rows are of the last iterations over all seeds, by themselves and less those of round 0.
+    """
     rows, steps = [], []
 
-    def add(seed: int, number: str, iteration: int | str, what: str, mean: Mean) -> None:
+    def add(seed: Any, number: str, iteration: int | str, what: str, mean: Mean) -> None:
         values = {name: round(value, 4) for name, value in mean._asdict().items()}
         rows.append({"seed": seed, "round": number, "iteration": iteration, "what": what} | values)
 
+    for number in dict.fromkeys(number for _, number in rounds):
+        seeds = [seed for seed, of in rounds if of == number]
+        last = [rounds[seed, number].run.measured[-1] for seed in seeds]
+        first = [rounds[seed, "0"].run.measured[-1] for seed in seeds]
+        for what, of in (
+            ("success", lambda each: np.array(each["success"])),
+            ("failure, several_copies", lambda each: np.array(each["failure"]) == "several_copies"),
+        ):
+            ends_SN, zeros_SN = (np.array([of(each) for each in ends], dtype=float) for ends in (last, first))
+            where = " ".join(map(str, seeds)), number, last[0]["iteration"]
+            add(*where, what, mean_over_prompts(ends_SN))
+            add(*where, f"{what}, less round 0's", mean_over_prompts(np.subtract(ends_SN, zeros_SN)))
     for (seed, number), this in rounds.items():
         for name, accuracy in this.accuracy.items():
             mean = Mean(accuracy["value"], accuracy["low"], accuracy["high"])

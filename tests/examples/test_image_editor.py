@@ -432,15 +432,18 @@ def test_the_tables_of_the_rounds_hold_what_was_measured(tmp_path):
         "sigma": [1.0, 1.5],
     }
     line = {"reward": 5.5, "kl": 0.1, "unedited": 0.0}
-    rounds = {
-        (0, number): Round(Run(None, None, [line], [measured_once]), {"overall": {"value": 0.9, "low": 0.8, "high": 1}})
-        for number in ("0", "1", TAUGHT)
-    }
+    accuracy = {"overall": {"value": 0.9, "low": 0.8, "high": 1}}
+    better = measured_once | {"failure": ["none", "none"], "success": [1, 1]}
+    ends = {"0": measured_once, "1": measured_once, TAUGHT: better}
+    rounds = {(0, number): Round(Run(None, None, [line], [end]), accuracy) for number, end in ends.items()}
     write_rounds(tmp_path, rounds)
     draw_rounds(rounds, tmp_path / "rounds.png")
     with (tmp_path / "image-editor-rounds.csv").open() as file:
         rows = {(row["round"], row["what"]): row["value"] for row in csv.DictReader(file)}
-    for number in ("0", "1", TAUGHT):
+    for number in ("0", "1"):
         assert rows[number, "failure, several_copies"] == rows[number, "success"] == "0.5"
         assert rows[number, "success, add"] == "0.0" and rows[number, "reward"] == "5.5"
+        assert rows[number, "success, less round 0's"] == "0.0"
+    assert rows[TAUGHT, "success, less round 0's"] == "0.5"
+    assert rows[TAUGHT, "failure, several_copies, less round 0's"] == "-0.5"
     assert (tmp_path / "rounds.png").stat().st_size > 5000
