@@ -293,7 +293,7 @@ def draw_rounds(rounds: dict[tuple[int, str], Round], path: Path) -> None:
     names = {
         "reward": ("reward of the round's judge", "#0072B2"),
         "success": ("success by the oracle", "#D55E00"),
-        "several_copies": ("share of pictures with several copies", "#CC79A7"),
+        "several_copies": ("share with several copies", "#CC79A7"),
         "sigma": ("sigma of the round's judge", "#009E73"),
     }
     figure = Figure(figsize=(3 * len(numbers) + 1, 8), layout="constrained")

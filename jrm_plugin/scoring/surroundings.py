@@ -13,18 +13,34 @@ from torch import nn
 from jrm_plugin.switches import WARNINGS_AS_ERRORS, Switch
 
 _DEFAULT_DTYPE = Switch(torch.get_default_dtype, torch.set_default_dtype)
-# Whether float32 may be multiplied in fewer bits. A GPU's convolutions are, unless somebody says no: so an image would
-# have other scores there than on a CPU.
+# Whether float32 may be multiplied in fewer bits.
 _FLOAT32_PRECISIONS = [
     Switch(lambda backend=backend: backend.fp32_precision, partial(setattr, backend, "fp32_precision"))
-    for backend in (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.cudnn.rnn,  # with it, since torch's own older switch speaks of both
-        torch.backends.mkldnn.matmul,
-        torch.backends.mkldnn.conv,
-    )
+    for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
 ]
+
+
+def _convolutions_in_tf32() -> bool | str | None:
+    """What lets a GPU convolve float32 in fewer bits, as it does unless somebody says no; None where nothing does."""
+    try:
+        return torch.backends.cudnn.allow_tf32 or None
+    except RuntimeError:  # somebody has set torch's newer switches, so that the older one cannot be asked
+        precision = torch.backends.cudnn.conv.fp32_precision
+        return None if precision == "ieee" else precision
+
+
+def _set_convolutions(given: bool | str | None) -> None:
+    """By the switch that is in use: where it is the older one, libraries ask for it, and it fails beside the newer."""
+    if isinstance(given, str):
+        torch.backends.cudnn.conv.fp32_precision = given
+    elif isinstance(_convolutions_in_tf32(), str):
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    else:
+        torch.backends.cudnn.allow_tf32 = bool(given)
+
+
+# Held at None: with TF32 an image would have other scores than on a CPU.
+_CONVOLUTIONS_IN_TF32 = Switch(_convolutions_in_tf32, _set_convolutions)
 
 # One pass over a model at a time, whoever scores with it: its mode, an engine's cache and the memory are for one.
 _LOCKS: "WeakKeyDictionary[nn.Module, threading.Lock]" = WeakKeyDictionary()
@@ -38,6 +54,7 @@ def usual_process() -> Iterator[None]:
         stack.enter_context(_DEFAULT_DTYPE.held(torch.float32))
         for switch in _FLOAT32_PRECISIONS:
             stack.enter_context(switch.held("ieee"))
+        stack.enter_context(_CONVOLUTIONS_IN_TF32.held(None))
         stack.enter_context(WARNINGS_AS_ERRORS.held(None))
         stack.enter_context(np.errstate(all="ignore"))
         yield

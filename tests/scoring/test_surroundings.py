@@ -67,7 +67,6 @@ SETTINGS = {
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
     ),
     "convolution precision": lambda model: attribute(torch.backends.mkldnn.conv, "fp32_precision", "bf16"),
-    "convolution precision of a GPU": lambda model: attribute(torch.backends.cudnn.conv, "fp32_precision", "tf32"),
     "truncated files": lambda model: attribute(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
     "pixel limit": lambda model: attribute(Image, "MAX_IMAGE_PIXELS", 10),
     "no pixel limit": lambda model: attribute(Image, "MAX_IMAGE_PIXELS", None),
@@ -134,3 +133,37 @@ def test_images_are_decoded_within_a_budget_of_bytes():
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(decode, [30, 500, 60, 10, 90] * 40))
     assert max(most) <= 100
+
+
+def no_switch():
+    return ExitStack()
+
+
+@contextmanager
+def newer_switches():
+    """Of convolutions alone, so that torch's older switch, which speaks of recurrent networks too, cannot be asked."""
+    with attribute(torch.backends.cudnn.rnn, "fp32_precision", "ieee"):
+        with pytest.raises(RuntimeError):
+            torch.backends.cudnn.allow_tf32  # noqa: B018
+        yield
+
+
+@pytest.mark.parametrize("state", [no_switch, newer_switches])
+def test_no_gpu_convolves_in_tf32_while_scores_are_computed(scorer_of, make_samples, state):
+    scorer, seen = scorer_of("qwen3_vl"), []
+
+    def look(*_):
+        seen.append(torch.backends.cudnn.conv.fp32_precision)
+        if state is no_switch:
+            seen.append(torch.backends.cudnn.allow_tf32)
+
+    handles = [module.register_forward_pre_hook(look) for module in scorer.model.backbone.modules()]
+    try:
+        with state():
+            RewardScorer(scorer.model, scorer.processor).score(make_samples(2))
+            assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen and not {"tf32", True} & {*seen}
+    assert torch.backends.cudnn.allow_tf32 is True
