@@ -181,9 +181,10 @@ def measure(model: JRMForRewardModeling, score: Callable[[], np.ndarray], device
     attention = model.config._attn_implementation
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
-        score()
-    model.set_attn_implementation(attention)
-    scores = score()
+        scores = score()
+    if attention != "eager":
+        model.set_attn_implementation(attention)
+        scores = score()
     on_gpu = device != "cpu"
     clock = time.perf_counter if on_gpu else time.process_time
     if on_gpu:

@@ -111,6 +111,8 @@ def train(
     """
     if settings.prompts % settings.updates:
         raise JRMError(f"{settings.prompts} prompts do not divide into {settings.updates} updates of equal size.")
+    if settings.lora is not None and settings.lora < 1:
+        raise JRMError(f"LoRA factors have a rank of at least 1, not {settings.lora}.")
     policy = copy.deepcopy(editor).requires_grad_(True).eval()
     if settings.lora is None:
         base: Base = copy.deepcopy(editor).requires_grad_(False).eval()

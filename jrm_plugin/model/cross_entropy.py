@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 128  # tokens whose logits are there at once
-HAS_TORCHS = hasattr(nn, "LinearCrossEntropyOptions")  # torch 2.11 has not
+HAS_LINEAR_CROSS_ENTROPY = hasattr(nn, "LinearCrossEntropyOptions")  # torch 2.11 has not
 
 
 def token_losses(head: nn.Module, hidden_TH: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor:
@@ -27,7 +27,7 @@ def fused_token_losses(head: nn.Module, hidden_TH: torch.Tensor, target_T: torch
     in chunks of tokens through the head itself, which may then be adapted or spread over devices; on a CPU these are
     faster than torch's.
     """
-    if hidden_TH.is_cuda and is_plain_matrix(head) and HAS_TORCHS:
+    if hidden_TH.is_cuda and is_plain_matrix(head) and HAS_LINEAR_CROSS_ENTROPY:
         return torchs_token_losses(head, hidden_TH, target_T)
     chunks = zip(hidden_TH.split(CHUNK), target_T.split(CHUNK), strict=True)
     return torch.cat([checkpoint(token_losses, head, *chunk, use_reentrant=False) for chunk in chunks])

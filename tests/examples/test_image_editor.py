@@ -319,21 +319,13 @@ def test_with_lora_the_factors_learn_and_the_base_is_the_editor_without_them(uni
     with torch.no_grad():
         assert torch.equal(run.base.velocity(*given), base.velocity(*given))
         assert not torch.equal(run.editor.velocity(*given), base.velocity(*given))
-    again = train(
-        base,
-        judge(),
-        tmp_path / "run.pt",
-        replace(settings, iterations=3),
-        named="jrm-tiny",
+    longer = replace(settings, iterations=3)
+    again, at_once = (
+        train(base, judge(), tmp_path / file, longer, named="jrm-tiny").editor for file in ("run.pt", "at-once.pt")
     )
-    whole = train(
-        base,
-        judge(),
-        tmp_path / "whole.pt",
-        replace(settings, iterations=3),
-        named="jrm-tiny",
-    )
-    assert same_weights(again.editor, whole.editor)
+    assert same_weights(again, at_once)
+    with pytest.raises(JRMError, match="LoRA factors have a rank of at least 1, not 0"):
+        train(base, judge(), tmp_path / "none.pt", replace(settings, lora=0), named="jrm-tiny")
 
 
 def test_another_run_or_a_damaged_state_in_the_folder_is_refused(uninterrupted, tmp_path):

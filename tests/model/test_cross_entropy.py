@@ -7,7 +7,7 @@ from torch import nn
 
 from jrm_plugin.model.cross_entropy import (
     CHUNK,
-    HAS_TORCHS,
+    HAS_LINEAR_CROSS_ENTROPY,
     fused_token_losses,
     is_plain_matrix,
     token_losses,
@@ -31,7 +31,7 @@ both = pytest.mark.parametrize(
         fused_token_losses,
         pytest.param(
             torchs_token_losses,
-            marks=pytest.mark.skipif(not HAS_TORCHS, reason="this torch has no linear_cross_entropy with options"),
+            marks=pytest.mark.skipif(not HAS_LINEAR_CROSS_ENTROPY, reason="this torch has none"),
         ),
     ],
 )

@@ -1,12 +1,17 @@
 """`/v1`: what is asked over HTTP is what the scorer says, each sample by itself; what is wrong has one JSON form."""
 
+import argparse
+import gc
 import json
 
+import numpy as np
 import pytest
 from pictures import encode
+from PIL import Image
 from scoring_server import assert_close, base64_of, fields_of
 
 from jrm_plugin import Sample
+from jrm_plugin.cli import serve
 from jrm_plugin.records.images import load_image
 from jrm_plugin.records.wire import CODES, critiques_from_json, sample_to_json, score_from_json
 
@@ -35,6 +40,28 @@ def test_a_row_of_a_table_and_the_parts_of_a_form_are_samples_too(server, tiny, 
     for one, other, score in zip(by_row, by_form, expected, strict=True):
         assert_close(one["score"], score)
         assert_close(other["score"], score)
+
+
+def test_an_image_is_opened_for_its_size_once_and_for_its_pixels_once(server, monkeypatch):
+    random = np.random.default_rng(11)
+    source, *edited = (base64_of(encode(random.integers(0, 256, (48, 48, 3), dtype=np.uint8))) for _ in range(5))
+    opened, plain_open = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *given, **options: opened.append(1) or plain_open(*given, **options))
+    rows = [{"source": source, "instruction": "make it blue", "edited": image} for image in edited]
+    results = server.post("/v1/score", json={"samples": rows}).json()["results"]
+    assert all("score" in result for result in results)
+    assert len(opened) == 2 * 5
+
+
+def test_what_a_server_has_loaded_is_not_searched_for_garbage():
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    before = gc.get_freeze_count()
+    try:
+        scorer = serve._load(parser.parse_args(["--model", "jrm-tiny", "--device", "cpu"]))
+        assert scorer.name and gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
 
 
 def test_a_bad_sample_fails_alone(server, tiny, make_samples):
