@@ -507,6 +507,8 @@ class JointRewardTrainer(RewardTrainer):
             # DeepSpeed and FSDP copy tied weights, and one of them is loaded.
             state_dict = {k: v for k, v in state_dict.items() if k not in model.all_tied_weights_keys}
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # newer versions of transformers come here in every process
+            return
         folder = output_dir or self.args.output_dir
         self.processor.save_pretrained(folder)
         model.config.save_pretrained(folder)

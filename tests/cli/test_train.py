@@ -312,6 +312,11 @@ def start_two(start_jrm):
     return start
 
 
+def assert_end_well(processes: list) -> None:
+    finished = [process.wait() for process in processes]
+    assert [each.code for each in finished] == [0, 0], [each.err for each in finished]
+
+
 def sentence_of_both(processes: list, codes: list[int]) -> str:
     """What two processes say when both end by a fault: one sentence, and no traceback."""
     finished = [process.wait() for process in processes]
@@ -327,7 +332,7 @@ def test_two_processes_learn_what_one_does(start_two, jrm, config, tmp_path):
     options |= {"optim": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 0.0, "logging_steps": 1}
     options |= {"max_grad_norm": 0.0, "save_steps": 1}  # clipping would hide a wrong scale
     path = config(**options, per_device_train_batch_size=1)
-    assert [process.wait().code for process in start_two(path)] == [0, 0]
+    assert_end_well(start_two(path))
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["epoch"] == 2 * 4 / 32
     assert jrm("train", "--config", config(**options, output_dir=str(tmp_path / "one"))).code == 0
@@ -348,7 +353,7 @@ def test_two_processes_with_a_head_that_takes_no_part(start_two, config, backbon
     """DDP waits for a gradient of every parameter, also of an untied language head without critiques."""
     options = {"model": str(backbone_folder("qwen2_5_vl")), "alpha": alpha, "max_steps": 2, "use_cpu": True}
     path = config(**options, gradient_checkpointing=True, save_strategy="no", max_length=2048)
-    assert [process.wait().code for process in start_two(path)] == [0, 0]
+    assert_end_well(start_two(path))
 
 
 def test_sigint_to_one_of_two_processes_stops_both_at_the_same_step(start_two, config, tmp_path):
@@ -401,7 +406,7 @@ def test_a_model_whose_weights_deepspeed_divides_is_made_trained_and_saved(start
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     (tmp_path / "zero.json").write_text(json.dumps(dict.fromkeys(names, "auto") | {"zero_optimization": zero}))
     path = config(max_steps=1, deepspeed=str(tmp_path / "zero.json"))  # `use_cpu` would keep DeepSpeed out
-    assert [process.wait().code for process in start_two(path)] == [0, 0]
+    assert_end_well(start_two(path))
     RewardScorer.from_pretrained(tmp_path / "run", device="cpu")
 
 

@@ -575,6 +575,14 @@ def test_weights_that_are_no_numbers_are_never_saved(make_trainer, texts, tmp_pa
     assert not (tmp_path / "saved").exists()
 
 
+def test_one_process_of_several_saves(make_trainer, pairs, tmp_path, monkeypatch):
+    """Two that write the same file at once take it from each other; newer transformers asks each to save."""
+    trainer = make_trainer(pairs)
+    monkeypatch.setattr(JointRewardConfig, "should_save", False)
+    trainer.save_model(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists() or not any((tmp_path / "saved").iterdir())
+
+
 def test_damaged_checkpoint_is_named_and_the_one_before_is_used(make_trainer, pairs, tmp_path, capsys):
     options = {"save_strategy": "steps", "save_steps": 1}
     make_trainer(pairs, max_steps=3, **options).train()
