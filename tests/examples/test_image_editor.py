@@ -234,7 +234,9 @@ def test_an_interval_over_prompts_does_not_count_seeds_as_prompts():
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 PRETRAINING = Pretraining(width=16, layers=1, triples=12, steps=4, batch=4, save_every=2)
-RUN = FlowGRPO(iterations=3, prompts=2, group=4, kept=2, steps=3, stochastic=2, pool=6, save_every=1)
+# The last step is stochastic too: an editor that has learned nothing would give the source back, the same picture four
+# times, with rewards from which nothing is learned.
+RUN = FlowGRPO(iterations=3, prompts=2, group=4, kept=2, steps=3, stochastic=3, pool=6, save_every=1)
 
 
 @cache
@@ -284,7 +286,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 # The forward pass at which it ends: the fourth step of pre-training, when two are saved; and in the second iteration of
-# RL, each of which takes 3 passes to sample and 2 · 2 · 2 to learn.
+# RL, each of which takes 3 passes to sample and 2 · 3 · 2 to learn.
 @pytest.mark.parametrize("passes", [4, PRETRAINING.steps + 20], ids=["pre-training", "RL"])
 def test_after_a_kill_a_run_goes_on_to_the_same_weights(uninterrupted, tmp_path, passes):
     finished = subprocess.run(
@@ -301,7 +303,9 @@ def test_after_a_kill_a_run_goes_on_to_the_same_weights(uninterrupted, tmp_path,
         assert len(torch.load(tmp_path / "run.pt")["iterations"]) == 1
     run = whole(tmp_path)
     assert same_weights(run.base, uninterrupted.base)
-    assert same_weights(run.editor, uninterrupted.editor) and not same_weights(run.editor, run.base)
+    assert same_weights(run.editor, uninterrupted.editor)
+    moved = zip(run.editor.parameters(), run.base.parameters(), strict=True)
+    assert max((one - other).abs().max().item() for one, other in moved) > RUN.learning_rate  # weight decay moves less
     told = [
         [{k: v for k, v in line.items() if "seconds" not in k} for line in r.iterations] for r in (run, uninterrupted)
     ]
