@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -57,6 +56,7 @@ class ScorerPool:
                 f"{settings.section} ask for {settings.replicas} replicas with {settings.num_gpus} GPUs each, and the "
                 f"Ray cluster has {available:g}; lower num_gpus or replicas (num_gpus: 0 scores on CPU)."
             )
+        self._node = _node()
         digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
         self._name = f"scorer-{ray.get_runtime_context().get_job_id()}-{digest}"
         self._client = uuid.uuid4().hex
@@ -104,9 +104,13 @@ class ScorerPool:
         if self._closed.is_set():
             return
         self._closed.set()
-        if ray.is_initialized():
+        if self.is_on_the_cluster():
             leaving = [member.replica.leave.remote(self._client) for member in self._members]
             ray.wait(leaving, num_returns=len(leaving), timeout=1)
+
+    def is_on_the_cluster(self) -> bool:
+        """Whether the cluster that this process is on now, if any, is that of the replicas."""
+        return _node() == self._node
 
     # -- replicas
 
@@ -151,6 +155,8 @@ class ScorerPool:
     def _heartbeat(self) -> None:
         """Shows the replicas again and again that this process is alive, and replaces those that are not."""
         while not self._closed.wait(min(self.settings.lease / 4, PATIENCE)):
+            if not self.is_on_the_cluster():  # the replicas ended with it, and to ask for them would start another
+                return
             for index, member in enumerate(self._members):
                 try:
                     self._check(index, member)
@@ -194,7 +200,17 @@ class _Member:
     last_answer: float = field(default_factory=time.monotonic)
 
 
-@cache
+def _node() -> str | None:
+    """The node of a Ray cluster that this process is on; another one after `ray.shutdown()` and `ray.init()`."""
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+
+
+_pools: dict[ScorerSettings, ScorerPool] = {}
+
+
 def shared_pool(settings: ScorerSettings) -> ScorerPool:
-    """The one pool with these settings in this process."""
-    return ScorerPool(settings)
+    """The one pool with these settings in this process, on the cluster that it is on now."""
+    pool = _pools.get(settings)
+    if pool is None or not pool.is_on_the_cluster():
+        pool = _pools[settings] = ScorerPool(settings)
+    return pool

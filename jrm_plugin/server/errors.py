@@ -25,8 +25,6 @@ class RequestError(Exception):
     def response(self) -> Answer:
         status, _ = CODES[self.code]
         headers = {RETRY_AFTER: str(self.retry_after)} if status == 503 else {}
-        if self.code == "too_large":  # the rest of the body is not read
-            headers["Connection"] = "close"
         if self.code == "unauthorized":
             headers["WWW-Authenticate"] = "Bearer"
         return Answer(error_to_json(self.code, str(self)), status, headers)

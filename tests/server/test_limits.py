@@ -1,6 +1,9 @@
 """Too much, too late, too often and without a token: the answer says which, and the server goes on."""
 
 import asyncio
+import http.client
+import json
+import select
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,6 +43,31 @@ def test_a_body_that_is_too_large_is_refused_with_and_without_its_length(brightn
         assert client.post("/v1/score", files={"request": large}).status_code == 413
         assert score(client, "fine").status_code == 200
         assert client.service._body_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [({"max_body_bytes": 10_000}, 413), ({"max_bodies_bytes": 10_000}, 503), ({"token": "eight-or-more"}, 401)],
+)
+@pytest.mark.parametrize("length", [3_000_000, None])
+def test_a_client_that_still_sends_is_told_why_and_may_ask_again(brightness, settings, status, length):
+    """A connection that the server closes with something unread is reset, and the answer is lost on its way."""
+    with ready_server(brightness, **settings) as client:
+        connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
+        for _ in range(2):
+            connection.putrequest("POST", "/v1/score")
+            connection.putheader(*(("Transfer-Encoding", "chunked") if length is None else ("Content-Length", length)))
+            connection.endheaders()
+            first, rest = b"{" + b" " * 19_999, b" " * 2_980_000
+            connection.send(first if length else b"%x\r\n%b\r\n" % (len(first), first))
+            select.select([connection.sock], [], [], 60)  # it has answered
+            connection.send(rest if length else b"%x\r\n%b\r\n0\r\n\r\n" % (len(rest), rest))
+            response = connection.getresponse()
+            assert (response.status, response.will_close) == (status, False)
+            assert json.loads(response.read())["error"]["code"] in ("too_large", "overloaded", "unauthorized")
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
+        connection.close()
 
 
 def test_requests_that_are_too_many_bytes_together_are_asked_to_come_later(brightness):

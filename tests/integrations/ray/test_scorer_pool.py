@@ -6,6 +6,8 @@ That several processes share it, and that calls survive a replica's death, is te
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -118,6 +120,31 @@ def test_the_replicas_outlive_their_maker_but_not_their_lease(make_pool):
     assert asyncio.run(pool.dimensions())
     pool._closed.set()  # as if this process had died too
     assert eventually(lambda: not replicas(pool))
+
+
+CLUSTERS = """
+import time
+import ray
+from jrm_plugin.integrations.ray import ScorerSettings, shared_pool
+
+settings = ScorerSettings("jrm-tiny", device="cpu", lease=1.0)
+local = {"address": "local", "num_cpus": 1, "include_dashboard": False, "log_to_driver": False}
+ray.init(**local)
+pool = shared_pool(settings)
+assert pool is shared_pool(settings)
+ray.shutdown()
+time.sleep(1)  # four heartbeats
+assert not ray.is_initialized()
+ray.init(**local)
+assert pool is not shared_pool(settings) is shared_pool(settings)
+"""
+
+
+def test_a_pool_ends_with_its_cluster(tmp_path):
+    """No thread of it starts a cluster after `ray.shutdown()`, and on the next one there is a new pool."""
+    finished = subprocess.run([sys.executable, "-c", CLUSTERS], cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 def test_gpus_that_the_cluster_has_not(make_pool):
